@@ -1,0 +1,1 @@
+"""The `hive` command and the supervisor of an embedded installation."""

@@ -1,0 +1,1 @@
+"""Runs agents in a WebAssembly sandbox on a device."""

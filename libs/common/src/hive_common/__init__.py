@@ -1,0 +1,1 @@
+"""Event log, bus, RPC, contracts and operations shared by every HiveFabric member."""

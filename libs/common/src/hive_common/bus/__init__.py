@@ -1,0 +1,1 @@
+"""NATS: one way to connect, to answer requests and to ask."""

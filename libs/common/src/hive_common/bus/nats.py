@@ -1,0 +1,152 @@
+"""A connection to NATS that reconnects for ever, and responders that cannot be made to publish elsewhere.
+
+nats-py is used directly: the hot path needs its callbacks (measured several times faster than wrappers).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from hive_common.contracts.messages import Message, inbox_prefix
+from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, Unavailable, body_of
+from hive_common.ops.config import NatsConfig, read_secret
+from hive_common.ops.telemetry import DURATION, REQUESTS
+
+log = logging.getLogger(__name__)
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+async def connect(
+    config: NatsConfig,
+    name: str,
+    *,
+    inbox: str | None = None,
+    on_disconnect: Callable[[], Awaitable[None]] | None = None,
+    on_reconnect: Callable[[], Awaitable[None]] | None = None,
+) -> Client:
+    """Connect, and go on connecting for ever.
+
+    Args:
+        config: address and credentials.
+        name: shown in the server's monitoring.
+        inbox: reply subjects start with it; an executor may only use its own.
+        on_disconnect: awaited when the connection is lost.
+        on_reconnect: awaited when it is back, subscriptions included.
+
+    A partition that drops silently is noticed after about five seconds.
+    """
+
+    async def errored(error: Exception) -> None:
+        if not isinstance(error, (ConnectionRefusedError, nats.errors.StaleConnectionError)):
+            log.warning("nats: %s", error or type(error).__name__)
+
+    options: dict[str, Any] = {}
+    if inbox is not None:
+        options["inbox_prefix"] = inbox.encode()
+    if on_disconnect is not None:
+        options["disconnected_cb"] = on_disconnect
+    if on_reconnect is not None:
+        options["reconnected_cb"] = on_reconnect
+    try:
+        return await nats.connect(
+            config.url,
+            name=name,
+            user=config.user,
+            password=read_secret(config.password_file),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
+            ping_interval=2,
+            max_outstanding_pings=2,
+            error_cb=errored,
+            allow_reconnect=True,
+            **options,
+        )
+    except (OSError, nats.errors.Error) as error:
+        raise Unavailable(f"NATS at {config.url} cannot be reached: {error}", url=config.url) from error
+
+
+async def request(client: Client, subject: str, body: Message, reply_type: type[R], timeout_s: float) -> R:
+    """Ask and return the decoded answer.
+
+    Raises:
+        Unavailable: nobody listens on the subject, or the connection is gone.
+        DeadlineExceeded: no answer within `timeout_s`.
+        InvalidArgument: the answer does not fit `reply_type`.
+    """
+    try:
+        answer = await client.request(subject, msgspec.json.encode(body), timeout=timeout_s)
+    except nats.errors.TimeoutError as error:
+        raise DeadlineExceeded(f"no answer on {subject} within {timeout_s:g} s") from error
+    except (nats.errors.Error, OSError) as error:
+        raise Unavailable(f"{subject}: {error or type(error).__name__}") from error
+    try:
+        return msgspec.json.decode(answer.data, type=reply_type)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"the answer on {subject} does not fit: {error}") from error
+
+
+async def respond(
+    client: Client,
+    subject: str,
+    request_type: type[Q],
+    handler: Callable[[str, Q], Awaitable[Message]],
+    on_error: Callable[[BaseException], Message],
+) -> Subscription:
+    """Answer the requests of executors on `hive.exec.*.<verb>`.
+
+    A request whose reply subject does not lie under the caller's own inbox is dropped and counted: a caller
+    could otherwise make this service publish where the caller may not (FACTS, NATS 2).
+
+    Args:
+        client: the service's connection.
+        subject: such as `hive.exec.*.pull`; its third token is the executor's id.
+        request_type: what bodies decode to.
+        handler: takes the executor's id and the body. It may take long; requests are handled concurrently.
+        on_error: turns an error into the reply that carries it.
+    """
+    decoder = msgspec.json.Decoder(request_type)
+    method = subject.rsplit(".", 1)[-1]
+    running: set[asyncio.Task[None]] = set()
+
+    async def answer(message: Msg, executor: str) -> None:
+        start = time.perf_counter()
+        code = "ok"
+        try:
+            try:
+                body = decoder.decode(message.data)
+            except msgspec.DecodeError as error:
+                raise InvalidArgument(f"{message.subject}: {error}") from error
+            reply = await handler(executor, body)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            code = body_of(error).code
+            if code == "internal":
+                log.exception("%s failed", message.subject)
+            reply = on_error(error)
+        REQUESTS.labels(method, code).inc()
+        DURATION.labels(method).observe(time.perf_counter() - start)
+        if not client.is_closed:
+            await message.respond(msgspec.json.encode(reply))
+
+    async def receive(message: Msg) -> None:
+        executor = message.subject.split(".")[2]
+        if not message.reply.startswith(inbox_prefix(executor) + "."):
+            REQUESTS.labels(method, "foreign_reply").inc()
+            log.warning("%s: reply subject outside of the caller's inbox, dropped", message.subject)
+            return
+        task = asyncio.create_task(answer(message, executor))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    return await client.subscribe(subject, cb=receive)

@@ -1,0 +1,361 @@
+"""The catalogue of events: payload types, their stream kinds, and which of them are terminal.
+
+Stored payloads change by addition only. A type that is not here stops its reader (law 11).
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from hive_common.contracts.values import Value
+from hive_common.kernel.errors import UnknownEvent
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of all event payloads. The class name is the stable type name in the log."""
+
+
+# --- job ---------------------------------------------------------------------------------------------------
+
+
+class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An agent version as a job uses it, with what placement and limits need of its manifest."""
+
+    name: str
+    version: str
+    digest: str
+    runtime: str
+    memory_bytes: int
+    timeout_ms: int
+    fuel: int
+    input_schema: dict[str, Any] = {}
+    output_schema: dict[str, Any] = {}
+
+
+class JobSubmitted(Event, frozen=True):
+    """A job was accepted. `document` is the validated job document as JSON bytes."""
+
+    name: str
+    document: msgspec.Raw
+    input: Value
+    agents: dict[str, AgentRef]
+    request_digest: str
+    deadline_us: int
+    priority: str = "normal"
+    caller: str = ""
+
+
+class JobCancelRequested(Event, frozen=True):
+    """Somebody asked for the end of the job. From here on reports of its attempts are late."""
+
+    reason: str = ""
+
+
+class JobSucceeded(Event, frozen=True):
+    """All tasks succeeded and the job's output is known."""
+
+    output: Value
+
+
+class JobFailed(Event, frozen=True):
+    """The job cannot succeed any more and all its tasks have ended."""
+
+    code: str
+    message: str
+    task: str | None = None
+
+
+class JobCancelled(Event, frozen=True):
+    """All tasks have ended after a cancel."""
+
+    reason: str = ""
+
+
+# --- task --------------------------------------------------------------------------------------------------
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How often and how soon a failed task is tried again. An empty `codes` means every retryable code."""
+
+    max_attempts: int = 1
+    backoff_ms: int = 1_000
+    codes: tuple[str, ...] = ()
+
+
+class TaskCreated(Event, frozen=True):
+    """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once."""
+
+    job: str
+    step: str
+    agent: str
+    index: int | None = None
+    input: Value | None = None
+    timeout_ms: int = 0
+    retry: RetryPolicy = RetryPolicy()
+
+
+class TaskReady(Event, frozen=True):
+    """What the task needs has succeeded, and its input is known."""
+
+    input: Value
+
+
+class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an executor was picked: how many were looked at, the score, and counts of rejections by reason."""
+
+    considered: int
+    score: float
+    rejected: dict[str, int] = {}
+
+
+class TaskAssigned(Event, frozen=True):
+    """An attempt was given to a session of an executor. Attempt numbers start at 1 and are never reused."""
+
+    attempt: int
+    executor: str
+    session: str
+    lease_ms: int
+    placement: Placement | None = None
+
+
+class AttemptStarted(Event, frozen=True):
+    """The executor says that the attempt runs; only sent for attempts that run long."""
+
+    attempt: int
+    started_us: int
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt used, as the executor tells it."""
+
+    wall_ms: int = 0
+    fuel: int = 0
+    memory_bytes: int = 0
+
+
+class AttemptSucceeded(Event, frozen=True):
+    """An executor's claim of success (law 8); the decision over the task is `TaskSucceeded`."""
+
+    attempt: int
+    output: Value
+    usage: Usage = Usage()
+    log: Value | None = None
+
+
+class AttemptFailed(Event, frozen=True):
+    """The attempt ended with a code of `failure_codes`."""
+
+    attempt: int
+    code: str
+    message: str = ""
+    detail: str = ""
+    usage: Usage = Usage()
+    log: Value | None = None
+
+
+class AttemptLost(Event, frozen=True):
+    """Nothing more is expected of the attempt: its lease ran out, its session ended, or it was given back."""
+
+    attempt: int
+    reason: str
+
+
+class AttemptLate(Event, frozen=True):
+    """A report came for an attempt that was not live any more. At most one per attempt; it changes nothing."""
+
+    attempt: int
+    status: str
+
+
+class TaskRetryScheduled(Event, frozen=True):
+    """The task becomes ready again at `not_before_us`."""
+
+    not_before_us: int
+
+
+class TaskSucceeded(Event, frozen=True):
+    """The decision: the output of `attempt` is the task's output."""
+
+    attempt: int
+
+
+class TaskFailed(Event, frozen=True):
+    """No attempt decided the task and no retry is left."""
+
+    code: str
+    message: str = ""
+    attempt: int | None = None
+
+
+class TaskCancelled(Event, frozen=True):
+    """The task ended without a decision: its job was cancelled, failed, or ran out of time."""
+
+    reason: str
+
+
+# --- executor ----------------------------------------------------------------------------------------------
+
+
+class Power(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Power state of a device. `battery_percent` is None where there is no battery."""
+
+    battery_percent: int | None = None
+    charging: bool = True
+
+
+class Gpu(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A graphics processor that models could use."""
+
+    name: str
+    memory_bytes: int = 0
+
+
+class Model(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model that something on the device serves."""
+
+    name: str
+    backend: str
+    family: str = ""
+    size_bytes: int = 0
+    quantisation: str = ""
+    context_tokens: int = 0
+    loaded: bool = False
+
+
+class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device can do, as its executor reports it."""
+
+    os: str
+    arch: str
+    cores: int
+    memory_bytes: int
+    slots: int
+    runtimes: tuple[str, ...]
+    engine: str = ""
+    version: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    power: Power = Power()
+    models: tuple[Model, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class ExecutorRegistered(Event, frozen=True):
+    """An executor said hello for the first time."""
+
+    name: str
+    capabilities: Capabilities
+
+
+class ExecutorCapabilitiesChanged(Event, frozen=True):
+    """A later hello differed from what was known (changes of battery percentage within a band do not count)."""
+
+    capabilities: Capabilities
+
+
+class ExecutorDrainRequested(Event, frozen=True):
+    """No new attempts are given to this executor; what it runs may end."""
+
+    reason: str = ""
+
+
+class ExecutorUndrained(Event, frozen=True):
+    """The executor takes new attempts again."""
+
+
+# --- agent -------------------------------------------------------------------------------------------------
+
+
+class AgentVersionPublished(Event, frozen=True):
+    """A version of an agent. The stream is the agent's; a version never changes and is never published twice."""
+
+    name: str
+    version: str
+    digest: str
+    manifest: msgspec.Raw
+    size_bytes: int = 0
+
+
+# --- log ---------------------------------------------------------------------------------------------------
+
+
+class LogCreated(Event, frozen=True):
+    """The genesis event, position 1. It names the log."""
+
+    log: str
+
+
+KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
+    "log": (LogCreated,),
+    "job": (JobSubmitted, JobCancelRequested, JobSucceeded, JobFailed, JobCancelled),
+    "task": (
+        TaskCreated,
+        TaskReady,
+        TaskAssigned,
+        AttemptStarted,
+        AttemptSucceeded,
+        AttemptFailed,
+        AttemptLost,
+        AttemptLate,
+        TaskRetryScheduled,
+        TaskSucceeded,
+        TaskFailed,
+        TaskCancelled,
+    ),
+    "executor": (
+        ExecutorRegistered,
+        ExecutorCapabilitiesChanged,
+        ExecutorDrainRequested,
+        ExecutorUndrained,
+    ),
+    "agent": (AgentVersionPublished,),
+}
+
+TYPES: Final[dict[str, type[Event]]] = {cls.__name__: cls for kind in KINDS.values() for cls in kind}
+KIND_OF: Final[dict[str, str]] = {cls.__name__: kind for kind, classes in KINDS.items() for cls in classes}
+SCHEMA: Final = 1
+"""Schema version of every payload so far. A later one is upcast in `decode`, in this one place."""
+
+TASK_TERMINAL: Final = frozenset({"TaskSucceeded", "TaskFailed", "TaskCancelled"})
+JOB_TERMINAL: Final = frozenset({"JobSucceeded", "JobFailed", "JobCancelled"})
+
+FAILURE_CODES: Final = frozenset(
+    {
+        "agent_error",
+        "invalid_output",
+        "timeout",
+        "fuel_exhausted",
+        "memory_exceeded",
+        "output_exceeded",
+        "trap",
+        "invalid_module",
+        "runner_died",
+        "lost",
+    }
+)
+NOT_COUNTED_CODES: Final = frozenset({"lost", "runner_died"})
+"""Failures of the device, not of the agent: they do not count against `max_attempts`."""
+
+_DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()}
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(event: Event) -> bytes:
+    """Return the payload bytes of an event, to be stored as they are (law 10)."""
+    return _encode(event)
+
+
+def decode(type_name: str, schema: int, payload: bytes) -> Event:
+    """Return the event of a stored payload.
+
+    Raises:
+        UnknownEvent: the type or the schema version is not in the catalogue, or the payload does not fit it.
+    """
+    decoder = _DECODERS.get(type_name)
+    if decoder is None or schema != SCHEMA:
+        raise UnknownEvent(f"unknown event {type_name} with schema {schema}", type=type_name, schema=schema)
+    try:
+        return decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise UnknownEvent(
+            f"the payload of {type_name} does not fit its schema: {error}", type=type_name
+        ) from error

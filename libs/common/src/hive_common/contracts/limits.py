@@ -1,0 +1,59 @@
+"""Every bound that two members must agree on, each with its reason."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+INLINE_BYTES_MAX: Final = 256 * KIB
+"""A value up to this size rides in messages and events; a larger one travels by digest."""
+
+PULL_REPLY_BYTES_MAX: Final = 512 * KIB
+"""NATS refuses messages over 1 MiB; half of that leaves room for headers and for one inline value too many."""
+
+REPORT_BYTES_MAX: Final = 512 * KIB
+"""A batch of outcomes in one report."""
+
+CHUNK_EVENTS_MAX: Final = 512
+"""Tasks created, or cancelled, in one append: keeps an append below the log's limit of 1,000 events."""
+
+BLOB_BYTES_MAX: Final = 256 * MIB
+"""The largest blob the artifact store takes."""
+
+JOB_BYTES_MAX: Final = 1 * MIB
+"""A job document without its input."""
+
+FAN_OUT_DEFAULT: Final = 1_000
+FAN_OUT_MAX: Final = 100_000
+"""Tasks that one job may have in all: the default, and the most a job may ask for."""
+
+DEADLINE_DEFAULT_MS: Final = 3_600_000
+DEADLINE_MAX_MS: Final = 30 * 24 * 3_600_000
+"""From submit to the end of a job."""
+
+TIMEOUT_DEFAULT_MS: Final = 60_000
+TIMEOUT_MAX_MS: Final = 24 * 3_600_000
+"""Wall time of one attempt."""
+
+MEMORY_DEFAULT_BYTES: Final = 128 * MIB
+MEMORY_MAX_BYTES: Final = 4096 * MIB
+"""Linear memory of one guest; 4 GiB is where 32-bit WebAssembly ends."""
+
+FUEL_DEFAULT: Final = 1_000_000_000_000
+"""Some ten minutes of a busy core: a second line behind wall time, tight only where a manifest asks."""
+
+OUTPUT_BYTES_MAX: Final = 8 * MIB
+LOG_BYTES_MAX: Final = 1 * MIB
+DETAIL_BYTES_MAX: Final = 16 * KIB
+"""What one attempt may give back: its output, its log, and the traceback of its failure."""
+
+ATTEMPTS_MAX: Final = 100
+LOST_ATTEMPTS_MAX: Final = 3
+"""Retries a task may ask for; and losses (`lost`, `runner_died`), which do not count against those."""
+
+LEASE_MS: Final = 6_000
+PULL_ANSWER_MS: Final = LEASE_MS // 3
+"""A pull is answered within a third of the lease, so that two may be lost before the lease runs out."""
+
+STARTED_AFTER_MS: Final = 500
+"""An attempt that runs longer than this is reported as started on its own."""

@@ -1,0 +1,193 @@
+"""The JSON bodies on NATS (`proto/subjects.md` says who sends which where).
+
+Each body carries `v`. A receiver refuses a version it does not know, with `invalid_argument`.
+"""
+
+import msgspec
+
+from hive_common.contracts.events import AgentRef, Capabilities, Usage
+from hive_common.contracts.values import Value
+from hive_common.kernel.errors import ErrorBody
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Base of all bodies."""
+
+    v: int = 1
+
+
+class AttemptKey(msgspec.Struct, frozen=True):
+    """An attempt: its task and its number."""
+
+    task: str
+    attempt: int
+
+
+class PullRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.pull`: heartbeat and long poll.
+
+    `held` are attempts that wait or run; `spooled` have ended and their report is on disk, not yet answered.
+    """
+
+    session: str
+    sequence: int
+    slots_free: int
+    memory_free_bytes: int = 0
+    held: tuple[AttemptKey, ...] = ()
+    spooled: tuple[AttemptKey, ...] = ()
+    draining: bool = False
+
+
+class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An attempt to run. `timeout_ms` counts from the start of the guest."""
+
+    task: str
+    attempt: int
+    job: str
+    step: str
+    agent: AgentRef
+    input: Value
+    timeout_ms: int
+    memory_bytes: int
+    fuel: int
+    index: int | None = None
+
+
+class PullReply(Message, frozen=True, kw_only=True):
+    """Answer to a pull: the lease is renewed for `lease_ms` from the *sending* of the request.
+
+    `superseded`: a newer session of this executor pulls; this process must stop.
+    `unknown`: the control plane does not know this executor; say hello and pull again.
+    """
+
+    epoch: int = 0
+    lease_ms: int = 0
+    assignments: tuple[Assignment, ...] = ()
+    cancel: tuple[AttemptKey, ...] = ()
+    drained: bool = False
+    superseded: bool = False
+    unknown: bool = False
+    error: ErrorBody | None = None
+
+
+class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one attempt stands. `status` is `started`, `succeeded`, `failed`, or `cancelled` (given back unrun).
+
+    `session` is the one the attempt was assigned to, which after a restart is not the one that reports.
+    """
+
+    task: str
+    attempt: int
+    session: str
+    status: str
+    started_us: int = 0
+    ended_us: int = 0
+    output: Value | None = None
+    code: str | None = None
+    message: str = ""
+    detail: str = ""
+    usage: Usage = Usage()
+    log: Value | None = None
+
+
+class ReportRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.report`: a batch of outcomes."""
+
+    session: str
+    reports: tuple[AttemptReport, ...]
+
+
+class ReportResult(msgspec.Struct, frozen=True):
+    """Verdict on one report: `accepted`, `late` (changed nothing), or `rejected` (malformed; drop it)."""
+
+    task: str
+    attempt: int
+    verdict: str
+
+
+class ReportReply(Message, frozen=True, kw_only=True):
+    """Answer to a report: everything that `results` names is committed. With `error` nothing was taken."""
+
+    results: tuple[ReportResult, ...] = ()
+    error: ErrorBody | None = None
+
+
+class HelloRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.hello`: what the device is and can do."""
+
+    name: str
+    session: str
+    capabilities: Capabilities
+
+
+class HelloReply(Message, frozen=True, kw_only=True):
+    """Answer to a hello. `position` is where the registry's knowledge of this executor stands in the log."""
+
+    position: int = 0
+    blobs_url: str = ""
+    drained: bool = False
+    error: ErrorBody | None = None
+
+
+class HeadHint(Message, frozen=True, kw_only=True):
+    """`hive.log.head`: the log has grown to `position`. Only a hint; readers poll besides."""
+
+    position: int
+
+
+class LeaderAnnouncement(Message, frozen=True, kw_only=True):
+    """`hive.control.leader`: a scheduler took the lead; executors drop their pending pull and pull again."""
+
+    epoch: int
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of a guest's log."""
+
+    ts_us: int
+    level: str
+    text: str
+
+
+class LogBatch(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.log.<attempt>`: lines as they come, best effort."""
+
+    task: str
+    attempt: int
+    lines: tuple[LogLine, ...]
+
+
+def pull_subject(executor: str) -> str:
+    """Where an executor pulls."""
+    return f"hive.exec.{executor}.pull"
+
+
+def report_subject(executor: str) -> str:
+    """Where an executor reports."""
+    return f"hive.exec.{executor}.report"
+
+
+def hello_subject(executor: str) -> str:
+    """Where an executor says hello."""
+    return f"hive.exec.{executor}.hello"
+
+
+def log_subject(executor: str, task: str, attempt: int) -> str:
+    """Where the log lines of an attempt go while it runs."""
+    return f"hive.exec.{executor}.log.{task}-{attempt}"
+
+
+def inbox_prefix(executor: str) -> str:
+    """The only reply subjects an executor may ask an answer at (checked by responders)."""
+    return f"_INBOX.{executor}"
+
+
+HEAD_SUBJECT = "hive.log.head"
+LEADER_SUBJECT = "hive.control.leader"
+EVENTS_STREAM = "HIVE_EVENTS"
+EVENTS_SUBJECTS = "hive.events.>"
+
+
+def event_subject(kind: str, event_type: str) -> str:
+    """Where the relay publishes an envelope."""
+    return f"hive.events.{kind}.{event_type}"

@@ -1,0 +1,1 @@
+"""Ids, clocks and errors: what every member needs and what needs nothing itself."""

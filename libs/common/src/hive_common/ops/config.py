@@ -1,0 +1,102 @@
+"""The configuration of a service: a JSON file, decoded once into a frozen struct."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hive_common.kernel.errors import InvalidArgument
+
+
+class PostgresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where Postgres is and who connects. Passwords stand in files of mode 0600, never here."""
+
+    host: str
+    port: int
+    user: str
+    password_file: str
+    database: str = "hive"
+
+    def dsn(self) -> str:
+        """Return a libpq connection string. It holds the password: never log it."""
+        password = read_secret(self.password_file)
+        return (
+            f"host={self.host} port={self.port} dbname={self.database} user={self.user} "
+            f"password={password} application_name={self.user} connect_timeout=5"
+        )
+
+
+class NatsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where NATS is and who connects."""
+
+    url: str
+    user: str
+    password_file: str
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every service of the control plane needs.
+
+    `peers` maps a service's name to the `host:port` of its gRPC server; `service_key_file` holds the key
+    that services show each other. `extra` is decoded by the service that it belongs to.
+    """
+
+    service: str
+    owner: str
+    postgres: PostgresConfig
+    nats: NatsConfig
+    ops_port: int
+    grpc_port: int
+    service_key_file: str
+    artifacts_dir: str
+    ns: str = "default"
+    ops_host: str = "127.0.0.1"
+    grpc_host: str = "127.0.0.1"
+    peers: dict[str, str] = {}
+    log_level: str = "INFO"
+    extra: dict[str, msgspec.Raw] = {}
+
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, kind: type[T]) -> T:
+    """Decode a configuration file.
+
+    Raises:
+        InvalidArgument: the file is missing, is not JSON, or has a field that is unknown or of the wrong type.
+    """
+    file = Path(path)
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except OSError as error:
+        raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=str(file)) from error
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"{file}: {error}", file=str(file)) from error
+
+
+def write_config(path: Path, config: msgspec.Struct) -> None:
+    """Write a configuration so that people can read it; whole or not at all."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
+    draft.replace(path)
+
+
+def read_secret(path: str | Path) -> str:
+    """Read a secret from its file.
+
+    Raises:
+        InvalidArgument: it cannot be read, is empty, or others than its owner may read it.
+    """
+    file = Path(path)
+    try:
+        mode = file.stat().st_mode
+        secret = file.read_text().strip()
+    except OSError as error:
+        raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=str(file)) from error
+    if mode & 0o077:
+        raise InvalidArgument(f"{file}: others may read it; run: chmod 600 {file}", file=str(file))
+    if not secret:
+        raise InvalidArgument(f"{file}: is empty", file=str(file))
+    return secret

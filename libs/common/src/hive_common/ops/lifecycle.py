@@ -1,0 +1,126 @@
+"""Start and stop of a process: arguments, signals, the leash to its supervisor, and the exit code."""
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from hive_common.kernel.errors import HiveError
+from hive_common.ops.config import load_config
+from hive_common.ops.telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+C = TypeVar("C")
+
+_PR_SET_PDEATHSIG = 1
+_LEASH_POLL_S = 0.5
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Ask Linux to send this process `signal_number` when its parent dies (prctl(2), PR_SET_PDEATHSIG).
+
+    Elsewhere it does nothing; `Stop` watches the parent's pid there.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+class Stop:
+    """Set once, by a signal, by the death of the supervisor, or by the service itself when it cannot go on."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.exit_code = 0
+        self.reason = ""
+
+    def set(self, reason: str, exit_code: int = 0) -> None:
+        """Ask for the end. The first reason and the first code that is not 0 stand."""
+        self.reason = self.reason or reason
+        self.exit_code = self.exit_code or exit_code
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Say whether the end was asked for."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Return once the end was asked for."""
+        await self._event.wait()
+
+    def guard(self, task: asyncio.Task[None]) -> None:
+        """End the process, with code 1, when a background task of it fails."""
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if finished.cancelled():
+                return
+            error = finished.exception()
+            if error is not None:
+                log.error("%s failed", finished.get_name(), exc_info=error)
+                self.set(f"{finished.get_name()} failed: {error}", 1)
+
+        task.add_done_callback(done)
+
+
+async def _watch_parent(parent: int, stop: Stop) -> None:
+    while os.getppid() == parent:
+        await asyncio.sleep(_LEASH_POLL_S)
+    stop.set("the supervisor is gone")
+
+
+async def _run(main: Callable[[C, Stop], Awaitable[None]], config: C, supervised: bool) -> int:
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set, signal.Signals(number).name)
+    leash = asyncio.create_task(_watch_parent(os.getppid(), stop)) if supervised else None
+    try:
+        await main(config, stop)
+    finally:
+        if leash is not None:
+            leash.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leash
+    log.info("stopped: %s", stop.reason or "done")
+    return stop.exit_code
+
+
+def run_process(name: str, kind: type[C], main: Callable[[C, Stop], Awaitable[None]]) -> None:
+    """Run a service from the command line and exit.
+
+    Args:
+        name: for logs and `--help`.
+        kind: type of its configuration, a frozen msgspec struct with `log_level`.
+        main: starts everything, returns after `stop` was set and everything is closed.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"HiveFabric {name}")
+    parser.add_argument("--config", required=True, help="JSON configuration file")
+    parser.add_argument("--supervised", action="store_true", help="stop when the parent process dies")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, kind)
+    except HiveError as error:
+        parser.exit(2, f"{name}: {error.message}\n")
+    configure_logging(name, getattr(config, "log_level", "INFO"))
+    if arguments.supervised:
+        die_with_parent(signal.SIGTERM)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            code = runner.run(_run(main, config, arguments.supervised))
+    except HiveError as error:
+        log.error("%s", error.message, exc_info=error)
+        code = 1
+    sys.exit(code)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

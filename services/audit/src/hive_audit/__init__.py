@@ -1,0 +1,1 @@
+"""Independent verification of the log, the relay of its events, export."""

@@ -1,0 +1,1 @@
+"""Which models the devices of the pool serve."""

@@ -1,0 +1,1 @@
+"""Job and task state machines, placement, leases, dispatch."""
