@@ -24,23 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hive_proto/executors/v1/executors.proto\x12\x11hive.executors.v1\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\">\n\x0cListResponse\x12.\n\texecutors\x18\x01 \x03(\x0b\x32\x1b.hive.executors.v1.Executor\"!\n\nGetRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"T\n\x0c\x44rainRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07undrain\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\xc5\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x19\n\x11\x63\x61pabilities_json\x18\x05 \x01(\x0c\x12\x15\n\rregistered_us\x18\x06 \x01(\x03\x12\x14\n\x0clast_seen_us\x18\x07 \x01(\x03\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x0f\n\x07running\x18\t \x01(\x05\x12\x10\n\x08position\x18\n \x01(\x03\x32\xde\x01\n\tExecutors\x12G\n\x04List\x12\x1e.hive.executors.v1.ListRequest\x1a\x1f.hive.executors.v1.ListResponse\x12\x41\n\x03Get\x12\x1d.hive.executors.v1.GetRequest\x1a\x1b.hive.executors.v1.Executor\x12\x45\n\x05\x44rain\x12\x1f.hive.executors.v1.DrainRequest\x1a\x1b.hive.executors.v1.Executorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hive_proto/executors/v1/executors.proto\x12\x11hive.executors.v1\"\x11\n\x0fPresenceRequest\"A\n\x10PresenceResponse\x12-\n\texecutors\x18\x01 \x03(\x0b\x32\x1a.hive.executors.v1.Present\"i\n\x07Present\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0clast_seen_us\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x12\n\nslots_free\x18\x04 \x01(\x05\x12\x0e\n\x06online\x18\x05 \x01(\x08\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\">\n\x0cListResponse\x12.\n\texecutors\x18\x01 \x03(\x0b\x32\x1b.hive.executors.v1.Executor\"!\n\nGetRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"T\n\x0c\x44rainRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07undrain\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\xc5\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x19\n\x11\x63\x61pabilities_json\x18\x05 \x01(\x0c\x12\x15\n\rregistered_us\x18\x06 \x01(\x03\x12\x14\n\x0clast_seen_us\x18\x07 \x01(\x03\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x0f\n\x07running\x18\t \x01(\x05\x12\x10\n\x08position\x18\n \x01(\x03\x32\xde\x01\n\tExecutors\x12G\n\x04List\x12\x1e.hive.executors.v1.ListRequest\x1a\x1f.hive.executors.v1.ListResponse\x12\x41\n\x03Get\x12\x1d.hive.executors.v1.GetRequest\x1a\x1b.hive.executors.v1.Executor\x12\x45\n\x05\x44rain\x12\x1f.hive.executors.v1.DrainRequest\x1a\x1b.hive.executors.v1.Executor2[\n\x08Presence\x12O\n\x04List\x12\".hive.executors.v1.PresenceRequest\x1a#.hive.executors.v1.PresenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hive_proto.executors.v1.executors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTREQUEST']._serialized_start=62
-  _globals['_LISTREQUEST']._serialized_end=105
-  _globals['_LISTRESPONSE']._serialized_start=107
-  _globals['_LISTRESPONSE']._serialized_end=169
-  _globals['_GETREQUEST']._serialized_start=171
-  _globals['_GETREQUEST']._serialized_end=204
-  _globals['_DRAINREQUEST']._serialized_start=206
-  _globals['_DRAINREQUEST']._serialized_end=290
-  _globals['_EXECUTOR']._serialized_start=293
-  _globals['_EXECUTOR']._serialized_end=490
-  _globals['_EXECUTORS']._serialized_start=493
-  _globals['_EXECUTORS']._serialized_end=715
+  _globals['_PRESENCEREQUEST']._serialized_start=62
+  _globals['_PRESENCEREQUEST']._serialized_end=79
+  _globals['_PRESENCERESPONSE']._serialized_start=81
+  _globals['_PRESENCERESPONSE']._serialized_end=146
+  _globals['_PRESENT']._serialized_start=148
+  _globals['_PRESENT']._serialized_end=253
+  _globals['_LISTREQUEST']._serialized_start=255
+  _globals['_LISTREQUEST']._serialized_end=298
+  _globals['_LISTRESPONSE']._serialized_start=300
+  _globals['_LISTRESPONSE']._serialized_end=362
+  _globals['_GETREQUEST']._serialized_start=364
+  _globals['_GETREQUEST']._serialized_end=397
+  _globals['_DRAINREQUEST']._serialized_start=399
+  _globals['_DRAINREQUEST']._serialized_end=483
+  _globals['_EXECUTOR']._serialized_start=486
+  _globals['_EXECUTOR']._serialized_end=683
+  _globals['_EXECUTORS']._serialized_start=686
+  _globals['_EXECUTORS']._serialized_end=908
+  _globals['_PRESENCE']._serialized_start=910
+  _globals['_PRESENCE']._serialized_end=1001
 # @@protoc_insertion_point(module_scope)

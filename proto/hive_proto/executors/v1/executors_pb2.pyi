@@ -19,6 +19,74 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PresenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PresenceRequest: _TypeAlias = PresenceRequest  # noqa: Y015
+
+@_typing.final
+class PresenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def executors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Present]: ...
+    def __init__(
+        self,
+        *,
+        executors: _abc.Iterable[Global___Present] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executors", b"executors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PresenceResponse: _TypeAlias = PresenceResponse  # noqa: Y015
+
+@_typing.final
+class Present(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_US_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    SLOTS_FREE_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
+    executor_id: _builtins.str
+    last_seen_us: _builtins.int
+    running: _builtins.int
+    """live attempts"""
+    slots_free: _builtins.int
+    online: _builtins.bool
+    """its lease has not run out"""
+    def __init__(
+        self,
+        *,
+        executor_id: _builtins.str = ...,
+        last_seen_us: _builtins.int = ...,
+        running: _builtins.int = ...,
+        slots_free: _builtins.int = ...,
+        online: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "online", b"online", "running", b"running", "slots_free", b"slots_free"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Present: _TypeAlias = Present  # noqa: Y015
+
+@_typing.final
 class ListRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -129,7 +197,7 @@ class Executor(_message.Message):
     name: _builtins.str
     owner: _builtins.str
     state: _builtins.str
-    """online | offline | drained"""
+    """online | offline | drained | unknown (the scheduler cannot be asked)"""
     capabilities_json: _builtins.bytes
     """hive_common.contracts.events.Capabilities"""
     registered_us: _builtins.int

@@ -185,3 +185,78 @@ class Executors:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class PresenceStub:
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/hive.executors.v1.Presence/List',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceResponse.FromString,
+                _registered_method=True)
+
+
+class PresenceServicer:
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published.
+    """
+
+    def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PresenceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hive.executors.v1.Presence', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hive.executors.v1.Presence', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Presence:
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published.
+    """
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Presence/List',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.PresenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

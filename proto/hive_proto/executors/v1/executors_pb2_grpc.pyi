@@ -74,3 +74,31 @@ class ExecutorsServicer(metaclass=_abc_1.ABCMeta):
         """Gives the executor no new attempts; what runs may end. `undrain` takes it back."""
 
 def add_ExecutorsServicer_to_server(servicer: ExecutorsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class PresenceStub:
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PresenceAsyncStub: ...
+    List: _grpc.UnaryUnaryMultiCallable[_executors_pb2.PresenceRequest, _executors_pb2.PresenceResponse]
+
+@_typing.type_check_only
+class PresenceAsyncStub(PresenceStub):
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    List: _aio.UnaryUnaryMultiCallable[_executors_pb2.PresenceRequest, _executors_pb2.PresenceResponse]  # type: ignore[assignment]
+
+class PresenceServicer(metaclass=_abc_1.ABCMeta):
+    """Presence: who pulls at the moment. Served by the scheduler's leader to the registry; not published."""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _executors_pb2.PresenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.PresenceResponse, _abc.Awaitable[_executors_pb2.PresenceResponse]]: ...
+
+def add_PresenceServicer_to_server(servicer: PresenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -152,6 +152,7 @@ class LogLine(msgspec.Struct, frozen=True):
 class LogBatch(Message, frozen=True, kw_only=True):
     """`hive.exec.<id>.log.<attempt>`: lines as they come, best effort."""
 
+    job: str
     task: str
     attempt: int
     lines: tuple[LogLine, ...]
