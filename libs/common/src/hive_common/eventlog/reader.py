@@ -1,0 +1,227 @@
+"""Readers of the log: by range, by type, by stream, and following the head.
+
+Positions are given under the log's lock in commit order, so a reader that asks for what comes after a
+position never misses one.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from hive_common.eventlog.connection import Connect, connector, is_lost
+from hive_common.eventlog.envelope import Stored, stored_of
+from hive_common.eventlog.genesis import read_log_id
+from hive_common.kernel.errors import InvalidArgument, Unavailable
+
+READ_EVENTS_MAX = 10_000
+"""Bounds the memory of one read."""
+BACKOFF_S = 0.5
+FREQUENT_PREFIXES = ("Task", "Attempt")
+"""Types outside these are in the index `events_rare`; the words MUST match the migration."""
+
+_HEAD = "SELECT coalesce(max(position), 0) FROM log.events"
+_VERSIONS = (
+    "SELECT wanted.stream, coalesce((SELECT max(e.version) FROM log.events e WHERE e.stream = wanted.stream), 0)"
+    " FROM unnest(%s::text[]) AS wanted (stream)"
+)
+
+
+class Scan(NamedTuple):
+    """Events that were wanted, and the position up to which there are no others."""
+
+    events: list[Stored]
+    through: int
+
+
+class LogReader:
+    """Reads the log over one connection, which is opened when first needed and again after it was lost.
+
+    Args:
+        source: a connection string or a factory of autocommit connections; SELECT on `log` is enough.
+    """
+
+    def __init__(self, source: str | Connect) -> None:
+        self._connect = connector(source)
+        self._conn: AsyncConnection[Any] | None = None
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> "LogReader":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._conn is not None:
+            await self._conn.close()
+
+    async def log_id(self) -> str:
+        """Return the log's id. Raises `Unavailable`, or `FailedPrecondition` for a log without genesis."""
+        return await read_log_id(await self._connection())
+
+    async def head(self) -> int:
+        """Return the position of the last event, 0 for an empty log. Raises `Unavailable`."""
+        rows = await self._fetch(sql.SQL(_HEAD), {})
+        head: int = rows[0][0]
+        return head
+
+    async def versions(self, streams: Sequence[str]) -> dict[str, int]:
+        """Return the version at which each of `streams` stands, 0 for one that is not there."""
+        return dict(await self._fetch(sql.SQL(_VERSIONS), (list(streams),)))
+
+    async def read(
+        self,
+        after: int,
+        limit: int = 1000,
+        *,
+        types: Sequence[str] | None = None,
+        streams: Sequence[str] | None = None,
+        until: int | None = None,
+        payloads: bool = True,
+    ) -> list[Stored]:
+        """Return up to `limit` events with `position > after`, in order of position.
+
+        Args:
+            after: 0 for the beginning.
+            limit: 1 to `READ_EVENTS_MAX`.
+            types: only these.
+            streams: only of these.
+            until: no position beyond this one.
+            payloads: False leaves them out (`payload` is None).
+
+        Raises:
+            InvalidArgument: `limit` is out of range.
+            Unavailable: the database cannot be reached.
+            CorruptLog: a row contradicts itself.
+        """
+        if not 0 < limit <= READ_EVENTS_MAX:
+            raise InvalidArgument(f"limit {limit}: expected 1 to {READ_EVENTS_MAX}")
+        rare = types is not None and not any(name.startswith(FREQUENT_PREFIXES) for name in types)
+        query = _read_query(types is not None, rare, streams is not None, until is not None, payloads)
+        parameters = {
+            "after": after,
+            "limit": limit,
+            "types": None if types is None else list(types),
+            "streams": None if streams is None else list(streams),
+            "until": until,
+        }
+        rows = await self._fetch(query, parameters)
+        return [stored_of(position, event, hash_, payload) for position, event, hash_, payload in rows]
+
+    async def scan(
+        self, after: int, limit: int = 1000, *, types: Sequence[str] | None = None, payloads: bool = True
+    ) -> Scan:
+        """Read like `read`, and say up to where the log was looked through, which may be past the last event."""
+        # The head has to be known before: what commits in between is not looked at.
+        head = None if types is None else await self.head()
+        events = await self.read(after, limit, types=types, until=head, payloads=payloads)
+        if len(events) == limit or head is None:
+            return Scan(events, events[-1].position if events else after)
+        return Scan(events, max(head, after))
+
+    async def follow(
+        self,
+        after: int,
+        *,
+        wake: asyncio.Event | None = None,
+        types: Sequence[str] | None = None,
+        limit: int = 1000,
+        poll_s: float = 1.0,
+    ) -> AsyncIterator[list[Stored]]:
+        """Yield batches of what comes after `after`, for ever, also across lost connections.
+
+        Args:
+            after: 0 for the beginning.
+            wake: set by whoever hears of a new head; cleared here, so each follower needs its own.
+            types: only these.
+            limit: of one batch.
+            poll_s: how often to look without being woken.
+        """
+        async for scan in self.scans(after, wake=wake, types=types, limit=limit, poll_s=poll_s):
+            if scan.events:
+                yield scan.events
+
+    async def scans(
+        self,
+        after: int,
+        *,
+        wake: asyncio.Event | None = None,
+        types: Sequence[str] | None = None,
+        limit: int = 1000,
+        poll_s: float = 1.0,
+    ) -> AsyncIterator[Scan]:
+        """Like `follow`, and also yields scans that found nothing but got further."""
+        while True:
+            if wake is not None:
+                wake.clear()
+            try:
+                scan = await self.scan(after, limit, types=types)
+            except Unavailable:
+                await asyncio.sleep(BACKOFF_S)
+                continue
+            if scan.through > after:
+                after = scan.through
+                yield scan
+            if len(scan.events) < limit:
+                await _woken(wake, poll_s)
+
+    async def _connection(self) -> AsyncConnection[Any]:
+        async with self._opening:
+            if self._conn is None or self._conn.closed:
+                try:
+                    self._conn = await self._connect()
+                except psycopg.OperationalError as error:
+                    raise Unavailable(f"the log's database cannot be reached: {error}") from error
+            return self._conn
+
+    async def _fetch(self, query: sql.SQL | sql.Composed, parameters: Any) -> list[tuple[Any, ...]]:
+        """Fetch all rows; a connection found dead is replaced once."""
+        for last_try in (False, True):
+            conn = await self._connection()
+            try:
+                async with conn.cursor(binary=True) as cursor:
+                    await cursor.execute(query, parameters)
+                    return await cursor.fetchall()
+            except psycopg.Error as error:
+                if not is_lost(conn, error):
+                    raise
+                await conn.close()
+                if last_try:
+                    raise Unavailable(f"the log's database went away: {error}") from error
+        raise AssertionError("unreachable")
+
+
+async def _woken(wake: asyncio.Event | None, poll_s: float) -> None:
+    if wake is None:
+        await asyncio.sleep(poll_s)
+        return
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(wake.wait(), poll_s)
+
+
+@functools.cache
+def _read_query(types: bool, rare: bool, streams: bool, until: bool, payloads: bool) -> sql.Composed:
+    parts = [
+        sql.SQL("SELECT e.position, e.event, e.hash,"),
+        sql.SQL("p.payload FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position")
+        if payloads
+        else sql.SQL("NULL::bytea FROM log.events e"),
+        sql.SQL("WHERE e.position > %(after)s"),
+    ]
+    if until:
+        parts.append(sql.SQL("AND e.position <= %(until)s"))
+    if types:
+        parts.append(sql.SQL("AND e.type = ANY(%(types)s)"))
+    if rare:
+        # Said in words of the index, or the planner could not know that it holds all of them.
+        parts.append(sql.SQL("AND e.type NOT LIKE 'Task%%' AND e.type NOT LIKE 'Attempt%%'"))
+    if streams:
+        parts.append(sql.SQL("AND e.stream = ANY(%(streams)s)"))
+    parts.append(sql.SQL("ORDER BY e.position LIMIT %(limit)s"))
+    return sql.SQL(" ").join(parts)

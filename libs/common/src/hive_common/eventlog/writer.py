@@ -1,0 +1,373 @@
+"""The log's writer: callers await, one task drains the queue with one statement per batch (group commit)."""
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor
+
+from hive_common.eventlog import pgarrays
+from hive_common.eventlog.batch import CALL, Prepared, Salts, parameters_of
+from hive_common.eventlog.connection import Connect, connector, is_lost
+from hive_common.eventlog.envelope import EVENTS_PER_CALL_MAX, Append, envelope_of
+from hive_common.eventlog.genesis import read_log_id
+from hive_common.kernel.errors import (
+    Conflict,
+    HiveError,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+    VersionConflict,
+)
+
+logger = logging.getLogger(__name__)
+
+QUEUE_EVENTS_MAX = 10_000
+"""Events that wait for the database before callers wait for room."""
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+"""A call with few huge payloads must not hold the lock for long either."""
+IDLE_PING_S = 1.0
+"""A leader learns within this time that its connection died, also when it has nothing to write."""
+BACKOFF_MIN_S = 0.02
+BACKOFF_MAX_S = 1.0
+TERMINAL_INDEX = "events_terminal"
+
+OnHead = Callable[[int], Awaitable[Any] | None]
+_STORED = "SELECT position, event FROM log.events WHERE stream = %s AND version = %s"
+
+
+class LogWriter:
+    """Appends to the log from one process, for any number of concurrent callers.
+
+    Attributes:
+        log_id: the id of the log, from its genesis event.
+        head: the highest position this writer has committed; 0 before the first.
+        failed: set when the writer can never append again: with `reconnect=False` after its connection was lost.
+    """
+
+    def __init__(
+        self,
+        conn: AsyncConnection[Any],
+        log_id: str,
+        connect: Connect | None,
+        on_head: OnHead | None,
+        unavailable_after_s: float,
+    ) -> None:
+        self.log_id = log_id
+        self.head = 0
+        self.failed = asyncio.Event()
+        self._conn: AsyncConnection[Any] | None = conn
+        self._cursor: AsyncCursor[Any] | None = None
+        self._connect = connect
+        self._on_head = on_head
+        self._unavailable_after_s = unavailable_after_s
+        self._salts = Salts()
+        self._queue: deque[Prepared] = deque()
+        self._queued_events = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._head_moved = asyncio.Event()
+        self._closing = False
+        self._owns_conn = True
+        self._drainer: asyncio.Task[None] | None = None
+        self._notifier: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        source: str | Connect | AsyncConnection[Any],
+        *,
+        on_head: OnHead | None = None,
+        reconnect: bool = True,
+        unavailable_after_s: float = 30.0,
+    ) -> "LogWriter":
+        """Connect and start.
+
+        Args:
+            source: a connection string, a factory of autocommit connections, or, with `reconnect=False`, an
+                open autocommit connection, which stays the caller's to close.
+            on_head: is told the new head after commits, at most one call at a time; a hint, so its errors are
+                logged and forgotten.
+            reconnect: False: a lost connection fails this writer for good. True: it connects again, and what
+                was in flight is sent again with identical bytes.
+            unavailable_after_s: with `reconnect=True`: how long a batch waits for the database.
+
+        Raises:
+            Unavailable: no connection.
+            FailedPrecondition: the log has no genesis event.
+        """
+        connect: Connect | None = None
+        if isinstance(source, AsyncConnection):
+            if reconnect:
+                raise InvalidArgument("a writer on a given connection cannot reconnect: pass reconnect=False")
+            conn = source
+        else:
+            connect = connector(source)
+            try:
+                conn = await connect()
+            except psycopg.OperationalError as error:
+                raise Unavailable(f"the log's database cannot be reached: {error}") from error
+        if not conn.autocommit:
+            raise InvalidArgument("a writer needs an autocommit connection: one statement, one transaction")
+        log_id = await read_log_id(conn)
+        writer = cls(conn, log_id, connect if reconnect else None, on_head, unavailable_after_s)
+        writer._owns_conn = not isinstance(source, AsyncConnection)
+        writer._start()
+        return writer
+
+    async def __aenter__(self) -> "LogWriter":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def queued_events(self) -> int:
+        """Events that wait to be sent: a gauge for metrics."""
+        return self._queued_events
+
+    async def append(self, append: Append) -> int:
+        """Append and return the position of the last event, once it is committed.
+
+        A caller that is cancelled does not know the outcome.
+
+        Raises:
+            VersionConflict: a stream does not stand where the append expects it; nothing was written.
+            Conflict: the stream has its terminal event already; nothing was written.
+            InvalidArgument, PayloadTooLarge: it can never be stored.
+            Unavailable: the database cannot be reached. Whether it was written is unknown.
+        """
+        self._check_open()
+        prepared = Prepared(self.log_id, append, self._salts)
+        while self._queued_events >= QUEUE_EVENTS_MAX:
+            self._room.clear()
+            await self._room.wait()
+            self._check_open()
+        self._queue.append(prepared)
+        self._queued_events += len(prepared.bodies)
+        self._work.set()
+        return await prepared.future
+
+    async def close(self) -> None:
+        """Write what is queued, then stop. Later appends raise Unavailable."""
+        self._closing = True
+        self._work.set()
+        self._room.set()
+        if self._drainer is not None:
+            await self._drainer
+        if self._notifier is not None:
+            self._notifier.cancel()
+        if self._owns_conn and self._conn is not None:
+            await self._conn.close()
+
+    def _check_open(self) -> None:
+        if self.failed.is_set():
+            raise Unavailable("this log writer lost its connection")
+        if self._closing:
+            raise Unavailable("this log writer is closed")
+
+    def _start(self) -> None:
+        self._drainer = asyncio.create_task(self._drain(), name="log-writer")
+        if self._on_head is not None:
+            self._notifier = asyncio.create_task(self._notify(self._on_head), name="log-head")
+
+    # --- draining ---
+
+    async def _drain(self) -> None:
+        try:
+            while not self.failed.is_set() and (self._queue or not self._closing):
+                batch = self._take_batch()
+                if batch:
+                    await self._commit(batch)
+                else:
+                    await self._wait_for_work()
+        finally:
+            # Whatever ended this task, nobody may wait for it for ever.
+            self._closing = True
+            self._fail_queued(Unavailable("this log writer is closed"))
+
+    def _take_batch(self) -> list[Prepared]:
+        batch: list[Prepared] = []
+        events = byte_count = 0
+        while self._queue:
+            append = self._queue[0]
+            full = events + len(append.bodies) > EVENTS_PER_CALL_MAX
+            if batch and (full or byte_count + append.byte_count > BATCH_BYTES_MAX):
+                break
+            self._queue.popleft()
+            self._queued_events -= len(append.bodies)
+            if append.future.done():
+                continue  # its caller gave up before it was sent
+            batch.append(append)
+            events += len(append.bodies)
+            byte_count += append.byte_count
+        self._room.set()
+        return batch
+
+    async def _wait_for_work(self) -> None:
+        self._work.clear()
+        if self._connect is not None:
+            await self._work.wait()
+            return
+        try:
+            await asyncio.wait_for(self._work.wait(), IDLE_PING_S)
+        except TimeoutError:
+            await self._ping()
+
+    async def _ping(self) -> None:
+        assert self._conn is not None
+        try:
+            await self._conn.execute("SELECT 1")
+        except psycopg.Error as error:
+            if not is_lost(self._conn, error):
+                raise
+            self._fail_for_good(error)
+
+    # --- one batch ---
+
+    async def _commit(self, batch: list[Prepared], resent: bool = False) -> None:
+        streams, parameters = parameters_of(batch)
+        until = asyncio.get_running_loop().time() + self._unavailable_after_s
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            conn = self._conn
+            try:
+                if conn is None:
+                    conn = await self._open_again()
+                await self._call_and_settle(conn, batch, streams, parameters, resent)
+                return
+            except psycopg.Error as error:
+                if conn is not None and not is_lost(conn, error):
+                    await self._refused(batch, error, resent)
+                    return
+                # The answer is lost, not necessarily the commit: the same bytes go again (DESIGN 5).
+                resent = True
+                self._conn = None
+                if not await self._may_retry(batch, error, until):
+                    return
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def _open_again(self) -> AsyncConnection[Any]:
+        assert self._connect is not None
+        self._conn = await self._connect()
+        self._cursor = None
+        return self._conn
+
+    async def _may_retry(self, batch: list[Prepared], error: psycopg.Error, until: float) -> bool:
+        if self._connect is None:
+            self._fail_for_good(error, batch)
+            return False
+        if asyncio.get_running_loop().time() < until:
+            return True
+        for append in batch:
+            append.fail(Unavailable("the log's database cannot be reached; whether this was written is unknown"))
+        return False
+
+    async def _call_and_settle(
+        self,
+        conn: AsyncConnection[Any],
+        batch: list[Prepared],
+        streams: list[str],
+        parameters: tuple[Any, ...],
+        resent: bool,
+    ) -> None:
+        if self._cursor is None:
+            pgarrays.register(conn)
+            self._cursor = conn.cursor(binary=True)
+        await self._cursor.execute(CALL, parameters, prepare=True)
+        row = await self._cursor.fetchone()
+        assert row is not None
+        answers = list(zip(batch, *row, strict=True))
+        for append, position, conflict_stream, actual in answers:
+            if position:
+                append.resolve(position)
+            elif not resent:
+                append.fail(_conflict(append, streams[conflict_stream - 1], actual))
+            else:
+                own = await self._own_position(conn, append)
+                if own is None:
+                    append.fail(_conflict(append, streams[conflict_stream - 1], actual))
+                else:
+                    append.resolve(own)
+        self._moved(max(position for _, position, _, _ in answers))
+
+    async def _own_position(self, conn: AsyncConnection[Any], append: Prepared) -> int | None:
+        """Return the last position of `append` if it is in the log from an earlier sending."""
+        cursor = await conn.execute(_STORED, (append.streams[0], append.versions[0]), binary=True)
+        row = await cursor.fetchone()
+        # The salt is random, so the same commitment is the same event; the others went in with it.
+        if row is None or envelope_of(row[1]).payload_commit != append.commits[0].hex():
+            return None
+        position: int = row[0] + len(append.bodies) - 1
+        self._moved(position)
+        return position
+
+    async def _refused(self, batch: list[Prepared], error: psycopg.Error, resent: bool) -> None:
+        if isinstance(error, psycopg.OperationalError):
+            for append in batch:
+                append.fail(Unavailable(f"the database refused an append for now: {error}"))
+        elif len(batch) == 1:
+            batch[0].fail(_refusal(batch[0], error))
+        else:
+            # One guilty append failed the statement; alone it fails alone.
+            for append in batch:
+                await self._commit([append], resent)
+
+    # --- the end, and the hint ---
+
+    def _fail_for_good(self, error: psycopg.Error, batch: list[Prepared] | None = None) -> None:
+        self.failed.set()
+        self._room.set()
+        lost = Unavailable(f"the log writer's connection was lost: {error}".rstrip())
+        for append in batch or []:
+            append.fail(lost)
+        self._fail_queued(lost)
+
+    def _fail_queued(self, error: Exception) -> None:
+        while self._queue:
+            self._queue.popleft().fail(error)
+        self._queued_events = 0
+        self._room.set()
+
+    def _moved(self, position: int) -> None:
+        if position > self.head:
+            self.head = position
+            self._head_moved.set()
+
+    async def _notify(self, on_head: OnHead) -> None:
+        while True:
+            await self._head_moved.wait()
+            self._head_moved.clear()
+            task = asyncio.ensure_future(_told(on_head, self.head))
+            await asyncio.wait({task})
+            error = task.exception()
+            if error is not None:
+                logger.warning("the head hint at %d failed: %r", self.head, error)
+
+
+async def _told(on_head: OnHead, position: int) -> None:
+    answer = on_head(position)
+    if inspect.isawaitable(answer):
+        await answer
+
+
+def _conflict(append: Prepared, stream: str, actual: int) -> VersionConflict:
+    expected = append.expected[stream]
+    return VersionConflict(
+        f"stream {stream} stands at version {actual}, expected {expected}",
+        stream=stream,
+        expected=expected,
+        actual=actual,
+    )
+
+
+def _refusal(append: Prepared, error: psycopg.Error) -> HiveError:
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == TERMINAL_INDEX:
+        streams = sorted(set(append.streams))
+        return Conflict(f"of the streams {', '.join(streams)} one has ended already", streams=streams)
+    return Internal(f"the database refused an append: {error}")

@@ -1,0 +1,114 @@
+"""Pytest fixtures around real servers. Loaded by every test run through the entry point `pytest11`.
+
+`postgres_server`, `nats_server`   one per session
+`database`                          a new database per test: the log migrated and begun, roles provisioned
+`empty_database`                    a new database per test with nothing in it
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from hive_common.testing.nats import EmbeddedNats
+from hive_common.testing.postgres import EmbeddedPostgres
+
+TEMPLATE = "hive_template"
+_numbers = itertools.count(1)
+
+
+class Database:
+    """One database of a test.
+
+    Attributes:
+        dsn: of the superuser.
+        log_id: of the log in it; empty in an empty database.
+    """
+
+    def __init__(self, server: EmbeddedPostgres, name: str, passwords: dict[str, str], log_id: str = "") -> None:
+        self.server = server
+        self.name = name
+        self.log_id = log_id
+        self._passwords = passwords
+
+    @property
+    def dsn(self) -> str:
+        """Connection string of the superuser."""
+        return self.server.dsn(self.name)
+
+    def role_dsn(self, service: str) -> str:
+        """Return the connection string of a service's role, such as `scheduler` for `hive_scheduler`."""
+        service = service.removeprefix("hive_")
+        return self.server.dsn(self.name, user=f"hive_{service}", password=self._passwords[service])
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL of this session."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNats]:
+    """A running NATS server of this session, JetStream on, no authorization."""
+    server = EmbeddedNats(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def log_template(postgres_server: EmbeddedPostgres) -> Database:
+    """The database that `database` copies: migrating once and copying takes a tenth of migrating each time."""
+    from hive_common.eventlog.roles import SERVICES
+
+    passwords = {service: secrets.token_urlsafe(18) for service in SERVICES}
+    postgres_server.create_database(TEMPLATE)
+    with ThreadPoolExecutor(1) as pool:
+        log_id = pool.submit(asyncio.run, _prepare(postgres_server.dsn(TEMPLATE), passwords)).result()
+    return Database(postgres_server, TEMPLATE, passwords, log_id)
+
+
+async def _prepare(dsn: str, passwords: dict[str, str]) -> str:
+    from hive_common.eventlog.genesis import create_log
+    from hive_common.eventlog.migrate import migrate_log
+    from hive_common.eventlog.roles import provision
+
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await migrate_log(conn)
+        await provision(conn, passwords)
+        return await create_log(conn)
+
+
+@pytest.fixture
+def database(postgres_server: EmbeddedPostgres, log_template: Database) -> Iterator[Database]:
+    """A new database whose log holds its genesis event only."""
+    name = f"hive_test_{next(_numbers)}"
+    postgres_server.create_database(name, template=TEMPLATE)
+    yield Database(postgres_server, name, log_template._passwords, log_template.log_id)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def empty_database(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
+    """A new database with nothing in it."""
+    name = f"hive_test_{next(_numbers)}"
+    postgres_server.create_database(name)
+    yield Database(postgres_server, name, {})
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def server_dir(tmp_path: Path) -> Path:
+    """A folder for a server that one test starts for itself."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,64 @@
+"""A real NATS server with JetStream for tests."""
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+from hive_common.ops.embedded import free_port, nats_command
+from hive_common.testing.process import ServerProcess
+
+
+class EmbeddedNats:
+    """A NATS server in `directory`, on a free loopback port.
+
+    Args:
+        directory: gets `jetstream/`, `nats.conf` and `nats.log`.
+        config_text: further configuration in NATS syntax (accounts, authorization), or None for an open server.
+            It MUST NOT set the port, the host or the JetStream store.
+    """
+
+    def __init__(self, directory: Path, config_text: str | None = None) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.store_dir = directory / "jetstream"
+        self.log_file = directory / "nats.log"
+        self._config_text = config_text or ""
+        self._process: ServerProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Write the configuration, start the server, and wait until it greets."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config_file = self.directory / "nats.conf"
+        store = json.dumps(str(self.store_dir))
+        config_file.write_text(
+            f'host: "127.0.0.1"\nport: {self.port}\njetstream {{ store_dir: {store} }}\n{self._config_text}\n'
+        )
+        config_file.chmod(0o600)
+        self._process = ServerProcess(nats_command(config_file, die_with_parent=True), self.log_file)
+        self._process.start(self._greets)
+
+    def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the server."""
+        if self._process is not None:
+            self._process.stop(with_signal)
+            self._process = None
+
+    def _greets(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as conn:
+                conn.settimeout(1)
+                return conn.recv(5) == b"INFO "
+        except OSError:
+            return False
