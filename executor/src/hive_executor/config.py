@@ -1,0 +1,79 @@
+"""The configuration of an executor: a JSON file, decoded once into a frozen struct."""
+
+from typing import Final
+
+import msgspec
+
+from hive_common.contracts.limits import MIB
+from hive_common.kernel.ids import is_id
+from hive_common.ops.config import NatsConfig
+
+OLLAMA_URL: Final = "http://127.0.0.1:11434"
+SPOOL_REPORTS_MAX: Final = 10_000
+"""A pull names every spooled attempt, at some 65 bytes each, and NATS takes messages up to 1 MiB."""
+
+
+class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one executor needs to know.
+
+    Args:
+        name: for people; unique in an installation.
+        executor_id: UUID made once per home; subjects and the inbox are named after it.
+        nats: address and this executor's own credentials.
+        key_file: holds the key (scope `executor`) that is shown to the gateway for blobs.
+        state_dir: the spool and the lock of this one executor.
+        cache_dir: blobs and compiled modules; executors of one user on one machine should share it.
+        ops_port: loopback port of `/healthz`, `/readyz` and `/metrics`.
+        blobs_url: base URL of the gateway; when empty, the one that the registry's hello reply names.
+        owner: pseudonym of the device's owner.
+        slots: guests that run at the same time; 0 takes the number of cores.
+        memory_bytes: what guests may use together; 0 takes half of the machine's memory.
+        labels: shown in the capabilities, for placement.
+        battery_floor_percent: on battery at or below this, no new attempts are taken.
+        model_urls: base URLs at which an Ollama or OpenAI-compatible server may answer.
+        prefetch_max: attempts beyond `slots` that may wait here, so that runners do not idle for a round trip.
+        prefetch_ms: only as many are asked for as will start within this time, judged by recent attempts.
+        spool_reports_max: outcomes on disk at which pulling stops.
+        spool_bytes_max: their size at which pulling stops.
+        cache_bytes_max: fetched blobs and modules kept in `cache_dir`.
+        blob_timeout_ms: how long fetching an input or storing an output is tried before the attempt is given back.
+        offline_stop_ms: without a renewed lease for so long, running guests are killed and given back.
+        stop_grace_ms: how long running guests may go on after SIGTERM.
+        report_interval_ms: how often capabilities are looked at again.
+    """
+
+    name: str
+    executor_id: str
+    nats: NatsConfig
+    key_file: str
+    state_dir: str
+    cache_dir: str
+    ops_port: int
+    ops_host: str = "127.0.0.1"
+    blobs_url: str = ""
+    owner: str = ""
+    slots: int = 0
+    memory_bytes: int = 0
+    labels: dict[str, str] = {}
+    battery_floor_percent: int = 20
+    model_urls: tuple[str, ...] = (OLLAMA_URL,)
+    prefetch_max: int = 16
+    prefetch_ms: int = 50
+    spool_reports_max: int = SPOOL_REPORTS_MAX
+    spool_bytes_max: int = 64 * MIB
+    cache_bytes_max: int = 1024 * MIB
+    blob_timeout_ms: int = 60_000
+    offline_stop_ms: int = 30_000
+    stop_grace_ms: int = 1_000
+    report_interval_ms: int = 30_000
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        if not is_id(self.executor_id):
+            raise ValueError(f"executor_id is {self.executor_id!r}; expected a UUID in lower case")
+        if not self.name:
+            raise ValueError("name is empty; expected a name that people recognise")
+        if self.slots < 0 or self.memory_bytes < 0 or self.prefetch_max < 0:
+            raise ValueError("slots, memory_bytes and prefetch_max must not be negative")
+        if not 1 <= self.spool_reports_max <= SPOOL_REPORTS_MAX:
+            raise ValueError(f"spool_reports_max is {self.spool_reports_max}; expected 1 to {SPOOL_REPORTS_MAX}")
