@@ -1,0 +1,62 @@
+# HiveFabric. `make` shows what there is; `make demo` and `make test` set up everything they need.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
+SOURCES := libs services executor cli tests benchmarks examples
+
+.PHONY: help setup demo test lint format up down bench chaos proto requirements clean
+
+help: ## show this
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the command
+	@$(BIN)/python -m hive_executor.sandbox.warm
+
+.venv/.ready: requirements.txt requirements-dev.txt requirements-setup.txt $(MEMBERS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "HiveFabric needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which with: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "setting up .venv (once; some minutes on a slow line)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(MEMBERS:%=-e ./%)
+	@touch $@
+
+demo: setup ## run the code review over this repository's own Python files, on a real stack in a scratch home
+	@$(BIN)/python examples/code-review/demo.py
+
+test: setup ## all tests, the short seeded chaos included
+	@$(BIN)/pytest -q
+
+lint: .venv/.ready ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: .venv/.ready ## rewrite the sources as the linter wants them
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+up: setup ## start an installation in the background (HIVE_HOME, or ~/.hivefabric)
+	@$(BIN)/hive up --detach
+
+down: ## stop it
+	@$(BIN)/hive down
+
+bench: setup ## measure, each figure beside its reference in the same run
+	@$(BIN)/python -m benchmarks
+
+chaos: setup ## the long chaos runs: every process killed at random moments, more seeds
+	@HIVE_CHAOS_ROUNDS=$${HIVE_CHAOS_ROUNDS:-10} $(BIN)/pytest -q -m chaos tests/chaos
+
+proto: .venv/.ready ## generate the gRPC stubs again; without a diff unless a contract changed
+	@PYTHON=$(CURDIR)/$(BIN)/python bash proto/generate.sh
+
+requirements: .venv/.ready ## pin every dependency again, with hashes
+	@$(BIN)/uv export -q --no-annotate --no-header --no-emit-workspace --all-packages --no-dev -o requirements.txt
+	@$(BIN)/uv export -q --no-annotate --no-header --no-emit-workspace --all-packages --all-extras -o requirements-dev.txt
+	@grep -A400 -m1 '^uv==' requirements-dev.txt | awk 'NR==1 || /^ /{print; next} {exit}' > requirements-setup.txt
+
+clean: ## remove the .venv and all caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
