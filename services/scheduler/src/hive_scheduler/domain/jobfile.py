@@ -1,12 +1,12 @@
 """The job document `apiVersion: hive/v1, kind: Job`: read strictly, refused with the path of what is wrong."""
 
-import difflib
 import graphlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import msgspec
+from hive_common.artifacts.documents import nearest, refuse, refuse_validation
 from hive_common.artifacts.quantities import parse_duration
 from hive_common.contracts.events import FAILURE_CODES, RetryPolicy
 from hive_common.contracts.limits import (
@@ -33,7 +33,7 @@ _EVERYWHERE = frozenset({"input", "tasks"})
 _IN_FORK = _EVERYWHERE | {"item", "index"}
 
 Priority = Literal["high", "normal", "low"]
-Duration = str | int | float
+Duration = str
 
 
 class _Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +116,7 @@ def parse_job(document: bytes) -> JobSpec:
     try:
         job = msgspec.json.decode(document, type=_Job)
     except msgspec.ValidationError as error:
-        raise _from_msgspec(error) from error
+        refuse_validation(error, "", _Job)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"the job document is not JSON: {error}", path="") from error
     _require(_NAME.match(job.name), "name", "lower-case letters, digits, `-`, `_` and `.`, 63 at most", job.name)
@@ -134,10 +134,10 @@ def parse_job(document: bytes) -> JobSpec:
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names what `name` was probably meant to be, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+def unknown_task(path: str, name: str, known: Iterable[str]) -> NoReturn:
+    """Raise the error for a task that is named and does not exist."""
+    close = nearest(name, known)
+    refuse("", path, f"there is no task `{name}`", f"`{close}`" if close else "the id of a task of this job")
 
 
 def _step(task: _Task, path: str) -> Step:
@@ -185,16 +185,14 @@ def _ordered(steps: list[Step]) -> tuple[Step, ...]:
     for index, step in enumerate(steps):
         for need in step.needs:
             if need not in by_id:
-                path = f"tasks[{index}].needs"
-                raise InvalidArgument(f"{path}: there is no task `{need}`{nearest(need, by_id)}", path=path)
+                unknown_task(f"tasks[{index}].needs", need, by_id)
     sorter = graphlib.TopologicalSorter({step.id: step.needs for step in steps})
     try:
         order = tuple(sorter.static_order())
     except graphlib.CycleError as error:
-        path = f"tasks[{[step.id for step in steps].index(error.args[1][0])}].needs"
-        raise InvalidArgument(
-            f"{path}: the tasks need each other in a circle: {' → '.join(reversed(error.args[1]))}", path=path
-        ) from error
+        circle = error.args[1]
+        path = f"tasks[{[step.id for step in steps].index(circle[0])}].needs"
+        refuse("", path, f"the tasks need each other in a circle: {' → '.join(reversed(circle))}")
     _check_reads(steps, by_id, order)
     return tuple(by_id[step] for step in order)
 
@@ -209,11 +207,9 @@ def _check_reads(steps: list[Step], by_id: Mapping[str, Step], order: tuple[str,
             for read in sorted(template.steps if template else ()):
                 path = f"tasks[{index}].{field}"
                 if read not in by_id:
-                    raise InvalidArgument(f"{path}: there is no task `{read}`{nearest(read, by_id)}", path=path)
+                    unknown_task(path, read, by_id)
                 if read not in ancestors[entry.id]:
-                    raise InvalidArgument(
-                        f"{path}: reads the output of `{read}`; add it to tasks[{index}].needs", path=path
-                    )
+                    refuse("", path, f"reads the output of `{read}`", f"`{read}` in tasks[{index}].needs")
 
 
 def _output(value: Any, steps: list[Step]) -> Template | None:
@@ -223,17 +219,14 @@ def _output(value: Any, steps: list[Step]) -> Template | None:
     known = [step.id for step in steps]
     for read in sorted(template.steps):
         if read not in known:
-            raise InvalidArgument(f"output: there is no task `{read}`{nearest(read, known)}", path="output")
+            unknown_task("output", read, known)
     return template
 
 
 def _duration(value: Duration | None, path: str, most_ms: int) -> int | None:
     if value is None:
         return None
-    try:
-        duration_ms = parse_duration(value)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{path}: {error.message}", path=path) from error
+    duration_ms = parse_duration(value, path=path)
     _require(0 <= duration_ms <= most_ms, path, f"at most {most_ms // 1000} s", value)
     return duration_ms
 
@@ -242,16 +235,4 @@ def _require(holds: object, path: str, expected: str, got: object) -> None:
     if not holds:
         text = msgspec.json.encode(got).decode()
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise InvalidArgument(f"{path}: expected {expected}, got {shown}", path=path, expected=expected)
-
-
-_AT = re.compile(r"(?s)(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?\Z")
-
-
-def _from_msgspec(error: msgspec.ValidationError) -> InvalidArgument:
-    """Turn `Expected `int`, got `str` - at `$.limits.fan_out`` into our words."""
-    match = _AT.match(str(error))
-    assert match is not None
-    path = re.sub(r"\[\.\.\.\]", "[…]", match["path"] or "")
-    what = match["what"][:1].lower() + match["what"][1:]
-    return InvalidArgument(f"{path or 'the job document'}: {what}", path=path)
+        refuse("", path, f"got {shown}", expected)
