@@ -1,1 +1,1 @@
-"""Agents as files: the manifest, the OCI artifact it is packed into, and the store that keeps the blobs."""
+"""Agents as OCI artifacts: manifest, package, and the store that keeps blobs by digest."""

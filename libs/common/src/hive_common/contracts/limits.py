@@ -42,6 +42,17 @@ MEMORY_MAX_BYTES: Final = 4096 * MIB
 FUEL_DEFAULT: Final = 1_000_000_000_000
 """Some ten minutes of a busy core: a second line behind wall time, tight only where a manifest asks."""
 
+FUEL_MAX: Final = 1_000 * FUEL_DEFAULT
+"""The most a manifest may ask for: more than the longest timeout can burn."""
+
+AGENT_MANIFEST_BYTES_MAX: Final = 64 * KIB
+AGENT_SOURCE_BYTES_MAX: Final = 4 * MIB
+AGENT_SOURCE_FILES_MAX: Final = 500
+"""A manifest; and the Python sources of one agent, which are sent whole to each runner that starts it."""
+
+AGENT_MODULE_BYTES_MAX: Final = 64 * MIB
+"""A WebAssembly module. Compiling one costs some seventy times its size in memory (FACTS, wasmtime)."""
+
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB
 DETAIL_BYTES_MAX: Final = 16 * KIB

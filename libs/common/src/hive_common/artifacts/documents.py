@@ -1,0 +1,194 @@
+"""YAML that people write: agent manifests and job files, read strictly and with errors that say where.
+
+Only what JSON can say gets through. Aliases are refused, because a few bytes of them can name gigabytes;
+a key that stands twice is refused, because one of the two would be lost without a word.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Hashable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+import yaml
+
+from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
+
+DEPTH_MAX = 64
+"""Deepest nesting of a document. People write five levels; parsers recurse."""
+
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def refuse(file: str, path: str, problem: str, expected: str = "") -> NoReturn:
+    """Raise the `InvalidArgument` that every error in a document has: file, path inside, what was expected.
+
+    Args:
+        file: the document, as its author knows it.
+        path: where in it, such as `resources.memory`; empty for the document as a whole.
+        problem: what is wrong, without a full stop.
+        expected: what would be right.
+    """
+    where = ": ".join(part for part in (file, path) if part)
+    message = f"{where}: {problem}" + (f"; expected {expected}" if expected else "")
+    raise InvalidArgument(message, file=file, path=path, expected=expected)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases, duplicate keys, dates, or depth beyond `DEPTH_MAX`."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEPTH_MAX} levels", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is not a string (put it in quotes)", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# Dates stay the text that was written: JSON has none.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_yaml(data: bytes, file: str, *, bytes_max: int) -> dict[str, Any]:
+    """Read a YAML document whose top is a mapping, into what JSON can say.
+
+    Args:
+        data: the file's bytes, UTF-8.
+        file: its name, for errors.
+        bytes_max: the largest document that is read at all.
+
+    Raises:
+        PayloadTooLarge: more than `bytes_max`.
+        InvalidArgument: not YAML, not UTF-8, or one of the things this module refuses, with line and column.
+    """
+    if len(data) > bytes_max:
+        raise PayloadTooLarge(
+            f"{file}: has {len(data)} bytes; expected at most {bytes_max}", file=file, limit=bytes_max
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        refuse(file, "", f"byte {error.start} is not UTF-8", "a YAML document in UTF-8")
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506 - the loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
+        refuse(file, where, error.problem or error.context or "is not YAML")
+    except (yaml.YAMLError, ValueError) as error:
+        refuse(file, "", f"is not YAML: {error}")
+    if not isinstance(document, dict):
+        refuse(file, "", "is not a mapping", "a YAML document of `key: value` lines")
+    _require_json(document, file, "")
+    return document
+
+
+def _require_json(value: Any, file: str, path: str) -> None:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            _require_json(child, file, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _require_json(child, file, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        refuse(file, path, f"{value} is no JSON number", "a finite number")
+    elif isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**64:
+        refuse(file, path, "the integer is too large", "at most 64 bits")
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        refuse(file, path, f"a value of type {type(value).__name__}", "what JSON can say")
+
+
+def convert(document: dict[str, Any], kind: type[T], file: str) -> T:
+    """Return a document as a struct.
+
+    Args:
+        document: as `load_yaml` returned it.
+        kind: a frozen struct with `forbid_unknown_fields`.
+        file: its name, for errors.
+
+    Raises:
+        InvalidArgument: a field is missing, unknown (the nearest known one is named) or of another type.
+    """
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        refuse_validation(error, file, kind)
+
+
+def refuse_validation(error: msgspec.ValidationError, file: str, kind: type[msgspec.Struct]) -> NoReturn:
+    """Raise the `InvalidArgument` for what msgspec found while it read a `kind`."""
+    text = str(error)
+    found = _AT.search(text)
+    path = found["path"].lstrip(".") if found else ""
+    problem = text[: found.start()] if found else text
+    if unknown := _UNKNOWN.match(problem):
+        known = _fields_at(kind, path)
+        inside = f"{path}.{unknown['field']}" if path else unknown["field"]
+        close = nearest(unknown["field"], known)
+        expected = f"`{close}`" if close else "one of " + ", ".join(sorted(known))
+        refuse(file, inside, "unknown field", expected)
+    if missing := _MISSING.match(problem):
+        refuse(file, path, f"the field `{missing['field']}` is missing", f"`{missing['field']}: …`")
+    wanted, _, got = problem.partition(", got ")
+    if got and wanted.startswith("Expected "):
+        hint = " (put it in quotes)" if "`str`" in wanted and got in ("`float`", "`int`", "`bool`") else ""
+        refuse(file, path, f"got {got}", wanted.removeprefix("Expected ") + hint)
+    refuse(file, path, problem)
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str | None:
+    """Return the known name that looks most like `wrong`, or None where none does."""
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _fields_at(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """Return the names that the struct at `path` below `kind` knows, as they stand in documents."""
+    current: Any = kind
+    for part in filter(None, re.sub(r"\[[^\]]*\]", "", path).split(".")):
+        for field in msgspec.structs.fields(current):
+            if field.encode_name == part:
+                current = _struct_in(field.type)
+        if current is None:
+            return []
+    return [field.encode_name for field in msgspec.structs.fields(current)]
+
+
+def _struct_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _struct_in(argument)
+        if found is not None:
+            return found
+    return None
