@@ -1,0 +1,31 @@
+import pytest
+from hive_common.artifacts.schemas import check_schema, violation
+from hive_common.kernel.errors import InvalidArgument
+
+
+def test_a_value_that_fits_has_no_violation() -> None:
+    assert violation({"type": "object", "required": ["n"]}, {"n": 1}) is None
+    assert violation({}, None) is None
+
+
+def test_a_violation_names_the_place_in_the_value() -> None:
+    schema = {"properties": {"numbers": {"items": {"type": "integer"}}}}
+    found = violation(schema, {"numbers": [1, "two"]})
+    assert found is not None
+    assert found == ("numbers[1]", "'two' is not of type 'integer'")
+
+
+def test_references_within_the_schema_are_followed() -> None:
+    schema = {"$defs": {"n": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/n"}}}
+    check_schema(schema, "f", "input")
+    assert violation(schema, {"n": "x"}) is not None
+
+
+def test_words_that_only_look_like_references_are_left_alone() -> None:
+    check_schema({"const": {"$ref": "http://example.org"}}, "f", "input")
+
+
+def test_a_circle_of_references_over_the_same_value_is_refused() -> None:
+    schema = {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+    with pytest.raises(InvalidArgument, match="back to itself"):
+        check_schema(schema, "f", "input")
