@@ -1,0 +1,1 @@
+"""Benchmarks. Rates here are for ratios inside one run; machines differ."""
