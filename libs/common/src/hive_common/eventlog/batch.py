@@ -63,21 +63,14 @@ class Prepared:
         self.expected = _expected(append)
         self.streams = [event.stream for event in append.events]
         self.versions = [event.version for event in append.events]
-        self.types: list[bytes] = []
-        self.bodies: list[bytes] = []
-        self.payloads: list[bytes] = []
-        self.salts: list[bytes] = []
-        self.commits: list[bytes] = []
-        self.byte_count = 0
-        for event in append.events:
-            salt = salts.take()
-            body, commit = prepare(log_id, event, salt)
-            self.types.append(element(event.type.encode()))
-            self.bodies.append(element(body))
-            self.payloads.append(element(event.payload))
-            self.salts.append(element(salt))
-            self.commits.append(commit)
-            self.byte_count += len(body) + len(event.payload)
+        self.types = [element(event.type.encode()) for event in append.events]
+        self.payloads = [element(event.payload) for event in append.events]
+        drawn = [salts.take() for _ in append.events]
+        self.salts = [element(salt) for salt in drawn]
+        made = [prepare(log_id, event, salt) for event, salt in zip(append.events, drawn, strict=True)]
+        self.bodies = [element(body) for body, _ in made]
+        self.commits = [commit for _, commit in made]
+        self.byte_count = sum(map(len, self.bodies)) + sum(map(len, self.payloads))
 
     def resolve(self, position: int) -> None:
         """Answer the caller, if it still waits."""
@@ -94,14 +87,15 @@ def _expected(append: Append) -> dict[str, int]:
     expected: dict[str, int] = {}
     heads: dict[str, int] = {}
     for event in append.events:
-        head = heads.get(event.stream)
-        if head is None:
-            expected[event.stream] = event.version - 1
-        elif event.version != head + 1:
+        stream, version = event.stream, event.version
+        if stream not in heads:
+            expected[stream] = version - 1
+        elif version != heads[stream] + 1:
             raise InvalidArgument(
-                f"stream {event.stream}: version {event.version} follows {head} in one append, expected {head + 1}"
+                f"stream {stream}: version {version} follows {heads[stream]} in one append, "
+                f"expected {heads[stream] + 1}"
             )
-        heads[event.stream] = event.version
+        heads[stream] = version
     for stream, version in append.expect.items():
         if expected.setdefault(stream, version) != version:
             raise InvalidArgument(

@@ -200,6 +200,8 @@ def check(event: NewEvent) -> None:
 
 
 def _check_name(field: str, value: str, bytes_max: int) -> None:
+    if value.isascii() and 0 < len(value) <= bytes_max and "\x00" not in value:
+        return  # nearly always; the rest has to be encoded to be measured
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:

@@ -14,7 +14,6 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 _INT4_OID = 23
-_LENGTH = Struct(">i")
 # dimensions, has nulls, element type, size, lower bound
 _HEADER = Struct(">iiIii")
 _EMPTY = Struct(">iiI")
@@ -66,7 +65,7 @@ def register(conn: AsyncConnection[Any] | Connection[Any]) -> None:
 
 def element(data: bytes) -> bytes:
     """Return one element: its length and its bytes."""
-    return _LENGTH.pack(len(data)) + data
+    return len(data).to_bytes(4) + data
 
 
 def text_array(elements: Sequence[bytes]) -> TextArray:

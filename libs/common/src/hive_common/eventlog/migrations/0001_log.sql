@@ -38,8 +38,9 @@ CREATE UNIQUE INDEX events_terminal ON log.events (stream)
 CREATE INDEX events_rare ON log.events (position, type)
     WHERE type NOT LIKE 'Task%' AND type NOT LIKE 'Attempt%';
 
+-- No foreign key to events: only log_append inserts, and the check would cost more than the row itself.
 CREATE TABLE log.payloads (
-    position bigint PRIMARY KEY REFERENCES log.events (position),
+    position bigint PRIMARY KEY CHECK (position > 0),
     payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
     -- HMAC pads short keys with zeros, so salts of different lengths could collide.
     salt bytea NOT NULL CHECK (octet_length(salt) = 32)
@@ -133,12 +134,11 @@ BEGIN
     IF head IS NULL THEN
         RAISE EXCEPTION 'the log has no genesis event' USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    SELECT array_agg(coalesce(last.version, 0) ORDER BY wanted.ordinality) INTO heads
-      FROM unnest(streams) WITH ORDINALITY AS wanted (stream, ordinality)
-      LEFT JOIN LATERAL (
-          SELECT l.version FROM log.events l
-           WHERE l.stream = wanted.stream ORDER BY l.version DESC LIMIT 1
-      ) AS last ON true;
+    heads := ARRAY(
+        SELECT coalesce((SELECT l.version FROM log.events l
+                          WHERE l.stream = wanted.stream ORDER BY l.version DESC LIMIT 1), 0)
+          FROM unnest(streams) WITH ORDINALITY AS wanted (stream, number) ORDER BY wanted.number
+    );
 
     FOR a IN 1 .. coalesce(cardinality(event_counts), 0) LOOP
         p_end := p + precondition_counts[a];

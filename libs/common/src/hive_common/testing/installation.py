@@ -1,0 +1,133 @@
+"""An installation as a user drives it: through the `hive` command, its exit codes and its JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HIVE = Path(sys.executable).with_name("hive")
+TERMINAL = {"TaskSucceeded", "TaskFailed", "TaskCancelled", "JobSucceeded", "JobFailed", "JobCancelled"}
+
+
+class Installation:
+    """One home. Nothing of it is patched: what happens here is what happens on a user's machine."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {**os.environ, "HIVE_HOME": str(home)}
+
+    def hive(
+        self, *arguments: str, check: bool = True, timeout_s: float = 180
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end. With `check`, another exit code than 0 fails with what it printed."""
+        done = subprocess.run(
+            [HIVE, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"hive {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+            )
+        return done
+
+    def json(self, *arguments: str, check: bool = True, timeout_s: float = 180) -> Any:
+        """Run a command with `--json` and return what it printed."""
+        return json.loads(self.hive(*arguments, "--json", check=check, timeout_s=timeout_s).stdout)
+
+    def up(self, executors: int = 2) -> None:
+        """Start, and wait until it is ready."""
+        self.hive("up", "--detach", "--executors", str(executors))
+
+    def down(self) -> None:
+        """Stop everything."""
+        self.hive("down")
+
+    def start_job(self, file: Path, *arguments: str) -> "subprocess.Popen[str]":
+        """Start `hive run --json` in the background."""
+        command = [str(HIVE), "run", str(file), "--json", *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def pids(self) -> dict[str, int]:
+        """Return the pid of every process that the supervisor watches, by name."""
+        return {one["name"]: one["pid"] for one in self.json("status", check=False)["services"] if one["pid"]}
+
+    def runner_pids(self) -> list[int]:
+        """Return the pids of all runner processes, which are children of executors."""
+        found = []
+        for name, pid in self.pids().items():
+            if name.startswith("executor"):
+                children = psutil.Process(pid).children(recursive=True)
+                found += [child.pid for child in children if "hive_executor.sandbox.runner" in child.cmdline()]
+        return found
+
+    def supervisor_pid(self) -> int:
+        """Return the pid of the supervisor: the parent of what it started."""
+        gateway = psutil.Process(self.pids()["gateway"])
+        return gateway.ppid()
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process that belongs to this home, by its command line or its working directory."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            cmdline = " ".join(process.info["cmdline"] or [])
+            if str(self.home) in cmdline and process.pid != os.getpid():
+                found.append(process)
+        return found
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        """Wait until every process is up again."""
+        wait_until(
+            lambda: self.json("status", check=False)["state"] == "ready", timeout_s, "the installation is ready"
+        )
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal; a process that is gone already is fine."""
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+
+    def events(self, job: str) -> list[dict[str, Any]]:
+        """Return the events of a job and its tasks, in order."""
+        return [json.loads(line) for line in self.hive("job", "events", job, "--json").stdout.splitlines()]
+
+    def verify(self, *arguments: str) -> dict[str, Any]:
+        """Ask the auditor, who is the oracle of every fault test."""
+        result: dict[str, Any] = self.json("audit", "verify", *arguments, check=False)
+        return result
+
+    def logs(self, lines: int = 8) -> str:
+        """Return the last lines of every log, for a failure's message."""
+        tails = [
+            f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+            for log in sorted((self.home / "logs").glob("*.log"))
+        ]
+        return "\n".join(tails)
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll until `holds` returns true; fail after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.1)
+
+
+def assert_exactly_once(events: Iterable[dict[str, Any]]) -> None:
+    """Assert law 2: each task and the job has exactly one terminal event, and it is the last that counts."""
+    terminal: Counter[str] = Counter()
+    streams = set()
+    for event in events:
+        streams.add(event["stream"])
+        terminal[event["stream"]] += event["type"] in TERMINAL
+    wrong = {stream: terminal[stream] for stream in streams if terminal[stream] != 1}
+    assert not wrong, f"terminal events by stream: {wrong}"
