@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -68,6 +69,16 @@ class Installation:
                 children = psutil.Process(pid).children(recursive=True)
                 found += [child.pid for child in children if "hive_executor.sandbox.runner" in child.cmdline()]
         return found
+
+    def supervised(self) -> bool:
+        """Say whether a supervisor runs for this home."""
+        return self.hive("status", check=False).returncode == 0
+
+    def admin_dsn(self) -> str:
+        """Return the connection string of the Postgres superuser of this home."""
+        endpoint = urlsplit(self.json("status")["endpoints"]["postgres"])
+        password = (self.home / "secrets" / "postgres-admin").read_text().strip()
+        return f"host={endpoint.hostname} port={endpoint.port} dbname=hive user=postgres password={password}"
 
     def supervisor_pid(self) -> int:
         """Return the pid of the supervisor: the parent of what it started."""

@@ -1,0 +1,39 @@
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hive_common.testing.installation import Installation
+
+HERE = Path(__file__).parent
+ROUNDS = int(os.environ.get("HIVE_CHAOS_ROUNDS", "1"))
+SEED = int(os.environ.get("HIVE_CHAOS_SEED", "20261125"))
+
+
+@pytest.fixture(scope="session")
+def _installation():
+    home = Path(tempfile.mkdtemp(prefix="hive-chaos-"))
+    made = Installation(home)
+    try:
+        made.up(executors=2)
+        made.hive("agent", "push", str(HERE / "agents" / "spin"))
+        yield made
+    finally:
+        made.hive("down", check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def installation(_installation):
+    """A running installation that the fault test before has left healed."""
+    if not _installation.supervised():
+        _installation.up(executors=2)
+    _installation.wait_ready()
+    return _installation
+
+
+@pytest.fixture(params=range(ROUNDS), ids=lambda number: f"seed{SEED + number}")
+def rng(request):
+    return random.Random(SEED + request.param)

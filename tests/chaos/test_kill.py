@@ -1,0 +1,133 @@
+"""`kill -9` of one process at a random moment of a running job: it ends as if nothing had happened."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hive_common.testing.installation import assert_exactly_once, wait_until
+
+JOB = Path(__file__).parent / "job.yaml"
+TASKS = 30
+PROCESSES = ["postgres", "nats", "registry", "scheduler", "router", "audit", "gateway", "executor-1", "runner"]
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+
+def numbers(count):
+    return f"numbers={json.dumps(list(range(count)))}"
+
+
+def finished(job, timeout_s=180):
+    out, err = job.communicate(timeout=timeout_s)
+    assert job.returncode == 0, f"{out}\n{err}"
+    return json.loads(out)
+
+
+def assert_as_if_nothing_had_happened(installation, result, count=TASKS):
+    assert result["state"] == "succeeded"
+    assert result["output"] == list(range(count))
+    assert result["tasks"] == {"total": count, "succeeded": count, "failed": 0, "cancelled": 0}
+    assert_exactly_once(installation.events(result["job_id"]))
+    audit = installation.verify()
+    assert audit["ok"], audit
+
+
+@pytest.mark.parametrize("victim", PROCESSES)
+def test_a_job_does_not_notice_the_death_of(victim, installation, rng):
+    pids = installation.pids()
+    pid = rng.choice(installation.runner_pids()) if victim == "runner" else pids[victim]
+    job = installation.start_job(JOB, "--input", numbers(TASKS), "--input", "ms=80")
+    time.sleep(rng.uniform(0.3, 2.0))
+    installation.kill(pid)
+    assert_as_if_nothing_had_happened(installation, finished(job), TASKS)
+    installation.wait_ready()
+    if victim != "runner":
+        restarted = {one["name"]: one for one in installation.json("status")["services"]}[victim]
+        assert restarted["pid"] != pid
+        assert restarted["restarts"] >= 1
+
+
+def test_everything_is_killed_one_after_the_other_during_one_job(installation, rng):
+    count = 60
+    job = installation.start_job(JOB, "--input", numbers(count), "--input", "ms=150")
+    victims = ["executor-2", "nats", "scheduler", "postgres", "gateway"]
+    rng.shuffle(victims)
+    for victim in victims:
+        time.sleep(rng.uniform(0.2, 1.0))
+        pid = installation.pids().get(victim)
+        if pid is not None:
+            installation.kill(pid)
+    assert_as_if_nothing_had_happened(installation, finished(job, timeout_s=240), count)
+
+
+def test_what_was_acknowledged_survives_the_death_of_the_database(installation, rng):
+    acknowledged = []
+    for number in range(10):
+        done = installation.hive(
+            "run", str(JOB), "--input", numbers(1), "--input", "ms=1", "--detach", "--json", check=False
+        )
+        if done.returncode == 0:
+            acknowledged.append(json.loads(done.stdout)["job_id"])
+        if number == rng.randrange(2, 8):
+            installation.kill(installation.pids()["postgres"])
+    installation.wait_ready()
+    assert acknowledged
+
+    def all_ended():
+        shown = [installation.json("job", "show", job, check=False) for job in acknowledged]
+        return all(job["state"] == "succeeded" for job in shown)
+
+    wait_until(all_ended, 60, "every acknowledged job has ended")
+    assert installation.verify()["ok"]
+
+
+def test_an_executor_that_slept_past_its_lease_changes_nothing(installation):
+    pid = installation.pids()["executor-1"]
+    job = installation.start_job(JOB, "--input", numbers(24), "--input", "ms=500")
+    wait_until(lambda: any_running(installation, "executor-1"), 30, "executor-1 has work")
+    frozen = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in frozen:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        result = finished(job)
+    finally:
+        for process in frozen:
+            process.send_signal(signal.SIGCONT)
+    assert_as_if_nothing_had_happened(installation, result, 24)
+    before = installation.events(result["job_id"])
+    assert any(event["type"] == "AttemptLost" for event in before)
+    installation.wait_ready()
+    time.sleep(2)
+    after = installation.events(result["job_id"])
+    assert after[: len(before)] == before
+    late = [(event["stream"], event["data"]["attempt"]) for event in after[len(before) :]]
+    assert {event["type"] for event in after[len(before) :]} <= {"AttemptLate"}
+    assert len(late) == len(set(late))
+    assert_exactly_once(after)
+
+
+def any_running(installation, name):
+    executors = installation.json("status", check=False)["executors"]
+    return any(one["name"] == name and one["running"] > 0 for one in executors)
+
+
+def test_the_death_of_the_supervisor_leaves_no_orphans_and_the_next_up_goes_on(installation):
+    started = installation.hive("run", str(JOB), "--input", numbers(40), "--input", "ms=200", "--detach", "--json")
+    job = json.loads(started.stdout)["job_id"]
+    time.sleep(1)
+    pids = list(installation.pids().values())
+    installation.kill(installation.supervisor_pid())
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 40, "no process is left over")
+    assert installation.processes() == []
+
+    installation.up(executors=2)
+    wait_until(
+        lambda: installation.json("job", "show", job, check=False).get("state") == "succeeded",
+        90,
+        "the job went on",
+    )
+    assert_exactly_once(installation.events(job))
+    assert installation.verify()["ok"]
