@@ -1,0 +1,1 @@
+"""The commands of `hive` that talk to a running installation."""

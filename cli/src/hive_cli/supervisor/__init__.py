@@ -1,0 +1,1 @@
+"""Starts and watches every process of an embedded installation: PostgreSQL, NATS, services, executors."""

@@ -1,0 +1,135 @@
+"""Writes the configuration of every process, anew at each start, from the home's settings."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+from hive_common.eventlog.roles import role_of
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, write_config
+from hive_executor.config import ExecutorConfig
+
+from hive_cli.home import ExecutorEntry, Home, Settings
+from hive_cli.supervisor import names
+from hive_cli.supervisor.nats_conf import (
+    SERVICES_USER,
+    executor_user,
+    extension_user,
+    render,
+    services_user,
+)
+from hive_cli.supervisor.ports import HOST
+from hive_cli.supervisor.provision import (
+    DATABASE,
+    NATS_EXTENSION,
+    NATS_SERVICES,
+    SERVICE_KEY,
+    blob_secret,
+    nats_secret,
+    postgres_secret,
+    to_raw,
+    write_private,
+)
+
+OWNER_KEY = "owner"
+
+
+def write_configs(home: Home, settings: Settings, executors: tuple[ExecutorEntry, ...], cache_dir: Path) -> None:
+    """Write `config/*.json`, `config/nats.conf` and `prometheus.yml`.
+
+    Args:
+        home: already provisioned.
+        settings: of this home.
+        executors: those that will be started.
+        cache_dir: shared by the executors of this user.
+    """
+    write_private(home.nats_config_file, _nats(home, settings))
+    for service in names.SERVICES:
+        write_config(home.config_file(service), _service(home, settings, service))
+    for entry in executors:
+        config = _executor(home, settings, entry, len(executors), cache_dir)
+        write_config(home.config_file(entry.name), config)
+    home.prometheus_file.write_text(_prometheus(settings, executors))
+
+
+def _nats(home: Home, settings: Settings) -> str:
+    def secret(name: str) -> str:
+        return read_secret(home.secret_file(name))
+
+    users = [services_user(secret(NATS_SERVICES)), extension_user(secret(NATS_EXTENSION))]
+    users += [executor_user(entry.name, entry.id, secret(nats_secret(entry.name))) for entry in settings.executors]
+    return render(
+        port=settings.ports["nats"],
+        monitor_port=settings.ports["nats_monitor"],
+        store_dir=home.nats_dir,
+        users=users,
+    )
+
+
+def _service(home: Home, settings: Settings, service: str) -> ServiceConfig:
+    return ServiceConfig(
+        service=service,
+        owner=settings.owner,
+        postgres=PostgresConfig(
+            host=HOST,
+            port=settings.ports["postgres"],
+            user=role_of(service),
+            password_file=str(home.secret_file(postgres_secret(service))),
+            database=DATABASE,
+        ),
+        nats=_nats_config(home, settings, SERVICES_USER, NATS_SERVICES),
+        ops_port=settings.ports[names.ops_port(service)],
+        grpc_port=settings.ports[names.grpc_port(service)],
+        service_key_file=str(home.secret_file(SERVICE_KEY)),
+        artifacts_dir=str(home.artifacts_dir),
+        peers={peer: f"{HOST}:{settings.ports[names.grpc_port(peer)]}" for peer in names.PEERS if peer != service},
+        extra={name: to_raw(value) for name, value in _extra(home, settings, service).items()},
+    )
+
+
+def _extra(home: Home, settings: Settings, service: str) -> dict[str, Any]:
+    if service == "registry":
+        return {"blobs_url": settings.endpoints.http}
+    if service == names.GATEWAY:
+        keys = [{"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}]
+        keys += [
+            {"name": entry.name, "scope": "executor", "file": str(home.secret_file(blob_secret(entry.name)))}
+            for entry in settings.executors
+        ]
+        return {"http_host": HOST, "http_port": settings.ports["http"], "keys": keys}
+    return {}
+
+
+def _executor(home: Home, settings: Settings, entry: ExecutorEntry, count: int, cache_dir: Path) -> ExecutorConfig:
+    # Executors of one machine share it; each would otherwise offer all of it.
+    return ExecutorConfig(
+        name=entry.name,
+        executor_id=entry.id,
+        nats=_nats_config(home, settings, entry.name, nats_secret(entry.name)),
+        key_file=str(home.secret_file(blob_secret(entry.name))),
+        state_dir=str(home.executor_dir(entry.name)),
+        cache_dir=str(cache_dir),
+        ops_port=settings.ports[names.ops_port(entry.name)],
+        blobs_url=settings.endpoints.http,
+        owner=settings.owner,
+        slots=max(1, (os.cpu_count() or 1) // count),
+        memory_bytes=psutil.virtual_memory().total // 2 // count,
+    )
+
+
+def _nats_config(home: Home, settings: Settings, user: str, secret: str) -> NatsConfig:
+    return NatsConfig(settings.endpoints.nats, user, str(home.secret_file(secret)))
+
+
+def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...]) -> str:
+    targets = "".join(
+        f'      - targets: ["{HOST}:{settings.ports[names.ops_port(name)]}"]\n        labels: {{process: {name}}}\n'
+        for name in (*names.SERVICES, *(entry.name for entry in executors))
+    )
+    return f"""# Written by `hive up`; changes are lost. Start with: prometheus --config.file=prometheus.yml
+global:
+  scrape_interval: 5s
+scrape_configs:
+  - job_name: hivefabric
+    static_configs:
+{targets}"""

@@ -1,0 +1,73 @@
+"""How each process of an installation is run."""
+
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+from hive_common.ops.embedded import nats_command
+
+from hive_cli.home import ExecutorEntry, Home, Settings
+from hive_cli.supervisor import names, postgres
+from hive_cli.supervisor.leash import leashed
+from hive_cli.supervisor.probes import http_probe, postgres_probe
+from hive_cli.supervisor.process import ProcessSpec
+
+POSTGRES_SILENCE_S = 60.0
+NATS_UNREADY_S = 60.0
+EXECUTOR_SILENCE_S = 60.0
+"""Longer than a service's: what an executor does is fenced by its lease, and a device may freeze for a while."""
+
+
+def postgres_spec(home: Home, settings: Settings) -> ProcessSpec:
+    """PostgreSQL. Its fast shutdown (SIGINT) does not wait for sessions."""
+    return ProcessSpec(
+        name=names.POSTGRES,
+        command=postgres.command(home, settings),
+        log_file=home.log_file(names.POSTGRES),
+        probe=postgres_probe(lambda: postgres.admin_dsn(home, settings, "postgres")),
+        stop_signal=signal.SIGINT,
+        silence_s=POSTGRES_SILENCE_S,
+        before_start=lambda: postgres.clear_leftovers(home.postgres_dir),
+    )
+
+
+def nats_spec(home: Home, settings: Settings, session: aiohttp.ClientSession) -> ProcessSpec:
+    """NATS. It calls itself unhealthy while JetStream is stuck, which only a restart ends (FACTS, NATS 4)."""
+    plain = nats_command(home.nats_config_file)
+    tied = nats_command(home.nats_config_file, die_with_parent=True)
+    return ProcessSpec(
+        name=names.NATS,
+        command=tied if tied != plain else leashed("SIGTERM", plain),
+        log_file=home.log_file(names.NATS),
+        probe=http_probe(session, settings.ports["nats_monitor"], "/healthz"),
+        unready_s=NATS_UNREADY_S,
+    )
+
+
+def service_spec(home: Home, settings: Settings, service: str, session: aiohttp.ClientSession) -> ProcessSpec:
+    """One service of the control plane."""
+    return ProcessSpec(
+        name=service,
+        command=_python(names.MODULES[service], home.config_file(service)),
+        log_file=home.log_file(service),
+        probe=http_probe(session, settings.ports[names.ops_port(service)]),
+    )
+
+
+def executor_spec(
+    home: Home, settings: Settings, entry: ExecutorEntry, session: aiohttp.ClientSession
+) -> ProcessSpec:
+    """One executor of this machine."""
+    return ProcessSpec(
+        name=entry.name,
+        command=_python("hive_executor", home.config_file(entry.name)),
+        log_file=home.log_file(entry.name),
+        probe=http_probe(session, settings.ports[names.ops_port(entry.name)]),
+        silence_s=EXECUTOR_SILENCE_S,
+        may_be_superseded=True,
+    )
+
+
+def _python(module: str, config_file: Path) -> list[str]:
+    return [sys.executable, "-P", "-m", module, "--config", str(config_file), "--supervised"]

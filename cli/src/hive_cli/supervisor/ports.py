@@ -1,0 +1,86 @@
+"""TCP ports of an installation: chosen once, recorded in `hive.json`, and checked before every start."""
+
+import errno
+import random
+import socket
+from pathlib import Path
+
+from hive_common.kernel.errors import FailedPrecondition, Unavailable
+
+HOST = "127.0.0.1"
+PREFERRED = {"http": 8500, "grpc": 8501, "nats": 4222}
+_LOWEST = 15_000
+_HIGHEST = 32_000
+_RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_TRIES = 200
+
+
+def is_free(port: int) -> bool:
+    """Say whether a server could listen on `port` of the loopback now."""
+    with socket.socket() as probe:
+        # As servers do: what is left of closed connections does not count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def pick(names: list[str], taken: dict[str, int]) -> dict[str, int]:
+    """Return a port for each of `names`: the preferred one where it is free, else any free one.
+
+    Args:
+        names: such as `http`; those in `PREFERRED` have a port they like.
+        taken: ports that are given away already.
+
+    Raises:
+        Unavailable: no free port was found.
+    """
+    chosen = dict(taken)
+    for name in names:
+        used = set(chosen.values())
+        preferred = PREFERRED.get(name)
+        if preferred is not None and preferred not in used and is_free(preferred):
+            chosen[name] = preferred
+        else:
+            chosen[name] = _any_free(used)
+    return {name: chosen[name] for name in names}
+
+
+def _any_free(used: set[int]) -> int:
+    # Below the range that outgoing connections draw from: one of those could otherwise sit on the port in the
+    # moment in which a server is restarted.
+    highest = min(_HIGHEST, _ephemeral_start() - 1)
+    lowest = min(_LOWEST, highest - 1_000)
+    for _ in range(_TRIES):
+        port = random.randint(lowest, highest)  # noqa: S311 - not a secret
+        if port not in used and is_free(port):
+            return port
+    raise Unavailable(f"no free port found between {lowest} and {highest}")
+
+
+def _ephemeral_start() -> int:
+    try:
+        return max(int(_RANGE_FILE.read_text().split()[0]), 3_000)
+    except (OSError, ValueError, IndexError):
+        return 49_152  # RFC 6335, section 6
+
+
+def check_recorded(ports: dict[str, int], settings_file: Path) -> None:
+    """Make sure that every recorded port can be listened on.
+
+    Raises:
+        FailedPrecondition: names the port, what it is for, and the file it is recorded in.
+    """
+    for name, port in ports.items():
+        if not is_free(port):
+            raise FailedPrecondition(
+                f"port {port} ({name}) is taken by another program; it is recorded in {settings_file} "
+                f"($.ports.{name}): stop that program, or write another port there",
+                port=port,
+                file=str(settings_file),
+            )

@@ -1,0 +1,119 @@
+"""The embedded PostgreSQL: cluster, database, log schema, roles; and what a killed server leaves behind."""
+
+import asyncio
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+from hive_common.eventlog.genesis import create_log
+from hive_common.eventlog.migrate import migrate_log
+from hive_common.eventlog.roles import provision
+from hive_common.ops.config import read_secret
+from hive_common.ops.embedded import SUPERUSER, initdb, postgres_command
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from hive_cli.home import Home, Settings
+from hive_cli.supervisor import names
+from hive_cli.supervisor.leash import leashed
+from hive_cli.supervisor.ports import HOST
+from hive_cli.supervisor.provision import DATABASE, POSTGRES_ADMIN, postgres_secret
+
+log = logging.getLogger(__name__)
+
+LEFTOVER_S = 10.0
+
+
+def ensure_cluster(home: Home) -> bool:
+    """Make the cluster where there is none, and say whether that was so. Blocks for about a second.
+
+    It is made next to its place and moved there when it is whole: a half-made one is never started.
+    """
+    if (home.postgres_dir / "PG_VERSION").exists():
+        return False
+    draft = home.postgres_dir.with_name("postgres.new")
+    for folder in (draft, home.postgres_dir):
+        if folder.exists():
+            shutil.rmtree(folder)
+    initdb(draft, password=read_secret(home.secret_file(POSTGRES_ADMIN)))
+    draft.rename(home.postgres_dir)
+    return True
+
+
+def command(home: Home, settings: Settings) -> list[str]:
+    """Return the argv of the server, which ends when the supervisor does."""
+    plain = postgres_command(home.postgres_dir, port=settings.ports["postgres"])
+    tied = postgres_command(home.postgres_dir, port=settings.ports["postgres"], die_with_parent=True)
+    return tied if tied != plain else leashed("SIGINT", plain)
+
+
+def admin_dsn(home: Home, settings: Settings, database: str = DATABASE) -> str:
+    """Return the connection string of the superuser. It holds the password: never log it."""
+    return make_conninfo(
+        host=HOST,
+        port=settings.ports["postgres"],
+        dbname=database,
+        user=SUPERUSER,
+        password=read_secret(home.secret_file(POSTGRES_ADMIN)),
+        application_name="hive_supervisor",
+    )
+
+
+async def prepare_database(home: Home, settings: Settings) -> str:
+    """Bring database, log schema, roles and genesis event up to date, and return the log's id. Idempotent."""
+    async with await psycopg.AsyncConnection.connect(
+        admin_dsn(home, settings, "postgres"), autocommit=True
+    ) as conn:
+        exists = await (await conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))).fetchone()
+        if exists is None:
+            await conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+    passwords = {name: read_secret(home.secret_file(postgres_secret(name))) for name in names.SERVICES}
+    async with await psycopg.AsyncConnection.connect(admin_dsn(home, settings), autocommit=True) as conn:
+        await migrate_log(conn)
+        await provision(conn, passwords)
+        return await create_log(conn)
+
+
+async def clear_leftovers(data_dir: Path) -> None:
+    """Wait until no process of an earlier server uses `data_dir`, and remove a misleading postmaster.pid.
+
+    After `kill -9` of the postmaster its children end by themselves, each at its next wait, and as long as one
+    lives a new server refuses to start. One that does not go is killed: recovery makes good for it.
+    """
+    until = time.monotonic() + LEFTOVER_S
+    while left := await asyncio.to_thread(_servers_in, data_dir):
+        if time.monotonic() > until:
+            for process in left:
+                log.warning("killed a process of an earlier PostgreSQL server (pid %d)", process.pid)
+                process.kill()
+            break
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(_remove_stale_pid_file, data_dir)
+
+
+def _servers_in(data_dir: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] != "postgres":
+            continue
+        try:
+            if process.cwd() == str(data_dir) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _remove_stale_pid_file(data_dir: Path) -> None:
+    # The pid in it may belong to something else by now, after a reboot above all, and the server would then take
+    # that for a running one. No server uses the folder at this point, so that the file says nothing any more.
+    pid_file = data_dir / "postmaster.pid"
+    try:
+        pid = int(pid_file.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return
+    if psutil.pid_exists(pid):
+        pid_file.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Asks a process whether it lives and whether it is ready."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import aiohttp
+import psycopg
+
+HOST = "127.0.0.1"
+ANSWER_S = 2.0
+
+
+class Answer(Enum):
+    """What came back. `UNREADY`: it lives, and says that something it needs is missing."""
+
+    READY = "ready"
+    UNREADY = "unready"
+    SILENT = "silent"
+
+
+@dataclass(frozen=True)
+class Probed:
+    """An answer and, where it is not `READY`, one sentence about it."""
+
+    answer: Answer
+    problem: str = ""
+
+
+Probe = Callable[[], Awaitable[Probed]]
+
+
+def http_probe(session: aiohttp.ClientSession, port: int, path: str = "/readyz") -> Probe:
+    """Return a probe of an HTTP server: 200 is ready, another status is alive, no answer is silence."""
+    url = f"http://{HOST}:{port}{path}"
+
+    async def probe() -> Probed:
+        try:
+            async with session.get(url, timeout=aiohttp.ClientTimeout(total=ANSWER_S)) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return Probed(Answer.SILENT, f"{url}: {error or type(error).__name__}")
+        if response.status == 200:
+            return Probed(Answer.READY)
+        return Probed(Answer.UNREADY, text[:500])
+
+    return probe
+
+
+def postgres_probe(dsn: Callable[[], str]) -> Probe:
+    """Return a probe of PostgreSQL. Recovery after a crash counts as alive."""
+
+    async def probe() -> Probed:
+        try:
+            async with asyncio.timeout(ANSWER_S * 2):
+                conn = await psycopg.AsyncConnection.connect(dsn(), connect_timeout=2)
+                await conn.close()
+        except psycopg.OperationalError as error:
+            text = str(error).strip().splitlines()[-1]
+            # 57P03 has no class of its own when it comes at connect: the text is all there is.
+            starting = "starting up" in text or "recovery" in text or "not yet accepting" in text
+            return Probed(Answer.UNREADY if starting else Answer.SILENT, text)
+        except TimeoutError:
+            return Probed(Answer.SILENT, "no answer")
+        return Probed(Answer.READY)
+
+    return probe

@@ -1,0 +1,150 @@
+"""Sets an installation up: folders, secrets, ports, ids. Everything is made once and kept afterwards."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+from hive_common.kernel.errors import FailedPrecondition
+from hive_common.kernel.ids import new_id
+from hive_common.ops.config import read_secret, write_config
+from hive_common.ops.embedded import SUPERUSER
+
+from hive_cli.home import Endpoints, ExecutorEntry, Home, Settings
+from hive_cli.supervisor import names, ports
+
+DATABASE = "hive"
+POSTGRES_ADMIN = "postgres-admin"
+PASSFILE = "pgpass"
+SERVICE_KEY = "service-key"
+NATS_SERVICES = "nats-services"
+NATS_EXTENSION = "nats-extension"
+_SECRET_BYTES = 32
+FREE_BYTES_MIN = 200 * 1024 * 1024
+"""What a first start writes (cluster and its log, 60 MB), and some for the work."""
+
+
+def postgres_secret(service: str) -> str:
+    """Return the name of the secret with a service's database password."""
+    return f"postgres-{service}"
+
+
+def nats_secret(executor: str) -> str:
+    """Return the name of the secret with an executor's NATS password."""
+    return f"nats-{executor}"
+
+
+def blob_secret(executor: str) -> str:
+    """Return the name of the secret with an executor's key for blobs."""
+    return f"blobs-{executor}"
+
+
+def provision(home: Home, executors: int | None) -> Settings:
+    """Make what the home does not have yet, and return its settings. The caller holds the home's lock.
+
+    Args:
+        home: may not exist yet.
+        executors: how many; None is as many as last time, or one.
+
+    Raises:
+        FailedPrecondition: a recorded port is taken, or the disk is full.
+        OSError: something cannot be written.
+    """
+    _make_folders(home)
+    _check_space(home.root)
+    known = home.settings() if home.exists() else None
+    if known is not None:
+        ports.check_recorded(_listened(known, executors), home.settings_file)
+    settings = _settle(home, known, executors)
+    wanted = [entry.name for entry in settings.executors]
+    _make_secrets(home, wanted)
+    if settings != known:
+        write_config(home.settings_file, settings)
+    for entry in settings.executors:
+        home.executor_dir(entry.name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return settings
+
+
+def active_executors(settings: Settings, executors: int | None) -> tuple[ExecutorEntry, ...]:
+    """Return the executors to start: all, or the first `executors` of them."""
+    return settings.executors if executors is None else settings.executors[:executors]
+
+
+def _listened(settings: Settings, executors: int | None) -> dict[str, int]:
+    wanted = names.port_names([entry.name for entry in active_executors(settings, executors)])
+    return {name: settings.ports[name] for name in wanted if name in settings.ports}
+
+
+def _make_folders(home: Home) -> None:
+    home.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (home.secrets_dir, home.run_dir):
+        folder.mkdir(exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    for folder in (home.config_dir, home.postgres_dir.parent, home.nats_dir, home.artifacts_dir, home.logs_dir):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _check_space(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < FREE_BYTES_MIN:
+        raise FailedPrecondition(
+            f"{root}: {free // 2**20} MiB are free on this disk, expected {FREE_BYTES_MIN // 2**20} MiB or more; "
+            "make room, or choose a home elsewhere with --home",
+            file=str(root),
+        )
+
+
+def _settle(home: Home, known: Settings | None, executors: int | None) -> Settings:
+    entries = list(known.executors if known else ())
+    missing = range(len(entries) + 1, (executors or 1) + 1)
+    entries += [ExecutorEntry(names.executor_name(number), new_id()) for number in missing]
+    recorded = dict(known.ports) if known else {}
+    wanted = names.port_names([entry.name for entry in entries])
+    recorded |= ports.pick([name for name in wanted if name not in recorded], recorded)
+    return Settings(
+        owner=known.owner if known else new_id(),
+        endpoints=_endpoints(home, recorded),
+        ports=recorded,
+        executors=tuple(entries),
+    )
+
+
+def _endpoints(home: Home, recorded: dict[str, int]) -> Endpoints:
+    passfile = quote(str(home.secret_file(PASSFILE)), safe="")
+    return Endpoints(
+        http=f"http://{ports.HOST}:{recorded['http']}",
+        grpc=f"{ports.HOST}:{recorded['grpc']}",
+        nats=f"nats://{ports.HOST}:{recorded['nats']}",
+        postgres=f"postgresql://{SUPERUSER}@{ports.HOST}:{recorded['postgres']}/{DATABASE}?passfile={passfile}",
+    )
+
+
+def _make_secrets(home: Home, executors: Iterable[str]) -> None:
+    wanted = [SERVICE_KEY, POSTGRES_ADMIN, NATS_SERVICES, NATS_EXTENSION]
+    wanted += [postgres_secret(service) for service in names.SERVICES]
+    wanted += [make(name) for name in executors for make in (nats_secret, blob_secret)]
+    for path in (home.api_key_file, *(home.secret_file(name) for name in wanted)):
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
+    password = read_secret(home.secret_file(POSTGRES_ADMIN))
+    write_private(home.secret_file(PASSFILE), f"*:*:*:{SUPERUSER}:{password}\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, from its first byte on; whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def to_raw(value: object) -> msgspec.Raw:
+    """Return a JSON value for the `extra` of a configuration."""
+    return msgspec.Raw(msgspec.json.encode(value))

@@ -1,0 +1,95 @@
+"""`run/state.json`: the processes of a home as its supervisor sees them, for `hive status`."""
+
+import logging
+import time
+
+import msgspec
+import psutil
+from hive_common.ops.config import write_config
+
+from hive_cli.home import Home
+
+log = logging.getLogger(__name__)
+
+
+class ProcessState(msgspec.Struct, frozen=True):
+    """One process.
+
+    `state` is `starting`, `ready`, `unready` (it answers, and says that something is missing), `silent`,
+    `restarting`, `stopped` or `superseded`. `created` is the start time of `pid` as psutil gives it.
+    """
+
+    name: str
+    state: str
+    pid: int | None
+    restarts: int
+    created: float = 0.0
+    problem: str = ""
+
+
+class InstallationState(msgspec.Struct, frozen=True):
+    """Everything a supervisor watches. `state` is `starting`, `ready`, `degraded`, `stopping` or `stopped`."""
+
+    state: str
+    supervisor_pid: int
+    services: tuple[ProcessState, ...]
+
+
+def read_state(home: Home) -> InstallationState | None:
+    """Return what the last supervisor wrote, or None where there is nothing that can be read."""
+    try:
+        return msgspec.json.decode(home.state_file.read_bytes(), type=InstallationState)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_state(home: Home, state: InstallationState) -> None:
+    """Write the state. A full disk is logged and not fatal: the processes matter more than their list."""
+    try:
+        write_config(home.state_file, state)
+    except OSError as error:
+        log.warning("%s: cannot be written: %s", home.state_file, error.strerror)
+
+
+def created_at(pid: int) -> float:
+    """Return when a process was started, 0.0 where there is none. With the pid it names a process for ever."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def end_leftovers(home: Home, patience_s: float = 10.0) -> list[str]:
+    """Wait for what an earlier supervisor left behind, kill what does not go, and return the killed names.
+
+    A supervisor that was killed takes its processes along within seconds; this is for the next `up` that comes
+    sooner, and for a process that was stopped in its tracks.
+    """
+    state = read_state(home)
+    left = {entry.name: found for entry in (state.services if state else ()) if (found := _alive(entry))}
+    until = time.monotonic() + patience_s
+    while left and time.monotonic() < until:
+        time.sleep(0.05)
+        left = {name: process for name, process in left.items() if process.is_running() and not _zombie(process)}
+    for process in left.values():
+        process.kill()
+    psutil.wait_procs(list(left.values()), timeout=5)
+    return list(left)
+
+
+def _alive(entry: ProcessState) -> psutil.Process | None:
+    if entry.pid is None:
+        return None
+    try:
+        process = psutil.Process(entry.pid)
+        same = abs(process.create_time() - entry.created) < 1.0
+    except psutil.Error:
+        return None
+    return process if same and not _zombie(process) else None
+
+
+def _zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
