@@ -1,6 +1,5 @@
 """The configuration of a service: a JSON file, decoded once into a frozen struct."""
 
-import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,7 +78,7 @@ def load_config(path: str | Path, kind: type[T]) -> T:
 def write_config(path: Path, config: msgspec.Struct) -> None:
     """Write a configuration so that people can read it; whole or not at all."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(msgspec.to_builtins(config), indent=2) + "\n")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
     draft.replace(path)
 
 
