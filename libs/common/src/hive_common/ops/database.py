@@ -1,0 +1,97 @@
+"""A service's own schema: a small pool of connections that comes back after Postgres does."""
+
+import asyncio
+from collections.abc import Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from hive_common.kernel.errors import Unavailable
+from hive_common.ops.migrate import migrate
+from hive_common.ops.startup import START_WITHIN_S, eventually
+
+CONNECTIONS_MAX = 4
+WAIT_S = 5.0
+"""How long a query waits for a connection before its caller is told `Unavailable`."""
+PROBE_S = 2.0
+
+
+class Database:
+    """Queries on a service's views.
+
+    Args:
+        dsn: of the service's role.
+        schema: the service's schema.
+        connections_max: at most so many connections are open.
+    """
+
+    def __init__(self, dsn: str, schema: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._problem: str | None = "not connected yet"
+        self._pool = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=connections_max,
+            timeout=WAIT_S,
+            open=False,
+            kwargs={"autocommit": True},
+            # A connection that died with its server is replaced before a query can meet it.
+            check=AsyncConnectionPool.check_connection,
+            name=schema,
+        )
+
+    async def open(self, migrations: Path | Traversable, within_s: float = START_WITHIN_S) -> None:
+        """Migrate the schema and connect.
+
+        Raises:
+            Unavailable: Postgres did not answer within `within_s`.
+            FailedPrecondition: see `hive_common.ops.migrate.migrate`.
+        """
+
+        async def migrated() -> None:
+            async with await AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+                await migrate(conn, migrations, self._schema)
+
+        await eventually(migrated, "Postgres", within_s)
+        await self._pool.open()
+        await self._probe()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    async def fetch(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query, which MUST be bounded by a key or a LIMIT.
+
+        Raises:
+            Unavailable: Postgres cannot be reached now.
+        """
+        try:
+            async with self._pool.connection() as conn:
+                cursor = await conn.execute(query, parameters)
+                rows: list[tuple[Any, ...]] = await cursor.fetchall()
+                return rows
+        except psycopg.OperationalError as error:
+            raise Unavailable("the database cannot be reached now") from error
+
+    def problem(self) -> str | None:
+        """Say what was wrong at the last probe, or None (a `telemetry.Check`)."""
+        return self._problem
+
+    async def watch(self) -> None:
+        """Probe for ever, so that `problem` stays true. Run it as a task of the service."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            await self._probe()
+
+    async def _probe(self) -> None:
+        try:
+            await self.fetch("SELECT 1")
+            self._problem = None
+        except Unavailable as error:
+            self._problem = error.message
