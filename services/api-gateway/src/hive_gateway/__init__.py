@@ -1,1 +1,1 @@
-"""REST, SSE and public gRPC."""
+"""The only public door of the control plane: REST with SSE, and gRPC."""

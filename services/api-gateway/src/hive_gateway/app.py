@@ -1,0 +1,52 @@
+"""The ASGI application: all routers, errors, the OpenAPI document, and around them key and metrics."""
+
+from fastapi import FastAPI
+from hive_common.artifacts.store import ArtifactStore
+from hive_common.ops.telemetry import Health
+from starlette.types import ASGIApp
+
+from hive_gateway import documents, problems
+from hive_gateway.keys import KeyRing
+from hive_gateway.live_logs import LiveLogs
+from hive_gateway.middleware import Authenticated, Measured
+from hive_gateway.peers import Peers
+from hive_gateway.routes import agents, audit, blobs, executors, following, jobs, models, operations
+from hive_gateway.streams import Followers
+
+DESCRIPTION = """Runs autonomous AI agents on the devices people already own.
+
+Every path but health needs `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) with a stable
+`code`. Times are microseconds since the epoch; positions are those of the event log."""
+
+
+def build_api(
+    peers: Peers, store: ArtifactStore, live_logs: LiveLogs, followers: Followers, health: Health
+) -> FastAPI:
+    """Return the REST interface, without the key check around it."""
+    api = FastAPI(
+        title="HiveFabric",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    problems.install(api)
+    documents.install(api)
+    for router in (
+        jobs.router(peers, store),
+        following.router(peers, live_logs, followers),
+        executors.router(peers),
+        agents.router(peers),
+        audit.router(peers),
+        models.router(peers),
+        blobs.router(store),
+        operations.router(health),
+    ):
+        api.include_router(router)
+    return api
+
+
+def guarded(api: FastAPI, keys: KeyRing) -> ASGIApp:
+    """Return what the server runs: `api` behind the key check, measured."""
+    return Measured(Authenticated(api, keys))

@@ -1,0 +1,103 @@
+"""Builds the gateway from its configuration, runs it, and takes it down in order."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from hive_common.artifacts.store import FolderStore
+from hive_common.kernel.errors import FailedPrecondition
+from hive_common.ops.config import ServiceConfig, read_secret
+from hive_common.ops.lifecycle import Stop
+from hive_common.ops.telemetry import Health, OpsServer
+
+from hive_gateway.app import build_api, guarded
+from hive_gateway.grpc_proxy import PublicRpc
+from hive_gateway.http_server import HttpServer
+from hive_gateway.keys import KeyRing
+from hive_gateway.live_logs import LiveLogs
+from hive_gateway.peers import Peers
+from hive_gateway.settings import settings_of
+from hive_gateway.streams import Followers
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """The whole service, built but not started.
+
+    Attributes:
+        http_port: where REST listens, once started.
+        grpc_port: where gRPC listens, once started.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        settings = settings_of(config)
+        keys = KeyRing.load(settings.keys, config.owner)
+        self.health = Health()
+        self.peers = Peers(config.peers, read_secret(config.service_key_file))
+        self.live_logs = LiveLogs()
+        self.followers = Followers()
+        self._nats = config.nats
+        api = build_api(self.peers, FolderStore(config.artifacts_dir), self.live_logs, self.followers, self.health)
+        self._http = HttpServer(guarded(api, keys), settings.http_host, settings.http_port)
+        self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
+        self.http_port = self.grpc_port = 0
+        for peer in self.peers.all:
+            self.health.add(peer.name, peer.problem)
+        self.health.add("gateway", self._stopping)
+
+    async def start(self, stop: Stop, stack: AsyncExitStack) -> None:
+        """Start everything; `stack` takes it down again, the last first.
+
+        Raises:
+            FailedPrecondition: a port is taken.
+        """
+        stack.push_async_callback(self.peers.close)
+        stack.push_async_callback(self.live_logs.close)
+        self._background(self.peers.watch_health(), "health of peers", stop, stack)
+        self._background(self.live_logs.connect(self._nats), "connection to NATS", stop, stack)
+        self.grpc_port = await self._rpc.start()
+        stack.push_async_callback(self._rpc.stop)
+        self.http_port = await self._http.start()
+        stack.push_async_callback(self._http.stop)
+        assert self._http.task is not None
+        stop.guard(self._http.task)
+        # Streams end first: the servers wait for what is open.
+        stack.callback(self.followers.stopping.set)
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str, stop: Stop, stack: AsyncExitStack) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
+        stop.guard(task)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        stack.push_async_callback(end)
+
+    def _stopping(self) -> str | None:
+        return "the gateway stops" if self.followers.stopping.is_set() else None
+
+
+async def main(config: ServiceConfig, stop: Stop) -> None:
+    """Run the gateway until `stop` is set.
+
+    Raises:
+        InvalidArgument: the configuration or a key file is not usable.
+        FailedPrecondition: a port is taken.
+    """
+    gateway = Gateway(config)
+    async with AsyncExitStack() as stack:
+        ops = OpsServer(gateway.health, config.ops_host, config.ops_port)
+        try:
+            await ops.start()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{config.ops_host}:{config.ops_port}: cannot listen for health and metrics: {error.strerror}"
+            ) from error
+        stack.push_async_callback(ops.stop)
+        await gateway.start(stop, stack)
+        log.info("REST on port %d, gRPC on port %d", gateway.http_port, gateway.grpc_port)
+        await stop.wait()

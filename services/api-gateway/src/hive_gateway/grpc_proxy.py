@@ -1,0 +1,198 @@
+"""The public gRPC port: calls of published services go to their owners as the bytes they are.
+
+Which methods there are, and which of them stream, is read from the descriptors; a new method needs no code here.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from grpc_reflection.v1alpha import reflection
+from hive_common.kernel.errors import FailedPrecondition, body_of
+from hive_common.ops.telemetry import REQUESTS
+from hive_common.rpc.errors import TRAILER
+from hive_common.rpc.server import RpcServer
+from hive_proto.agents.v1 import agents_pb2
+from hive_proto.audit.v1 import audit_pb2
+from hive_proto.executors.v1 import executors_pb2
+from hive_proto.jobs.v1 import jobs_pb2
+from hive_proto.models.v1 import models_pb2
+
+from hive_gateway.keys import Caller, KeyRing
+from hive_gateway.peers import STREAM_S, UNARY_S, VERIFY_S, Peer, Peers
+
+HEALTH_SERVICE = "grpc.health.v1.Health"
+CALLER_FIELD = "caller"
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
+    """Return the services that outsiders may call, each with its owner. Presence is not among them."""
+    return {
+        _service(jobs_pb2, "Jobs"): peers.scheduler,
+        _service(executors_pb2, "Executors"): peers.registry,
+        _service(agents_pb2, "Agents"): peers.registry,
+        _service(audit_pb2, "Audit"): peers.audit,
+        _service(models_pb2, "Models"): peers.router,
+    }
+
+
+def _service(module: Any, name: str) -> ServiceDescriptor:
+    service: ServiceDescriptor = module.DESCRIPTOR.services_by_name[name]
+    return service
+
+
+class Proxy(grpc.GenericRpcHandler):
+    """Forwards unary calls and server streams.
+
+    Args:
+        services: what is published, and who answers.
+        keys: the server has checked the key already; here it says who calls.
+    """
+
+    def __init__(self, services: dict[ServiceDescriptor, Peer], keys: KeyRing) -> None:
+        self._keys = keys
+        self._handlers = {
+            f"/{service.full_name}/{method.name}": self._handler(
+                f"/{service.full_name}/{method.name}", method, peer
+            )
+            for service, peer in services.items()
+            for method in service.methods
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        """Return the handler of a published method (grpc.GenericRpcHandler)."""
+        return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, path: str, method: MethodDescriptor, peer: Peer) -> grpc.RpcMethodHandler[bytes, bytes]:
+        if method.client_streaming:
+            raise FailedPrecondition(f"{path}: streams of requests are not forwarded")
+        forward = Forward(path, peer, _caller_tag(method), self._keys)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(forward.stream)
+        return grpc.unary_unary_rpc_method_handler(forward.unary)
+
+
+class Forward:
+    """One published method.
+
+    Args:
+        path: `/package.Service/Method`.
+        peer: who answers.
+        caller_tag: wire tag of the request's `caller` field, empty where it has none.
+        keys: who a key belongs to.
+    """
+
+    def __init__(self, path: str, peer: Peer, caller_tag: bytes, keys: KeyRing) -> None:
+        self._path = path
+        self._peer = peer
+        self._caller_tag = caller_tag
+        self._keys = keys
+        self._unary: Callable[..., Any] = peer.channel.unary_unary(path)
+        self._stream: Callable[..., Any] = peer.channel.unary_stream(path)
+        # Only verification reads so much that the common deadline would cut it.
+        self._unary_s = VERIFY_S if path.endswith("/Verify") else UNARY_S
+
+    async def unary(self, request: bytes, context: Context) -> bytes:
+        """Forward a unary call."""
+        call = self._call(self._unary, request, context, self._unary_s)
+        try:
+            response: bytes = await call
+            context.set_trailing_metadata(await call.trailing_metadata())
+        except grpc.aio.AioRpcError as failure:
+            await self._fail(context, failure)
+            raise
+        finally:
+            # Does nothing to a call that is done; ends one whose caller went away.
+            call.cancel()
+        return response
+
+    async def stream(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Forward a server stream."""
+        call = self._call(self._stream, request, context, STREAM_S)
+        try:
+            async for response in call:
+                yield response
+            context.set_trailing_metadata(await call.trailing_metadata())
+        except grpc.aio.AioRpcError as failure:
+            await self._fail(context, failure)
+        finally:
+            call.cancel()
+
+    def _call(self, method: Callable[..., Any], request: bytes, context: Context, default_s: float) -> Any:
+        caller = self._keys.caller_of_rpc(context.invocation_metadata())
+        return method(
+            self._stamped(request, caller),
+            timeout=_time_left(context, default_s),
+            metadata=self._peer.metadata(caller),
+        )
+
+    def _stamped(self, request: bytes, caller: Caller) -> bytes:
+        """Set `caller` in the request whatever stands there: of a field that comes twice the last one counts.
+
+        See "Last One Wins" in the protobuf encoding documentation.
+        """
+        if not self._caller_tag:
+            return request
+        text = caller.pseudonym.encode()
+        return request + self._caller_tag + bytes([len(text)]) + text
+
+    async def _fail(self, context: Context, failure: grpc.aio.AioRpcError) -> None:
+        trailers = tuple(failure.trailing_metadata() or ())
+        error = self._peer.error(failure)
+        said_by_peer = any(key == TRAILER for key, _ in trailers)
+        if not said_by_peer or failure.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise error from failure
+        REQUESTS.labels(self._path, body_of(error).code).inc()
+        await context.abort(failure.code(), failure.details() or "", trailers)
+
+
+def _caller_tag(method: MethodDescriptor) -> bytes:
+    field: FieldDescriptor | None = method.input_type.fields_by_name.get(CALLER_FIELD)
+    if field is None:
+        return b""
+    tag, length_delimited = field.number << 3, 2
+    if tag >= 0x80:
+        raise FailedPrecondition(f"{method.full_name}: the number of `{CALLER_FIELD}` must be under 16")
+    return bytes([tag | length_delimited])
+
+
+def _time_left(context: Context, default_s: float) -> float:
+    left: float | None = context.time_remaining()
+    return default_s if left is None else max(0.0, min(left, VERIFY_S * 2))
+
+
+class PublicRpc:
+    """The public gRPC port: the proxy, reflection and health.
+
+    Args:
+        peers: who answers.
+        keys: who may ask.
+        host: address to bind.
+        port: port to bind; 0 takes a free one.
+    """
+
+    def __init__(self, peers: Peers, keys: KeyRing, host: str, port: int) -> None:
+        services = published(peers)
+        self._address = (host, port)
+        self._rpc = RpcServer(host, port, keys.authorise_rpc)
+        self._rpc.server.add_generic_rpc_handlers((Proxy(services, keys),))
+        names = [service.full_name for service in services]
+        reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], self._rpc.server)
+
+    async def start(self) -> int:
+        """Listen and return the port. Raises FailedPrecondition when it is taken."""
+        try:
+            return await self._rpc.start()
+        except RuntimeError as error:
+            host, port = self._address
+            raise FailedPrecondition(
+                f"{host}:{port}: cannot listen for gRPC; expected a free port", port=port
+            ) from error
+
+    async def stop(self) -> None:
+        """Take no more calls, give the others a moment, then cut them."""
+        await self._rpc.stop()

@@ -1,0 +1,76 @@
+"""The HTTP server, inside this process and under its own stop."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from hive_common.kernel.errors import FailedPrecondition
+from starlette.types import ASGIApp
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+GRACE_S = 3
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: `Stop` has them, and uvicorn would take them away from it."""
+        yield
+
+
+class HttpServer:
+    """Listens on one address. `port` may be 0; `start` says which one it became.
+
+    Args:
+        app: what answers.
+        host: address to bind.
+        port: port to bind.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen and return the port. Raises FailedPrecondition when it is taken."""
+        listener = _listen(self._host, self._port)
+        self.task = asyncio.create_task(self._server.serve([listener]), name="http server")
+        while not self._server.started:
+            if self.task.done():
+                self.task.result()
+            await asyncio.sleep(0.005)
+        port: int = listener.getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Take no more calls, give the others a moment, then cut them."""
+        self._server.should_exit = True
+        if self.task is not None:
+            await self.task
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{host}:{port}: cannot listen for HTTP: {error.strerror}; expected a free port", port=port
+        ) from error

@@ -1,0 +1,91 @@
+"""Who calls: API keys, compared in constant time, and what each of them may do."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from hive_common.kernel.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from hive_common.kernel.ids import derive_id
+from hive_common.ops.config import read_secret
+
+from hive_gateway.settings import KeySettings
+
+Scope = Literal["admin", "executor"]
+
+
+class Caller(NamedTuple):
+    """Who made a call. `pseudonym` is what other services and the log get to see of it."""
+
+    name: str
+    scope: Scope
+    pseudonym: str
+
+
+class KeyRing:
+    """All keys of this installation.
+
+    Args:
+        keys: who each secret belongs to.
+    """
+
+    def __init__(self, keys: Iterable[tuple[Caller, str]]) -> None:
+        # Digests have one length, so that a comparison does not tell how long a key is.
+        self._keys = [(caller, _digest(secret.encode())) for caller, secret in keys]
+
+    @classmethod
+    def load(cls, keys: Iterable[KeySettings], owner: str) -> "KeyRing":
+        """Read the keys from their files.
+
+        Raises:
+            InvalidArgument: a file cannot be read, others may read it, or two keys have one name or one secret.
+        """
+        loaded = [(_caller(key, owner), read_secret(key.file)) for key in keys]
+        for what, values in (
+            ("name", [caller.name for caller, _ in loaded]),
+            ("secret", [s for _, s in loaded]),
+        ):
+            if len(set(values)) != len(values):
+                raise InvalidArgument(f"configuration of the gateway, extra.keys: two keys have the same {what}")
+        return cls(loaded)
+
+    def caller(self, authorization: str | bytes | None) -> Caller:
+        """Return who shows `authorization: Bearer <key>` (RFC 6750 section 2.1).
+
+        Raises:
+            Unauthenticated: there is no such header, or the key is not known.
+        """
+        value = authorization.encode() if isinstance(authorization, str) else authorization or b""
+        scheme, _, token = value.partition(b" ")
+        given = _digest(token.strip())
+        found: Caller | None = None
+        # Every key is compared, so that the time does not tell which one was close.
+        for caller, digest in self._keys:
+            if hmac.compare_digest(given, digest):
+                found = caller
+        if found is None or scheme.lower() != b"bearer":
+            raise Unauthenticated("this needs an API key: expected the header `Authorization: Bearer <key>`")
+        return found
+
+    def authorise_rpc(self, method: str, metadata: Any) -> None:
+        """Refuse a gRPC call without a key of scope `admin` (for `hive_common.rpc.server`)."""
+        caller = self.caller_of_rpc(metadata)
+        if caller.scope != "admin":
+            raise PermissionDenied(f"the key `{caller.name}` may only read and write blobs", scope=caller.scope)
+
+    def caller_of_rpc(self, metadata: Any) -> Caller:
+        """Return who shows a key in the metadata of a gRPC call."""
+        return self.caller(dict(metadata or ()).get("authorization"))
+
+
+def may_use(caller: Caller, path: str) -> bool:
+    """Say whether `caller` may use the REST path."""
+    return caller.scope == "admin" or path.startswith("/v1/blobs/")
+
+
+def _caller(key: KeySettings, owner: str) -> Caller:
+    return Caller(key.name, key.scope, derive_id("caller", owner, key.name))
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

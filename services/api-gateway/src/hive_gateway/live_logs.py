@@ -1,0 +1,132 @@
+"""Log lines of guests while they run, from NATS to whoever follows a job. Best effort, as the lines themselves."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Iterator
+
+import msgspec
+import nats.errors
+from hive_common.bus.nats import connect
+from hive_common.contracts.messages import LogBatch
+from hive_common.kernel.errors import Unavailable
+from hive_common.ops.config import NatsConfig
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+log = logging.getLogger(__name__)
+
+SUBJECT = "hive.exec.*.log.*"
+BATCHES_WAITING_MAX = 1_000
+"""Batches kept for a follower that reads slowly; what comes on top is dropped and counted."""
+
+_CONNECT_DELAY_S = 1.0
+
+
+class Follower:
+    """What one follower of a job has not read yet."""
+
+    def __init__(self) -> None:
+        self._batches: asyncio.Queue[LogBatch] = asyncio.Queue(BATCHES_WAITING_MAX)
+        self._dropped = 0
+
+    def offer(self, batch: LogBatch) -> None:
+        """Take a batch, or count it as dropped."""
+        try:
+            self._batches.put_nowait(batch)
+        except asyncio.QueueFull:
+            self._dropped += 1
+
+    async def take(self) -> LogBatch:
+        """Return the next batch once there is one."""
+        return await self._batches.get()
+
+    def take_now(self) -> LogBatch | None:
+        """Return the next batch if there is one."""
+        return None if self._batches.empty() else self._batches.get_nowait()
+
+    def take_dropped(self) -> int:
+        """Return how many batches were dropped since the last time this was asked."""
+        dropped, self._dropped = self._dropped, 0
+        return dropped
+
+
+class LiveLogs:
+    """Subscribed to the logs of all executors while, and only while, somebody follows a job."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._subscription: Subscription | None = None
+        self._followers: dict[str, set[Follower]] = {}
+        self._changing = asyncio.Lock()
+        self._decoder = msgspec.json.Decoder(LogBatch)
+
+    async def connect(self, config: NatsConfig) -> None:
+        """Connect to NATS, however long that takes; the gateway works without it but for live logs."""
+        while self._client is None:
+            try:
+                self._client = await connect(config, "gateway")
+            except Unavailable as error:
+                log.warning("%s", error.message)
+                await asyncio.sleep(_CONNECT_DELAY_S)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.close()
+
+    @contextlib.asynccontextmanager
+    async def follow(self, job_id: str) -> AsyncGenerator[Follower, None]:
+        """Collect the batches of a job while the block runs.
+
+        Raises:
+            Unavailable: there is no connection to NATS now.
+        """
+        with self._registered(job_id) as follower:
+            await self._adjust()
+            try:
+                yield follower
+            finally:
+                # A cancelled follower still has to leave: the last one ends the subscription.
+                self._forget(job_id, follower)
+                await asyncio.shield(self._adjust())
+
+    @contextlib.contextmanager
+    def _registered(self, job_id: str) -> Iterator[Follower]:
+        if self._client is None or not self._client.is_connected:
+            raise Unavailable("live logs need NATS, which cannot be reached now")
+        follower = Follower()
+        self._followers.setdefault(job_id, set()).add(follower)
+        try:
+            yield follower
+        finally:
+            self._forget(job_id, follower)
+
+    def _forget(self, job_id: str, follower: Follower) -> None:
+        followers = self._followers.get(job_id, set())
+        followers.discard(follower)
+        if not followers:
+            self._followers.pop(job_id, None)
+
+    async def _adjust(self) -> None:
+        async with self._changing:
+            try:
+                if self._followers and self._subscription is None and self._client is not None:
+                    self._subscription = await self._client.subscribe(SUBJECT, cb=self._receive)
+                    # The server has the subscription once it answered this ping.
+                    await self._client.flush()
+                elif not self._followers and self._subscription is not None:
+                    subscription, self._subscription = self._subscription, None
+                    await subscription.unsubscribe()
+            except nats.errors.Error as error:
+                raise Unavailable(f"live logs need NATS: {error}") from error
+
+    async def _receive(self, message: Msg) -> None:
+        try:
+            batch = self._decoder.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("%s: %s", message.subject, error)
+            return
+        for follower in self._followers.get(batch.job, ()):
+            follower.offer(batch)

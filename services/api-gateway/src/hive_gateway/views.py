@@ -1,0 +1,452 @@
+"""What REST answers, and how it comes from the messages of the services behind it.
+
+The structs are encoded as they are and described in the OpenAPI document from the same definition. Times are
+microseconds since the epoch. JSON that a service passes on as bytes stays those bytes.
+"""
+
+import base64
+from typing import Any
+
+import msgspec
+from hive_proto.agents.v1 import agents_pb2
+from hive_proto.audit.v1 import audit_pb2
+from hive_proto.executors.v1 import executors_pb2
+from hive_proto.jobs.v1 import jobs_pb2
+from hive_proto.models.v1 import models_pb2
+from msgspec import UNSET, Raw, UnsetType
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all answers."""
+
+
+class Submitted(View, frozen=True, kw_only=True):
+    """A job that was accepted. `existed`: the idempotency key had been used for the same job before."""
+
+    job_id: str
+    position: int
+    existed: bool
+
+
+class TaskCounts(View, frozen=True, kw_only=True):
+    """Tasks by state."""
+
+    total: int
+    blocked: int
+    ready: int
+    active: int
+    succeeded: int
+    failed: int
+    cancelled: int
+
+
+class StepCounts(View, frozen=True, kw_only=True):
+    """Tasks of one step of the job document, by state."""
+
+    step: str
+    agent: str
+    tasks: TaskCounts
+
+
+class JobError(View, frozen=True, kw_only=True):
+    """Why a job did not succeed. `task` is the task that decided it."""
+
+    code: str
+    message: str
+    task: str | None
+
+
+class Job(View, frozen=True, kw_only=True):
+    """A job. A job that succeeded has its output in `output`, or as a blob under `output_digest`.
+
+    `state` is running, cancelling, succeeded, failed or cancelled. `position` is the last event of the log that
+    this view has seen.
+    """
+
+    job_id: str
+    name: str
+    state: str
+    priority: str
+    submitted_us: int
+    ended_us: int | None
+    deadline_us: int
+    tasks: TaskCounts
+    attempts: int
+    position: int
+    steps: tuple[StepCounts, ...] = ()
+    error: JobError | None = None
+    output: Raw | UnsetType = UNSET
+    output_digest: str | UnsetType = UNSET
+
+
+class JobPage(View, frozen=True, kw_only=True):
+    """Jobs, newest first, without their outputs. `next` is the `after` of the next page."""
+
+    jobs: tuple[Job, ...]
+    next: str | None
+
+
+class TaskError(View, frozen=True, kw_only=True):
+    """Why a task did not succeed."""
+
+    code: str
+    message: str
+
+
+class Task(View, frozen=True, kw_only=True):
+    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt."""
+
+    task_id: str
+    job_id: str
+    step: str
+    index: int | None
+    state: str
+    attempts: int
+    executor: str | None
+    created_us: int
+    ended_us: int | None
+    error: TaskError | None = None
+    output: Raw | UnsetType = UNSET
+    output_digest: str | UnsetType = UNSET
+
+
+class TaskPage(View, frozen=True, kw_only=True):
+    """Tasks of a job. `next` is the `after` of the next page."""
+
+    tasks: tuple[Task, ...]
+    next: str | None
+
+
+class Event(View, frozen=True, kw_only=True):
+    """One event of the log. `stream` is the id of the job or the task; `data` is null where it was erased."""
+
+    position: int
+    stream: str
+    type: str
+    ts_us: int
+    version: int
+    actor: str
+    data: Raw
+
+
+class EventPage(View, frozen=True, kw_only=True):
+    """Events of a job in the order of the log. `next` is the `from_position` of the next page."""
+
+    events: tuple[Event, ...]
+    next: int | None
+
+
+class AttemptLog(View, frozen=True, kw_only=True):
+    """The log of one attempt as it was reported: in `lines`, or as a blob under `log_digest`."""
+
+    task_id: str
+    step: str
+    index: int | None
+    attempt: int
+    lines: Raw | UnsetType = UNSET
+    log_digest: str | UnsetType = UNSET
+
+
+class Logs(View, frozen=True, kw_only=True):
+    """Logs of a job's attempts."""
+
+    logs: tuple[AttemptLog, ...]
+
+
+class Cancelled(View, frozen=True, kw_only=True):
+    """A cancel that was committed; the job ends when all its tasks have."""
+
+    job_id: str
+    state: str
+    position: int
+
+
+class Executor(View, frozen=True, kw_only=True):
+    """A device that runs tasks. `state` is online, offline, drained, or unknown."""
+
+    executor_id: str
+    name: str
+    owner: str
+    state: str
+    capabilities: Raw
+    registered_us: int
+    last_seen_us: int | None
+    slots: int
+    running: int
+    position: int
+
+
+class ExecutorPage(View, frozen=True, kw_only=True):
+    """Executors. `next` is the `after` of the next page."""
+
+    executors: tuple[Executor, ...]
+    next: str | None
+
+
+class AgentVersion(View, frozen=True, kw_only=True):
+    """A published version of an agent; it never changes. `digest` names its OCI manifest."""
+
+    name: str
+    version: str
+    digest: str
+    manifest: Raw
+    published_us: int
+    size_bytes: int
+    position: int
+
+
+class AgentPage(View, frozen=True, kw_only=True):
+    """Versions of agents. `next` is the `after` of the next page."""
+
+    versions: tuple[AgentVersion, ...]
+    next: str | None
+
+
+class Verification(View, frozen=True, kw_only=True):
+    """What the auditor found when it read the whole log. Hashes are hexadecimal."""
+
+    ok: bool
+    events: int
+    head: int
+    head_hash: str
+    first_bad_position: int | None
+    reason: str | None
+    log_id: str
+
+
+class LogEvent(View, frozen=True, kw_only=True):
+    """A stored envelope with its payload. Where bytes are not JSON, they stand in the `_base64` member instead.
+
+    `hash` and `salt` are hexadecimal. An export, not this, is what a hash is checked against.
+    """
+
+    position: int
+    hash: str
+    salt: str
+    erased: bool
+    event: Raw | UnsetType = UNSET
+    event_base64: str | UnsetType = UNSET
+    payload: Raw | UnsetType = UNSET
+    payload_base64: str | UnsetType = UNSET
+
+
+class LogPage(View, frozen=True, kw_only=True):
+    """Events of the log. `next` is the `from` of the next page."""
+
+    events: tuple[LogEvent, ...]
+    next: int | None
+
+
+class Model(View, frozen=True, kw_only=True):
+    """A model that devices of the pool serve, in OpenAI's shape. `created` is 0: nobody knows it."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    executors: tuple[str, ...]
+    family: str
+    size_bytes: int
+    quantisation: str
+    context_tokens: int
+    loaded: bool
+
+
+class ModelList(View, frozen=True, kw_only=True):
+    """Models in OpenAI's shape."""
+
+    object: str
+    data: tuple[Model, ...]
+
+
+class Status(View, frozen=True, kw_only=True):
+    """Health of this process. `problems` names what is not ready."""
+
+    status: str
+    problems: tuple[str, ...] = ()
+
+
+class Stored(View, frozen=True, kw_only=True):
+    """A blob that is in the store now."""
+
+    digest: str
+    size_bytes: int
+
+
+NULL = Raw(b"null")
+
+
+def counts(message: jobs_pb2.TaskCounts) -> TaskCounts:
+    """Return the view of task counts."""
+    return TaskCounts(
+        total=message.total,
+        blocked=message.blocked,
+        ready=message.ready,
+        active=message.active,
+        succeeded=message.succeeded,
+        failed=message.failed,
+        cancelled=message.cancelled,
+    )
+
+
+def job(message: jobs_pb2.Job) -> Job:
+    """Return the view of a job."""
+    error = None
+    if message.error_code:
+        error = JobError(code=message.error_code, message=message.error_message, task=message.error_task or None)
+    return Job(
+        job_id=message.job_id,
+        name=message.name,
+        state=message.state,
+        priority=message.priority,
+        submitted_us=message.submitted_us,
+        ended_us=message.ended_us or None,
+        deadline_us=message.deadline_us,
+        tasks=counts(message.tasks),
+        attempts=message.attempts,
+        position=message.position,
+        steps=tuple(StepCounts(step=s.step, agent=s.agent, tasks=counts(s.tasks)) for s in message.steps),
+        error=error,
+        output=_raw(message.output_json),
+        output_digest=message.output_digest or UNSET,
+    )
+
+
+def task(message: jobs_pb2.Task) -> Task:
+    """Return the view of a task."""
+    error = None
+    if message.error_code:
+        error = TaskError(code=message.error_code, message=message.error_message)
+    return Task(
+        task_id=message.task_id,
+        job_id=message.job_id,
+        step=message.step,
+        index=_index(message.index),
+        state=message.state,
+        attempts=message.attempts,
+        executor=message.executor or None,
+        created_us=message.created_us,
+        ended_us=message.ended_us or None,
+        error=error,
+        output=_raw(message.output_json),
+        output_digest=message.output_digest or UNSET,
+    )
+
+
+def event(message: jobs_pb2.JobEvent) -> Event:
+    """Return the view of an event of a job. Its JSON has no line breaks, so that it fits a line of a stream."""
+    return Event(
+        position=message.position,
+        stream=message.stream,
+        type=message.type,
+        ts_us=message.ts_us,
+        version=message.version,
+        actor=message.actor,
+        data=Raw(one_line(message.data_json)) if message.data_json else NULL,
+    )
+
+
+def attempt_log(message: jobs_pb2.AttemptLog) -> AttemptLog:
+    """Return the view of an attempt's log."""
+    return AttemptLog(
+        task_id=message.task_id,
+        step=message.step,
+        index=_index(message.index),
+        attempt=message.attempt,
+        lines=_raw(message.log_json),
+        log_digest=message.log_digest or UNSET,
+    )
+
+
+def executor(message: executors_pb2.Executor) -> Executor:
+    """Return the view of an executor."""
+    return Executor(
+        executor_id=message.executor_id,
+        name=message.name,
+        owner=message.owner,
+        state=message.state,
+        capabilities=Raw(message.capabilities_json or b"null"),
+        registered_us=message.registered_us,
+        last_seen_us=message.last_seen_us or None,
+        slots=message.slots,
+        running=message.running,
+        position=message.position,
+    )
+
+
+def agent_version(message: agents_pb2.AgentVersion) -> AgentVersion:
+    """Return the view of an agent version."""
+    return AgentVersion(
+        name=message.name,
+        version=message.version,
+        digest=message.digest,
+        manifest=Raw(message.manifest_json or b"null"),
+        published_us=message.published_us,
+        size_bytes=message.size_bytes,
+        position=message.position,
+    )
+
+
+def verification(message: audit_pb2.VerifyResponse) -> Verification:
+    """Return the view of a verification."""
+    return Verification(
+        ok=message.ok,
+        events=message.events,
+        head=message.head,
+        head_hash=message.head_hash.hex(),
+        first_bad_position=message.first_bad_position or None,
+        reason=message.reason or None,
+        log_id=message.log_id,
+    )
+
+
+def log_event(message: audit_pb2.Event) -> LogEvent:
+    """Return the view of a stored envelope. It may have been tampered with, so its bytes may be anything."""
+    return LogEvent(
+        position=message.position,
+        hash=message.hash.hex(),
+        salt=message.salt.hex(),
+        erased=message.erased,
+        **_json_or_base64("event", message.event_json),
+        **_json_or_base64("payload", message.payload),
+    )
+
+
+def model(message: models_pb2.Model) -> Model:
+    """Return the view of a model."""
+    return Model(
+        id=message.name,
+        object="model",
+        created=0,
+        owned_by="hivefabric",
+        executors=tuple(message.executors),
+        family=message.family,
+        size_bytes=message.size_bytes,
+        quantisation=message.quantisation,
+        context_tokens=message.context_tokens,
+        loaded=message.loaded,
+    )
+
+
+def one_line(data: bytes) -> bytes:
+    """Return JSON without line breaks. A break cannot stand inside a JSON string, so layout is all that goes."""
+    return msgspec.json.format(data, indent=-1) if b"\n" in data or b"\r" in data else data
+
+
+def _raw(data: bytes) -> Raw | UnsetType:
+    return Raw(data) if data else UNSET
+
+
+def _index(index: int) -> int | None:
+    return None if index < 0 else index
+
+
+def _json_or_base64(name: str, data: bytes) -> dict[str, Any]:
+    if not data:
+        return {}
+    try:
+        str(data, "utf-8")
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {f"{name}_base64": base64.b64encode(data).decode()}
+    return {name: Raw(one_line(data))}

@@ -1,0 +1,381 @@
+"""A gateway that really listens, in front of peers that really serve gRPC from memory."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc.aio
+import msgspec
+import pytest
+from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
+from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
+from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
+from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+
+from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
+from hive_common.kernel.ids import derive_id, new_id
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
+from hive_common.ops.embedded import free_port
+from hive_common.ops.lifecycle import Stop
+from hive_common.rpc.server import RpcServer, key_check
+from hive_gateway.bootstrap import Gateway
+
+OWNER = "01890000-0000-7000-8000-000000000001"
+
+
+class JobsPeer(jobs_pb2_grpc.JobsServicer):
+    def __init__(self) -> None:
+        self.jobs: dict[str, jobs_pb2.Job] = {}
+        self.events: dict[str, list[jobs_pb2.JobEvent]] = {}
+        self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.changed = asyncio.Condition()
+        self.watching = 0
+        self.ended_watches = 0
+        self.break_watches_after: int | None = None
+        self._position = 1
+
+    def _seen(self, request: Any, context: Any) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+
+    def find(self, job_id: str) -> jobs_pb2.Job:
+        if job_id not in self.jobs:
+            raise NotFound(f"there is no job {job_id}", job=job_id)
+        return self.jobs[job_id]
+
+    def add(self, job_id: str = "", **fields: Any) -> jobs_pb2.Job:
+        job = jobs_pb2.Job(
+            job_id=job_id or new_id(), **{"name": "squares", "state": "running", "priority": "normal"} | fields
+        )
+        self.jobs[job.job_id] = job
+        self.events[job.job_id] = []
+        return job
+
+    async def record(self, job_id: str, event_type: str, data: bytes = b"{}") -> int:
+        self._position += 1
+        event = jobs_pb2.JobEvent(
+            position=self._position, stream=job_id, type=event_type, ts_us=7, data_json=data, actor="scheduler"
+        )
+        async with self.changed:
+            self.events[job_id].append(event)
+            if event_type in ("JobSucceeded", "JobFailed", "JobCancelled"):
+                self.jobs[job_id].state = event_type.removeprefix("Job").lower()
+            self.changed.notify_all()
+        return self._position
+
+    async def Submit(self, request, context):
+        self._seen(request, context)
+        document = msgspec.json.decode(request.document_json)
+        if "tasks" not in document:
+            raise InvalidArgument("job: tasks: expected at least one task", file="job", path="tasks")
+        job_id = derive_id(request.caller, request.idempotency_key) if request.idempotency_key else new_id()
+        if job_id in self.jobs:
+            if self.jobs[job_id].name != document["name"]:
+                raise Conflict("the idempotency key was used for another job")
+            return jobs_pb2.SubmitResponse(job_id=job_id, position=self.jobs[job_id].position, existed=True)
+        self.add(job_id, name=document["name"])
+        self.jobs[job_id].position = await self.record(job_id, "JobSubmitted")
+        return jobs_pb2.SubmitResponse(job_id=job_id, position=self.jobs[job_id].position)
+
+    async def Get(self, request, context):
+        self._seen(request, context)
+        return self.find(request.job_id)
+
+    async def List(self, request, context):
+        self._seen(request, context)
+        newest = sorted(self.jobs.values(), key=lambda job: job.job_id, reverse=True)
+        chosen = [j for j in newest if not request.state or j.state == request.state]
+        return jobs_pb2.ListResponse(
+            jobs=[j for j in chosen if not request.after or j.job_id < request.after][: request.limit]
+        )
+
+    async def Cancel(self, request, context):
+        self._seen(request, context)
+        job = self.find(request.job_id)
+        job.state = "cancelling"
+        return jobs_pb2.CancelResponse(
+            state=job.state, position=await self.record(request.job_id, "JobCancelRequested")
+        )
+
+    async def Watch(self, request, context):
+        self._seen(request, context)
+        self.find(request.job_id)
+        self.watching += 1
+        sent = 0
+        position = request.from_position
+        try:
+            while True:
+                for event in [e for e in self.events[request.job_id] if e.position > position]:
+                    if self.break_watches_after is not None and sent == self.break_watches_after:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+                    position = event.position
+                    sent += 1
+                    yield event
+                if request.history_only or self.jobs[request.job_id].state in ("succeeded", "failed", "cancelled"):
+                    return
+                async with self.changed:
+                    if self.events[request.job_id][-1:] and self.events[request.job_id][-1].position > position:
+                        continue
+                    await self.changed.wait()
+        finally:
+            self.watching -= 1
+            self.ended_watches += 1
+
+    async def Explain(self, request, context):
+        self._seen(request, context)
+        if request.task_id not in self.jobs:
+            raise NotFound(f"there is no task {request.task_id}")
+        return jobs_pb2.ExplainResponse(explanation_json=b'{"task": "x", "decisions": []}')
+
+    async def Tasks(self, request, context):
+        self._seen(request, context)
+        self.find(request.job_id)
+        tasks = [
+            jobs_pb2.Task(
+                task_id=new_id(), job_id=request.job_id, step="square", index=i, state="succeeded", output_json=b"4"
+            )
+            for i in range(3)
+        ]
+        tasks.append(jobs_pb2.Task(task_id=new_id(), step="total", index=-1, state="failed", error_code="timeout"))
+        return jobs_pb2.TasksResponse(tasks=tasks[: request.limit])
+
+    async def Logs(self, request, context):
+        self._seen(request, context)
+        self.find(request.job_id)
+        return jobs_pb2.LogsResponse(
+            logs=[jobs_pb2.AttemptLog(task_id=new_id(), step="square", attempt=1, log_json=b'[{"text": "hello"}]')]
+        )
+
+
+class ExecutorsPeer(executors_pb2_grpc.ExecutorsServicer):
+    def __init__(self) -> None:
+        self.executor = executors_pb2.Executor(
+            executor_id=new_id(), name="executor-1", state="online", capabilities_json=b'{"cores": 2}', slots=2
+        )
+        self.requests: list[Any] = []
+
+    async def List(self, request, context):
+        return executors_pb2.ListResponse(executors=[self.executor])
+
+    async def Get(self, request, context):
+        if request.executor_id not in (self.executor.executor_id, self.executor.name):
+            raise NotFound(f"there is no executor {request.executor_id}")
+        return self.executor
+
+    async def Drain(self, request, context):
+        self.requests.append(request)
+        await self.Get(executors_pb2.GetRequest(executor_id=request.executor_id), context)
+        self.executor.state = "online" if request.undrain else "drained"
+        return self.executor
+
+
+class AgentsPeer(agents_pb2_grpc.AgentsServicer):
+    def __init__(self) -> None:
+        self.version = agents_pb2.AgentVersion(
+            name="square", version="1.0.0", digest="sha256:" + "0" * 64, manifest_json=b'{"name": "square"}'
+        )
+        self.requests: list[Any] = []
+
+    async def Push(self, request, context):
+        self.requests.append(request)
+        return self.version
+
+    async def List(self, request, context):
+        return agents_pb2.ListResponse(versions=[self.version] if request.name in ("", "square") else [])
+
+    async def Get(self, request, context):
+        if (request.name, request.version) != ("square", "1.0.0"):
+            raise NotFound(f"there is no {request.name}@{request.version}")
+        return self.version
+
+
+class AuditPeer(audit_pb2_grpc.AuditServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.verifying = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.hold_verify = False
+        self.break_export = False
+
+    async def Verify(self, request, context):
+        self.requests.append(request)
+        self.verifying.set()
+        try:
+            while self.hold_verify:
+                await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return audit_pb2.VerifyResponse(ok=True, events=3, head=3, head_hash=b"\1" * 32, log_id="log")
+
+    async def Events(self, request, context):
+        self.requests.append(request)
+        first = getattr(request, "from")
+        for position in range(first, min(first + request.limit, 6)):
+            payload = b"\xff\x00" if position == 5 else b'{\n"a": 1}'
+            yield audit_pb2.Event(
+                position=position, event_json=b'{"v": 1}', hash=b"\2" * 32, payload=payload, salt=b"\3" * 32
+            )
+
+    async def Export(self, request, context):
+        yield audit_pb2.ExportChunk(lines=b'{"header": 1}\n')
+        if self.break_export:
+            raise RuntimeError("disk on fire")
+        yield audit_pb2.ExportChunk(lines=b'{"position": 1}\n')
+
+
+class ModelsPeer(models_pb2_grpc.ModelsServicer):
+    async def List(self, request, context):
+        return models_pb2.ListResponse(models=[models_pb2.Model(name="smollm2:135m", executors=["e"], loaded=True)])
+
+
+class World:
+    """The gateway of a test, its peers, and ways to talk to it."""
+
+    def __init__(self, folder: Path, nats_url: str) -> None:
+        self.folder = folder
+        self.nats_url = nats_url
+        self.service_key = secrets.token_hex(8)
+        self.keys = {name: secrets.token_urlsafe(24) for name in ("admin", "executor")}
+        self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
+        self.audit, self.models = AuditPeer(), ModelsPeer()
+        self.servers: dict[str, RpcServer] = {}
+        self.peers: dict[str, str] = {}
+
+    def secret(self, name: str, value: str) -> str:
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_text(value)
+        return str(path)
+
+    async def start_peer(self, name: str, port: int = 0) -> None:
+        server = RpcServer("127.0.0.1", port, key_check(self.service_key))
+        if name == "scheduler":
+            jobs_pb2_grpc.add_JobsServicer_to_server(self.jobs, server.server)
+        elif name == "registry":
+            executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
+            agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)
+        elif name == "audit":
+            audit_pb2_grpc.add_AuditServicer_to_server(self.audit, server.server)
+        else:
+            models_pb2_grpc.add_ModelsServicer_to_server(self.models, server.server)
+        self.peers[name] = f"127.0.0.1:{await server.start()}"
+        self.servers[name] = server
+
+    async def stop_peer(self, name: str) -> int:
+        await self.servers.pop(name).stop(0)
+        return int(self.peers[name].rsplit(":", 1)[1])
+
+    def config(self, **extra: Any) -> ServiceConfig:
+        keys = [
+            {"name": name, "scope": name, "file": self.secret(f"key-{name}", key)} for name, key in self.keys.items()
+        ]
+        settings = {"http_port": 0, "keys": keys} | extra
+        return ServiceConfig(
+            service="gateway",
+            owner=OWNER,
+            postgres=PostgresConfig("127.0.0.1", 1, "hive_gateway", self.secret("pg", "x")),
+            nats=NatsConfig(self.nats_url, "services", self.secret("nats", "x")),
+            ops_port=free_port(),
+            grpc_port=0,
+            service_key_file=self.secret("service-key", self.service_key),
+            artifacts_dir=str(self.folder / "artifacts"),
+            peers=self.peers,
+            extra={key: msgspec.Raw(msgspec.json.encode(value)) for key, value in settings.items()},
+        )
+
+    @property
+    def caller(self) -> str:
+        return derive_id("caller", OWNER, "admin")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway.http_port}"
+
+    def session(self, key: str | None = "admin") -> aiohttp.ClientSession:
+        headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
+        return aiohttp.ClientSession(self.url, headers=headers, timeout=aiohttp.ClientTimeout(30))
+
+    async def run(self, stack: contextlib.AsyncExitStack) -> None:
+        for name in ("scheduler", "registry", "audit", "router"):
+            await self.start_peer(name)
+        stack.push_async_callback(self._stop_peers)
+        self.gateway = Gateway(self.config())
+        self.stop = Stop()
+        await self.gateway.start(self.stop, stack)
+
+    async def _stop_peers(self) -> None:
+        for name in list(self.servers):
+            await self.stop_peer(name)
+
+
+@contextlib.asynccontextmanager
+async def _world(folder: Path, nats_url: str) -> AsyncIterator[World]:
+    async with contextlib.AsyncExitStack() as stack:
+        world = World(folder, nats_url)
+        await world.run(stack)
+        yield world
+        assert not world.stop.is_set(), world.stop.reason
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Everything but NATS, which the gateway must be able to do without."""
+    async with _world(tmp_path, f"nats://127.0.0.1:{free_port()}") as built:
+        yield built
+
+
+@pytest.fixture
+async def world_with_nats(tmp_path: Path, nats_server: Any) -> AsyncIterator[World]:
+    async with _world(tmp_path, nats_server.url) as built:
+        yield built
+
+
+@pytest.fixture
+async def http(world: World) -> AsyncIterator[aiohttp.ClientSession]:
+    async with world.session() as session:
+        yield session
+
+
+@pytest.fixture
+def eventually() -> Any:
+    """Await until a condition holds; the bound is only there so that a failure ends."""
+
+    async def wait(condition: Any, timeout_s: float = 20.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def read_sse() -> Any:
+    """Read server-sent events of a response until it ends or `count` have come; comments are left out."""
+
+    async def read(response: aiohttp.ClientResponse, count: int | None = None) -> list[dict[str, str]]:
+        events: list[dict[str, str]] = []
+        current: dict[str, str] = {}
+        async for raw in response.content:
+            line = raw.decode().rstrip("\n")
+            if line.startswith(":"):
+                continue
+            if line:
+                field, _, value = line.partition(": ")
+                current[field] = value
+            elif "data" in current:
+                events.append(current)
+                current = {}
+                if count is not None and len(events) == count:
+                    break
+            else:
+                current = {}
+        return events
+
+    return read

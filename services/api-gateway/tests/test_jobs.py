@@ -1,0 +1,183 @@
+import json
+
+import pytest
+
+from hive_common.contracts.limits import INLINE_BYTES_MAX, JOB_BYTES_MAX
+from hive_common.contracts.values import digest_of
+from hive_common.kernel.ids import new_id
+
+DOCUMENT = b'{"apiVersion": "hive/v1", "kind": "Job", "name": "squares", "tasks": [{"id": "a"}]}'
+
+
+async def submit(http, body=DOCUMENT, **headers):
+    response = await http.post("/v1/jobs", data=body, headers={"Content-Type": "application/json", **headers})
+    return response, await response.json(content_type=None)
+
+
+async def test_submit_answers_201_with_location_and_names_the_caller(world, http):
+    response, body = await submit(http)
+    assert response.status == 201
+    assert response.headers["Location"] == f"/v1/jobs/{body['job_id']}"
+    assert body["existed"] is False and body["position"] > 0
+    sent = world.jobs.requests[-1]
+    assert sent.caller == world.caller
+    assert world.jobs.metadata[-1]["hive-caller"] == world.caller
+    assert world.keys["admin"] not in str(world.jobs.metadata)
+
+
+async def test_the_same_idempotency_key_gives_the_same_job_and_another_body_under_it_409(http):
+    first, one = await submit(http, **{"Idempotency-Key": "k1"})
+    second, two = await submit(http, **{"Idempotency-Key": "k1"})
+    assert (first.status, second.status) == (201, 200)
+    assert one["job_id"] == two["job_id"] and two["existed"] is True
+    third, problem = await submit(http, DOCUMENT.replace(b"squares", b"cubes"), **{"Idempotency-Key": "k1"})
+    assert third.status == 409 and problem["code"] == "conflict"
+
+
+async def test_the_input_reaches_the_scheduler_byte_for_byte(world, http):
+    given = b'{ "n" : 1.0000000000000000001, "big": 123456789012345678901234567890 }'
+    await submit(http, DOCUMENT[:-1] + b', "input": ' + given + b"}")
+    sent = world.jobs.requests[-1]
+    assert sent.input_json == given
+    assert json.loads(sent.document_json) == json.loads(DOCUMENT)
+
+
+async def test_a_large_input_becomes_a_blob_and_can_be_named_again_by_digest(world, http):
+    given = json.dumps(["x" * 100] * (INLINE_BYTES_MAX // 100)).encode()
+    await submit(http, DOCUMENT[:-1] + b', "input": ' + given + b"}")
+    sent = world.jobs.requests[-1]
+    assert sent.input_json == b"" and sent.input_digest == digest_of(given)
+    assert await (await http.get(f"/v1/blobs/{sent.input_digest}")).read() == given
+    response, _ = await submit(http, DOCUMENT[:-1] + b', "input_digest": "' + digest_of(given).encode() + b'"}')
+    assert response.status == 201 and world.jobs.requests[-1].input_digest == digest_of(given)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"name": [1,2,}', "byte 14"),
+        (b'{"name": "x"', "byte 12"),
+        (b"", "byte 0"),
+        (b"[1]", "Expected `object`, got `array`"),
+        (b'{"name": "\xff"}', "not UTF-8 at byte 10"),
+        (b'{"name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (DOCUMENT[:-1] + b', "input_digest": "x"}', "64 hex digits"),
+        (DOCUMENT[:-1] + b', "input_digest": 4}', "Expected `str`"),
+        (DOCUMENT[:-1] + b', "input": 1, "input_digest": "sha256:' + b"0" * 64 + b'"}', "not both"),
+        (DOCUMENT[:-1] + b', "input_digest": "sha256:' + b"0" * 64 + b'"}', "there is no blob"),
+    ],
+)
+async def test_a_body_that_cannot_be_a_job_is_refused_with_its_place(world, http, body, says):
+    response, problem = await submit(http, body)
+    assert response.status == 400 and problem["code"] == "invalid_argument"
+    assert says in problem["detail"]
+    assert world.jobs.requests == []
+
+
+async def test_what_the_scheduler_refuses_keeps_its_message_and_fields(http):
+    response, problem = await submit(http, b'{"name": "x"}')
+    assert response.status == 400
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert problem["detail"] == "job: tasks: expected at least one task"
+    assert problem["path"] == "tasks" and problem["file"] == "job"
+    assert problem["status"] == 400 and problem["retryable"] is False and problem["type"].endswith("invalid_argument")
+
+
+async def test_a_document_over_its_limit_is_413_though_the_same_bytes_as_input_are_taken(world, http):
+    padding = json.dumps("x" * JOB_BYTES_MAX).encode()
+    response, problem = await submit(http, DOCUMENT[:-1] + b', "description": ' + padding + b"}")
+    assert response.status == 413 and problem["limit_bytes"] == JOB_BYTES_MAX
+    response, _ = await submit(http, DOCUMENT[:-1] + b', "input": ' + padding + b"}")
+    assert response.status == 201
+
+
+async def test_a_job_is_shown_with_counts_error_and_raw_output(world, http):
+    job = world.jobs.add(state="failed", error_code="task_failed", error_message="no", error_task="t")
+    job.tasks.total = 3
+    body = await (await http.get(f"/v1/jobs/{job.job_id}")).json()
+    assert body["tasks"]["total"] == 3 and body["ended_us"] is None
+    assert body["error"] == {"code": "task_failed", "message": "no", "task": "t"}
+    assert "output" not in body
+    job = world.jobs.add(state="succeeded", output_json=b'{"total": 14}')
+    body = await (await http.get(f"/v1/jobs/{job.job_id}?min_position=5")).json()
+    assert body["output"] == {"total": 14} and body["error"] is None
+    assert world.jobs.requests[-1].min_position == 5
+
+
+async def test_jobs_are_listed_in_pages(world, http):
+    ids = sorted((world.jobs.add().job_id for _ in range(3)), reverse=True)
+    world.jobs.add(state="failed")
+    page = await (await http.get("/v1/jobs?limit=2&state=running")).json()
+    assert [job["job_id"] for job in page["jobs"]] == ids[:2] and page["next"] == ids[1]
+    page = await (await http.get(f"/v1/jobs?limit=2&state=running&after={page['next']}")).json()
+    assert [job["job_id"] for job in page["jobs"]] == ids[2:] and page["next"] is None
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "state=bogus"])
+async def test_bad_parameters_are_problems_that_name_them(http, query):
+    response = await http.get(f"/v1/jobs?{query}")
+    problem = await response.json()
+    assert response.status == 400 and problem["code"] == "invalid_argument"
+    assert problem["path"] == "query." + query.split("=")[0]
+
+
+async def test_the_output_comes_byte_for_byte_inline_or_from_its_blob(world, http):
+    inline = world.jobs.add(state="succeeded", output_json=b'{ "a": 1.0 }')
+    assert await (await http.get(f"/v1/jobs/{inline.job_id}/output")).read() == b'{ "a": 1.0 }'
+    large = b'["' + b"x" * 2_000_000 + b'"]'
+    await http.put(f"/v1/blobs/{digest_of(large)}", data=large)
+    job = world.jobs.add(state="succeeded", output_digest=digest_of(large))
+    response = await http.get(f"/v1/jobs/{job.job_id}/output")
+    assert await response.read() == large and response.headers["Content-Type"] == "application/json"
+
+
+async def test_a_job_without_an_output_says_its_state(world, http):
+    job = world.jobs.add()
+    response = await http.get(f"/v1/jobs/{job.job_id}/output")
+    assert response.status == 409 and (await response.json())["state"] == "running"
+
+
+async def test_cancel_is_accepted_with_reason_and_caller(world, http):
+    job = world.jobs.add()
+    response = await http.delete(f"/v1/jobs/{job.job_id}?reason=enough")
+    assert response.status == 202 and (await response.json())["state"] == "cancelling"
+    assert world.jobs.requests[-1].reason == "enough" and world.jobs.requests[-1].caller == world.caller
+
+
+async def test_tasks_logs_and_explanation_of_a_job(world, http):
+    job = world.jobs.add()
+    tasks = (await (await http.get(f"/v1/jobs/{job.job_id}/tasks")).json())["tasks"]
+    assert [task["index"] for task in tasks] == [0, 1, 2, None]
+    assert tasks[0]["output"] == 4 and tasks[3]["error"]["code"] == "timeout"
+    logs = (await (await http.get(f"/v1/jobs/{job.job_id}/logs")).json())["logs"]
+    assert logs[0]["lines"] == [{"text": "hello"}]
+    explanation = await http.get(f"/v1/tasks/{job.job_id}/explain")
+    assert await explanation.read() == b'{"task": "x", "decisions": []}'
+
+
+async def test_history_comes_as_pages_or_as_lines(world, http):
+    job = world.jobs.add()
+    for number in range(5):
+        await world.jobs.record(job.job_id, "TaskReady", b'{\n "n": %d}' % number)
+    page = await (await http.get(f"/v1/jobs/{job.job_id}/events?limit=2")).json()
+    assert [event["data"]["n"] for event in page["events"]] == [0, 1]
+    page = await (await http.get(f"/v1/jobs/{job.job_id}/events?from_position={page['next']}")).json()
+    assert [event["data"]["n"] for event in page["events"]] == [2, 3, 4] and page["next"] is None
+    response = await http.get(f"/v1/jobs/{job.job_id}/events", headers={"Accept": "application/x-ndjson"})
+    events = [json.loads(line) for line in (await response.read()).splitlines()]
+    assert [event["data"]["n"] for event in events] == [0, 1, 2, 3, 4]
+    assert set(events[0]) >= {"position", "stream", "type", "ts_us", "data"}
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_an_unknown_job_is_404_before_the_first_byte(http, accept):
+    for suffix in ("", "/output", "/tasks", "/events", "/logs", "/stream", "/logs/stream"):
+        response = await http.get(f"/v1/jobs/{new_id()}{suffix}", headers={"Accept": accept})
+        assert response.status == 404, suffix
+        assert (await response.json(content_type="application/problem+json"))["code"] == "not_found"
+
+
+async def test_an_id_that_is_none_is_refused_here(world, http):
+    response = await http.get("/v1/jobs/not-an-id")
+    assert response.status == 400 and (await response.json())["path"] == "path.job_id"
+    assert world.jobs.requests == []
