@@ -1,0 +1,175 @@
+"""Agents: publishing, listing and finding versions."""
+
+import asyncio
+from typing import Any, Final
+
+import grpc.aio
+import msgspec
+from hive_common.artifacts.documents import nearest
+from hive_common.artifacts.manifest import NAME_PATTERN
+from hive_common.artifacts.package import (
+    ARTIFACT_TYPE,
+    MANIFEST_TYPE,
+    AgentPackage,
+    Descriptor,
+    OciManifest,
+    unpack,
+)
+from hive_common.artifacts.store import ArtifactStore
+from hive_common.contracts.events import AgentVersionPublished
+from hive_common.contracts.values import is_digest
+from hive_common.kernel.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, VersionConflict
+from hive_common.kernel.ids import derive_id
+from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
+
+from hive_registry.callers import actor_of
+from hive_registry.domain.versions import sort_key
+from hive_registry.executors import page_limit
+from hive_registry.log_access import LogAccess
+from hive_registry.views import AgentRow, Views
+
+PUBLISHING_MAX: Final = 2
+"""Artifacts that are checked at the same time: each may hold a module of 64 MiB in memory."""
+
+
+class AgentsServicer(agents_pb2_grpc.AgentsServicer):
+    """`hive.agents.v1.Agents`.
+
+    Args:
+        views: reads.
+        log: writes.
+        store: where pushed blobs are.
+    """
+
+    def __init__(self, views: Views, log: LogAccess, store: ArtifactStore) -> None:
+        self._views = views
+        self._log = log
+        self._store = store
+        self._publishing = asyncio.Semaphore(PUBLISHING_MAX)
+
+    async def Push(
+        self, request: agents_pb2.PushRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.AgentVersion:
+        """Publish a version whose blobs are in the store. The same digest again gives the same answer."""
+        actor = actor_of(context, request.caller, "registry")
+        if not is_digest(request.manifest_digest):
+            raise InvalidArgument(
+                f"manifest_digest: got {request.manifest_digest!r}; expected sha256:<64 hex digits>",
+                path="manifest_digest",
+            )
+        async with self._publishing:
+            package = await self._checked(request.manifest_digest)
+            row = await self._published(package, actor)
+            await self._tag(package)
+        return _message(row)
+
+    async def List(
+        self, request: agents_pb2.ListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.ListResponse:
+        """Return a page of versions in order of name, then precedence."""
+        limit = page_limit(request.limit)
+        name, key, version = _cursor(request.after)
+        if not request.name:
+            rows = await self._views.agents_after((name, key, version), limit)
+        elif name in ("", request.name) and NAME_PATTERN.match(request.name):
+            rows = await self._views.versions_after(request.name, (key, version), limit)
+        else:
+            raise InvalidArgument(f"name and after: expected an agent's name and a version of it, got {name!r}")
+        return agents_pb2.ListResponse(versions=[_message(row) for row in rows])
+
+    async def Get(
+        self, request: agents_pb2.GetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.AgentVersion:
+        """Return one version."""
+        if not request.name or not request.version:
+            raise InvalidArgument("name and version: expected both, such as square and 1.0.0")
+        if request.name.isprintable() and request.version.isprintable():
+            row = await self._views.agent(request.name, request.version)
+            if row is not None:
+                return _message(row)
+        raise await self._not_found(request.name, request.version)
+
+    async def _checked(self, digest: str) -> AgentPackage:
+        try:
+            return await unpack(self._store.get, digest)
+        except NotFound as error:
+            missing = error.fields.get("digest", digest)
+            raise FailedPrecondition(
+                f"the blob {missing} is not in the artifact store; expected all blobs of {digest} before a push",
+                digest=missing,
+            ) from error
+
+    async def _published(self, package: AgentPackage, actor: str) -> AgentRow:
+        manifest = package.manifest
+        row = await self._views.agent(manifest.name, manifest.version)
+        if row is None:
+            stream = derive_id("agent", self._log.ns, manifest.name, manifest.version)
+            try:
+                await self._log.append(stream, 0, (_event_of(package),), actor)
+            except VersionConflict:
+                # Somebody else publishes it at this moment, or did and the view was behind.
+                await self._log.catch_up()
+            row = await self._views.agent(manifest.name, manifest.version)
+        if row is None:
+            raise NotFound(f"there is no agent {manifest.reference}")
+        if row.digest != package.digest:
+            raise Conflict(
+                f"{manifest.reference} is published with other contents ({row.digest}); "
+                "versions are immutable; raise the version in manifest.yaml",
+                published=row.digest,
+                pushed=package.digest,
+            )
+        return row
+
+    async def _tag(self, package: AgentPackage) -> None:
+        descriptor = Descriptor(
+            media_type=MANIFEST_TYPE,
+            digest=package.digest,
+            size=len(package.blobs[package.digest]),
+            artifact_type=ARTIFACT_TYPE,
+        )
+        await self._store.tag(f"{package.manifest.name}:{package.manifest.version}", descriptor)
+
+    async def _not_found(self, name: str, version: str) -> NotFound:
+        versions = await self._views.version_names(name) if name.isprintable() else []
+        if versions:
+            close = f"{name}@{nearest(version, versions) or versions[0]}"
+        else:
+            near = nearest(name, await self._views.agent_names())
+            newest = (await self._views.version_names(near))[:1] if near else []
+            close = f"{near}@{newest[0]}" if newest else ""
+        hint = f"; the nearest is {close}" if close else ""
+        return NotFound(f"there is no agent {name}@{version}{hint}", nearest=close)
+
+
+def _event_of(package: AgentPackage) -> AgentVersionPublished:
+    oci = msgspec.json.decode(package.blobs[package.digest], type=OciManifest)
+    return AgentVersionPublished(
+        name=package.manifest.name,
+        version=package.manifest.version,
+        digest=package.digest,
+        # The very bytes that the config's digest names (law 10).
+        manifest=msgspec.Raw(package.blobs[oci.config.digest]),
+        size_bytes=package.size_bytes,
+    )
+
+
+def _cursor(after: str) -> tuple[str, str, str]:
+    if not after:
+        return "", "", ""
+    name, _, version = after.rpartition("@")
+    if not NAME_PATTERN.match(name):
+        raise InvalidArgument(f"after: got {after!r}; expected name@version", path="after")
+    return name, sort_key(version), version
+
+
+def _message(row: AgentRow) -> agents_pb2.AgentVersion:
+    return agents_pb2.AgentVersion(
+        name=row.name,
+        version=row.version,
+        digest=row.digest,
+        manifest_json=row.manifest,
+        published_us=row.published_us,
+        size_bytes=row.size_bytes,
+        position=row.position,
+    )

@@ -1,0 +1,77 @@
+"""Writing events of a stream and waiting until the registry's own views contain them."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from hive_common.contracts.events import SCHEMA, Event, encode
+from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent
+from hive_common.eventlog.projection import ProjectionRunner
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import DeadlineExceeded
+
+VIEW_WITHIN_S: Final = 10.0
+"""How long a caller waits for the view after its event was committed."""
+
+
+class LogAccess:
+    """The log as the registry's use cases see it.
+
+    Args:
+        writer: appends.
+        reader: tells the head.
+        runner: of the registry's projection.
+        clock: gives the events their time.
+        owner: pseudonym of the installation's owner.
+        ns: the namespace.
+    """
+
+    def __init__(
+        self, writer: LogWriter, reader: LogReader, runner: ProjectionRunner, clock: Clock, owner: str, ns: str
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._runner = runner
+        self._clock = clock
+        self._owner = owner
+        self.ns = ns
+
+    async def append(self, stream: str, version: int, events: Sequence[Event], actor: str) -> int:
+        """Append to a stream that stands at `version`, and return the position once the views contain it.
+
+        Raises:
+            VersionConflict: the stream stands elsewhere.
+            Unavailable: the log cannot be reached.
+            DeadlineExceeded: it is committed, but the views are behind.
+        """
+        now_us = self._clock.now_us()
+        appended = tuple(
+            NewEvent(
+                stream=stream,
+                version=version + offset,
+                type=type(event).__name__,
+                schema=SCHEMA,
+                payload=encode(event),
+                ts_us=now_us,
+                actor=actor,
+                owner=self._owner,
+                ns=self.ns,
+            )
+            for offset, event in enumerate(events, start=1)
+        )
+        position = await self._writer.append(Append(appended))
+        await self._seen(position)
+        return position
+
+    async def catch_up(self) -> None:
+        """Return when the views contain everything that is committed now. Raises what `append` raises."""
+        await self._seen(await self._reader.head())
+
+    async def _seen(self, position: int) -> None:
+        try:
+            async with asyncio.timeout(VIEW_WITHIN_S):
+                await self._runner.wait_for(position)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"position {position} is committed, but the registry's view is still at {self._runner.position}"
+            ) from error
