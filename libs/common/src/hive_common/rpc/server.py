@@ -1,5 +1,8 @@
 """A gRPC server that asks for a key, maps errors once, counts calls and answers health checks."""
 
+# grpc's classes take type arguments in their stubs only, not when the module runs.
+from __future__ import annotations
+
 import hmac
 import logging
 import time
@@ -43,9 +46,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wrap the handler of one call (grpc.aio.ServerInterceptor)."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
