@@ -3,7 +3,6 @@
 from typing import Final
 
 import msgspec
-
 from hive_common.contracts.limits import MIB
 from hive_common.kernel.ids import is_id
 from hive_common.ops.config import NatsConfig

@@ -1,0 +1,275 @@
+"""Builds an executor from its configuration and runs it until it is told to stop."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from hive_common.contracts.events import Capabilities
+from hive_common.kernel.clock import Clock, SystemClock
+from hive_common.kernel.ids import new_id
+from hive_common.ops.config import read_secret
+from hive_common.ops.lifecycle import Stop
+from hive_common.ops.telemetry import Health, OpsServer
+
+from hive_executor.agents import Agents
+from hive_executor.attempts import Attempts
+from hive_executor.blobs import BlobClient, FolderCache
+from hive_executor.capabilities import Device
+from hive_executor.config import ExecutorConfig
+from hive_executor.gate import Gate, Prefetch
+from hive_executor.greeter import Greeter
+from hive_executor.link import Link
+from hive_executor.live_log import LiveLogs
+from hive_executor.lock import FolderLock
+from hive_executor.metrics import SLOTS
+from hive_executor.models import served_models
+from hive_executor.pulls import Lease, Pulls
+from hive_executor.reporter import Reporter
+from hive_executor.sandbox import RunnerPool, prepare_python_runtime
+from hive_executor.spool import Spool
+
+log = logging.getLogger(__name__)
+
+SUPERSEDED_EXIT_CODE: Final = 3
+GREETING_S_MAX: Final = 5.0
+"""A registry that is away must not keep an executor, which the scheduler may know already, from working."""
+FLUSH_S_MAX: Final = 3.0
+_LEASE_CHECK_S: Final = 0.5
+
+
+class Executor:
+    """Everything that one executor process consists of."""
+
+    def __init__(self, config: ExecutorConfig, stop: Stop, clock: Clock) -> None:
+        self._config = config
+        self._stop = stop
+        self._phase = "is being set up"
+        self._is_superseded = False
+        state, cache = Path(config.state_dir), Path(config.cache_dir)
+        key = read_secret(config.key_file)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = cache
+        session = new_id()
+        self._session = session
+        self._device = Device(slots=config.slots, memory_bytes=config.memory_bytes, labels=dict(config.labels))
+        slots = self._device.slots
+        self._lock = FolderLock(state)
+        self._spool = Spool(state / "spool", reports_max=config.spool_reports_max, bytes_max=config.spool_bytes_max)
+        self._pool = RunnerPool(
+            size=slots, cache_dir=cache, log_sink=lambda text: log.warning("runner pool: %s", text)
+        )
+        self._link = Link(config.executor_id)
+        self._greeter = Greeter(
+            self._link,
+            name=config.name,
+            session=session,
+            look=self._look,
+            interval_ms=config.report_interval_ms,
+        )
+        self._blobs = BlobClient(
+            lambda: config.blobs_url or self._greeter.blobs_url,
+            key,
+            FolderCache(cache / "blobs", config.cache_bytes_max // 2),
+            config.blob_timeout_ms,
+        )
+        self._agents = Agents(self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache)
+        self._live_logs = LiveLogs(self._link)
+        self._attempts = Attempts(
+            session=session,
+            agents=self._agents,
+            blobs=self._blobs,
+            pool=self._pool,
+            spool=self._spool,
+            live_logs=self._live_logs,
+            gate=Gate(slots, self._device.memory_bytes),
+            prefetch=Prefetch(slots, config.prefetch_max, config.prefetch_ms),
+            memory_bytes=self._device.memory_bytes,
+            clock=clock,
+            on_change=self._changed,
+            on_started=lambda report: self._reporter.started(report),
+        )
+        self._reporter = Reporter(
+            self._link,
+            self._spool,
+            session,
+            on_change=lambda: self._pulls.poke(),
+            on_late=self._attempts.discard,
+        )
+        self._lease = Lease(clock)
+        self._pulls = Pulls(
+            self._link,
+            session=session,
+            attempts=self._attempts,
+            spool=self._spool,
+            lease=self._lease,
+            clock=clock,
+            is_paused=self._is_paused,
+            greet=self._greeter.again,
+            on_superseded=self._superseded,
+        )
+        self._ops = OpsServer(self._health(), config.ops_host, config.ops_port)
+        SLOTS.set(slots)
+
+    async def run(self) -> None:
+        """Work until `stop` is set, then give back what is not done, and close everything."""
+        async with AsyncExitStack() as stack:
+            await self._ops.start()
+            stack.push_async_callback(self._ops.stop)
+            await self._lock.acquire()
+            stack.callback(self._lock.release)
+            await asyncio.to_thread(self._spool.open)
+            stack.push_async_callback(self._spool.close)
+            stack.push_async_callback(self._blobs.close)
+            stack.push_async_callback(self._agents.close)
+            if not await self._unless_stopped(self._start_pool()):
+                return
+            stack.push_async_callback(self._pool.close)
+            self._phase = "waits for NATS"
+            stack.push_async_callback(self._link.close)
+            if not await self._unless_stopped(self._link.open(self._config.nats)):
+                return
+            async with _Background(self._stop) as background:
+                background.start("spool", self._spool.run())
+                background.start("reporter", self._reporter.run())
+                background.start("greeter", self._greeter.run())
+                background.start("live logs", self._live_logs.run())
+                background.start("lease watch", self._watch_lease())
+                if await self._unless_stopped(self._before_the_first_pull()):
+                    self._phase = ""
+                    background.start("pulls", self._pulls.run())
+                    log.info("session %s with %d slots", self._session, self._device.slots)
+                    await self._stop.wait()
+                await self._finish()
+
+    async def _start_pool(self) -> None:
+        self._phase = "prepares the Python runtime"
+        await prepare_python_runtime(self._cache, lambda text: log.info("%s", text))
+        self._phase = "starts its runners"
+        await self._pool.start()
+
+    async def _before_the_first_pull(self) -> None:
+        """Say hello, and report what an earlier session left: its attempts would otherwise be made lost."""
+        self._phase = "says hello"
+        try:
+            async with asyncio.timeout(GREETING_S_MAX):
+                await self._greeter.greeted.wait()
+        except TimeoutError:
+            log.warning("the registry does not answer; going on without it")
+        self._phase = f"reports {len(self._spool)} outcomes of an earlier session"
+        self._reporter.wake()
+        while self._spool.holds_other_session(self._session) and not self._reporter.was_refused:
+            await asyncio.sleep(0.01)
+
+    async def _finish(self) -> None:
+        if self._is_superseded:
+            self._attempts.discard_all()
+            return
+        self._phase = "stops"
+        self._pulls.stop_taking()
+        await self._attempts.close(self._config.stop_grace_ms / 1000)
+        try:
+            async with asyncio.timeout(FLUSH_S_MAX):
+                await self._reporter.flushed()
+        except TimeoutError:
+            log.warning("%d outcomes stay in the spool for the next start", len(self._spool))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await `work`; return False when the process is told to stop first."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+                return True
+            return False
+        finally:
+            await _cancelled(working)
+            await _cancelled(stopping)
+
+    async def _watch_lease(self) -> None:
+        """Kill guests whose outcome nobody can be waiting for any more (law 9)."""
+        while True:
+            await asyncio.sleep(_LEASE_CHECK_S)
+            if self._lease.age_ms > self._config.offline_stop_ms and self._attempts.keys:
+                log.warning("no lease for %d ms: giving back what runs", self._lease.age_ms)
+                self._attempts.give_back(f"no lease could be renewed for {self._config.offline_stop_ms} ms")
+
+    async def _look(self) -> Capabilities:
+        return await self._device.capabilities(await served_models(self._config.model_urls))
+
+    def _changed(self) -> None:
+        self._reporter.wake()
+        self._pulls.poke()
+
+    def _is_paused(self) -> bool:
+        power = self._greeter.power
+        if power.battery_percent is None or power.charging:
+            return False
+        return power.battery_percent <= self._config.battery_floor_percent
+
+    def _superseded(self) -> None:
+        self._is_superseded = True
+        self._stop.set(
+            f"another process works as executor {self._config.executor_id}: this one was superseded",
+            SUPERSEDED_EXIT_CODE,
+        )
+
+    def _health(self) -> Health:
+        health = Health()
+        health.add("phase", lambda: f"the executor {self._phase}" if self._phase else None)
+        health.add("nats", lambda: None if self._link.is_connected else "not connected to NATS")
+        health.add("lease", lambda: None if self._lease.is_valid else "the lease has run out")
+        health.add("runners", self._runner_problem)
+        health.add("spool", self._spool_problem)
+        return health
+
+    def _runner_problem(self) -> str | None:
+        return None if self._pool.stats()["pids"] else "no runner is up"
+
+    def _spool_problem(self) -> str | None:
+        if self._spool.problem is not None:
+            return self._spool.problem
+        if self._spool.room == 0:
+            return f"the spool is full: {len(self._spool)} outcomes wait to be committed; not pulling"
+        return None
+
+
+class _Background:
+    """Tasks that live as long as the block, and end the process when they fail."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task."""
+        task = asyncio.create_task(work, name=name)
+        self._stop.guard(task)
+        self._tasks.append(task)
+
+    async def __aenter__(self) -> "_Background":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in reversed(self._tasks):
+            await _cancelled(task)
+
+
+async def _cancelled(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def main(config: ExecutorConfig, stop: Stop) -> None:
+    """Run an executor until `stop` is set.
+
+    Raises:
+        InvalidArgument: a file with a secret cannot be used.
+        FailedPrecondition: another process uses the state folder, or the Python runtime cannot be built.
+    """
+    executor = Executor(config, stop, SystemClock())
+    await executor.run()

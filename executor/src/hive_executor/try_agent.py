@@ -1,0 +1,79 @@
+"""Runs the agent of a folder once, in the same sandbox, without publishing anything."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from hive_common.artifacts.package import pack
+from hive_common.artifacts.schemas import violation
+from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
+from hive_common.kernel.errors import InvalidArgument
+
+from hive_executor.agents import program_of
+from hive_executor.blobs import FolderCache
+from hive_executor.sandbox import Limits, LogLine, Outcome, RunnerPool
+from hive_executor.sandbox.model import INVALID_OUTPUT
+
+_MODULES_BYTES_MAX = 256 * MIB
+
+
+async def run_once(
+    folder: Path, input_: bytes, cache_dir: Path, on_log: Callable[[LogLine], None] | None = None
+) -> Outcome:
+    """Run the agent in `folder` with JSON `input_`, within the limits of its manifest.
+
+    Args:
+        folder: with `manifest.yaml`.
+        input_: JSON text.
+        cache_dir: compiled modules; the one of an executor saves building the Python runtime again.
+        on_log: called with each line while the agent runs.
+
+    Raises:
+        InvalidArgument: the folder is not an agent, or the input breaks its schema.
+        FailedPrecondition: the Python runtime cannot be built.
+        Unavailable: no runner comes up.
+    """
+    package = pack(folder)
+    manifest = package.manifest
+    _check_input(manifest.input, input_)
+    resources = manifest.resources
+    limits = Limits(
+        wall_ms=resources.timeout_ms,
+        memory_bytes=resources.memory_bytes,
+        fuel=resources.fuel,
+        output_bytes=OUTPUT_BYTES_MAX,
+        log_bytes=LOG_BYTES_MAX,
+    )
+    with tempfile.TemporaryDirectory(prefix="hive-agent-") as scratch:
+        program = await program_of(package, FolderCache(Path(scratch), _MODULES_BYTES_MAX))
+        pool = RunnerPool(size=1, cache_dir=cache_dir)
+        await pool.start()
+        try:
+            outcome = await pool.run(program, input_, limits, on_log=on_log)
+        finally:
+            await pool.close()
+    return _checked_output(manifest.output, outcome)
+
+
+def _check_input(schema: dict[str, object], input_: bytes) -> None:
+    try:
+        value = msgspec.json.decode(input_)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"the input is not JSON: {error}", path="input") from error
+    broken = violation(schema, value)
+    if broken is not None:
+        where = f"input.{broken[0]}" if broken[0] else "input"
+        raise InvalidArgument(f"{where}: {broken[1]}; expected what the manifest's `input` says", path=where)
+
+
+def _checked_output(schema: dict[str, object], outcome: Outcome) -> Outcome:
+    if outcome.output is None:
+        return outcome
+    broken = violation(schema, msgspec.json.decode(outcome.output))
+    if broken is None:
+        return outcome
+    where = f"output.{broken[0]}" if broken[0] else "output"
+    return msgspec.structs.replace(
+        outcome, status="failed", code=INVALID_OUTPUT, message=f"{where}: {broken[1]}", output=None
+    )
