@@ -18,6 +18,7 @@ CONNECTIONS_MAX = 4
 WAIT_S = 5.0
 """How long a query waits for a connection before its caller is told `Unavailable`."""
 PROBE_S = 2.0
+RECONNECT_S = 4.0
 
 
 class Database:
@@ -39,6 +40,8 @@ class Database:
             max_size=connections_max,
             timeout=WAIT_S,
             open=False,
+            # Its back-off doubles until then, and the next query starts anew: seconds, however long the outage.
+            reconnect_timeout=RECONNECT_S,
             kwargs={"autocommit": True},
             # A connection that died with its server is replaced before a query can meet it.
             check=AsyncConnectionPool.check_connection,
