@@ -3,6 +3,9 @@
 Which methods there are, and which of them stream, is read from the descriptors; a new method needs no code here.
 """
 
+# grpc's classes take type arguments in their stubs only, not when the module runs.
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
