@@ -1,0 +1,156 @@
+"""Follows a job to its end and shows it meanwhile: a live table on a terminal, a line now and then elsewhere."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hive_cli.api import Api
+from hive_cli.commands.tracking import TASK_STATES, TERMINAL_STATES, Tracker
+from hive_cli.output import err
+
+PLAIN_S = 5.0
+"""Without a terminal, one line this often."""
+
+_STYLES = {
+    "blocked": "dim",
+    "ready": "yellow",
+    "active": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+
+
+class Left(Exception):
+    """The user pressed Ctrl-C a second time: the job ends without being watched."""
+
+
+class JobView:
+    """Draws a tracker.
+
+    Args:
+        title: name of the job and its id.
+        executors: names of executors by id.
+    """
+
+    def __init__(self, title: str, executors: dict[str, str]) -> None:
+        self.tracker = Tracker()
+        self.note = ""
+        self._title = title
+        self._executors = executors
+        self._started = time.monotonic()
+
+    def __rich__(self) -> RenderableType:
+        """Render the table (called by Rich several times a second)."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("step")
+        for state in TASK_STATES:
+            table.add_column(state, justify="right", style=_STYLES[state])
+        for step in self.tracker.steps:
+            counts = self.tracker.counts(step)
+            table.add_row(escape(step), *(str(counts[state] or "·") for state in TASK_STATES))
+        return Group(Text(self.summary(), style="bold"), table, Text(self._bottom(), style="dim"))
+
+    def summary(self) -> str:
+        """Return one line: how far it is."""
+        counts = self.tracker.counts()
+        ended = sum(counts[state] for state in TERMINAL_STATES)
+        elapsed = time.monotonic() - self._started
+        return f"{self._title}   {ended}/{counts.total()} tasks   {elapsed:.1f} s"
+
+    def plain(self) -> str:
+        """Return the same for a log."""
+        counts = self.tracker.counts()
+        states = ", ".join(f"{counts[state]} {state}" for state in TASK_STATES if counts[state])
+        return f"{self.summary()}   {states}"
+
+    def _bottom(self) -> str:
+        busy = sorted((self._executors.get(key, key[:8]), count) for key, count in self.tracker.busy().items())
+        shown = ", ".join(f"{name} runs {count}" for name, count in busy[:6])
+        more = f" and {len(busy) - 6} more" if len(busy) > 6 else ""
+        failures = f"   {self.tracker.failures} attempts failed" if self.tracker.failures else ""
+        return (self.note + "   " if self.note else "") + (shown + more or "nothing runs") + failures
+
+
+def follow(api: Api, job_id: str, name: str) -> dict[str, Any]:
+    """Watch a job until it has ended and return it. The first Ctrl-C cancels it, the second leaves.
+
+    Raises:
+        Left: it was left.
+    """
+    view = JobView(f"{name} {job_id}", _executor_names(api))
+    cancelled = False
+    with _shown(view):
+        while not view.tracker.ended:
+            try:
+                _take(api, job_id, view)
+                if not view.tracker.ended:
+                    break  # the stream is complete, and the last event was one that this client does not know
+            except KeyboardInterrupt:
+                if cancelled:
+                    raise Left from None
+                cancelled = True
+                view.note = "cancelling; Ctrl-C again leaves it to itself"
+                _cancel(api, job_id)
+    return _job(api, job_id, view.tracker.position)
+
+
+def _cancel(api: Api, job_id: str) -> None:
+    try:
+        api.delete(f"/v1/jobs/{job_id}", reason="interrupted")
+    except KeyboardInterrupt:
+        raise Left from None
+
+
+def _take(api: Api, job_id: str, view: JobView) -> None:
+    position = str(view.tracker.position) if view.tracker.position else ""
+    told = time.monotonic()
+    for event in api.events(f"/v1/jobs/{job_id}/stream", position):
+        view.tracker.apply(json.loads(event.data))
+        if not err.is_terminal and time.monotonic() - told > PLAIN_S:
+            told = time.monotonic()
+            err.print(escape(view.plain()))
+
+
+def _job(api: Api, job_id: str, position: int) -> dict[str, Any]:
+    job: dict[str, Any] = api.get(f"/v1/jobs/{job_id}", min_position=position)
+    return job
+
+
+@contextmanager
+def _shown(view: JobView) -> Iterator[None]:
+    if not err.is_terminal:
+        yield
+        err.print(escape(view.plain()))
+        return
+    with Live(view, console=err, refresh_per_second=8, transient=False):
+        yield
+
+
+def _executor_names(api: Api) -> dict[str, str]:
+    return {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
+
+
+def result_of(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+    """Return what `hive run --json` prints, with an output that is a blob fetched."""
+    output = job.get("output")
+    if job.get("output_digest"):
+        output = json.loads(api.get_blob(job["output_digest"]))
+    tasks = job["tasks"]
+    ended_us = job["ended_us"] or time.time_ns() // 1000
+    return {
+        "job_id": job["job_id"],
+        "state": job["state"],
+        "output": output,
+        "tasks": {name: tasks[name] for name in ("total", "succeeded", "failed", "cancelled")},
+        "attempts": job["attempts"],
+        "duration_ms": (ended_us - job["submitted_us"]) // 1000,
+    }

