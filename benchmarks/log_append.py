@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ async def run(dsn: str, *, seconds: float = 3.0, rounds: int = 3) -> dict[str, A
         seconds: length of one measurement.
         rounds: how often the scenarios take turns.
     """
-    scenarios = {
+    scenarios: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
         "hive_1x64": lambda: _append_for(dsn, CALLERS, seconds),
         "hive_4x16": lambda: _append_in_processes(dsn, seconds),
         "eventsourcing_1x64": lambda: asyncio.to_thread(_stock_recorder, dsn, seconds),

@@ -99,7 +99,7 @@ async def test_stream_that_is_only_read_must_stand_at_its_version(database: Data
 async def test_appends_of_one_batch_see_earlier_ones(database: Database) -> None:
     stream = new_id()
     async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
-        # The first is taken alone, the others wait for it and go as one batch.
+        # All five are queued before the writer's task runs: one batch.
         outcomes = await asyncio.gather(
             writer.append(append(event(new_id()))),
             writer.append(append(event(stream, 1))),

@@ -1,6 +1,5 @@
 """From appends to the parameters of one `log_append` call, and back to an answer for each."""
 
-import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +39,6 @@ class Prepared:
     Attributes:
         expected: stream → the version at which it must stand, for streams written and streams only read.
         commits: the payload commitments, in order of the events.
-        future: gets the position of the last event, or the error.
     """
 
     __slots__ = (
@@ -48,7 +46,6 @@ class Prepared:
         "byte_count",
         "commits",
         "expected",
-        "future",
         "payloads",
         "salts",
         "streams",
@@ -59,7 +56,6 @@ class Prepared:
     def __init__(self, log_id: str, append: Append, salts: Salts) -> None:
         if not 0 < len(append.events) <= EVENTS_PER_CALL_MAX:
             raise InvalidArgument(f"an append has {len(append.events)} events, expected 1 to {EVENTS_PER_CALL_MAX}")
-        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.expected = _expected(append)
         self.streams = [event.stream for event in append.events]
         self.versions = [event.version for event in append.events]
@@ -71,16 +67,6 @@ class Prepared:
         self.bodies = [element(body) for body, _ in made]
         self.commits = [commit for _, commit in made]
         self.byte_count = sum(map(len, self.bodies)) + sum(map(len, self.payloads))
-
-    def resolve(self, position: int) -> None:
-        """Answer the caller, if it still waits."""
-        if not self.future.done():
-            self.future.set_result(position)
-
-    def fail(self, error: Exception) -> None:
-        """Fail the caller, if it still waits."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 def _expected(append: Append) -> dict[str, int]:

@@ -40,6 +40,26 @@ OnHead = Callable[[int], Awaitable[Any] | None]
 _STORED = "SELECT position, event FROM log.events WHERE stream = %s AND version = %s"
 
 
+class _Pending(Prepared):
+    """An append whose caller waits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, log_id: str, append: Append, salts: Salts) -> None:
+        super().__init__(log_id, append, salts)
+        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, position: int) -> None:
+        """Answer the caller, if it still waits."""
+        if not self.future.done():
+            self.future.set_result(position)
+
+    def fail(self, error: Exception) -> None:
+        """Fail the caller, if it still waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 class LogWriter:
     """Appends to the log from one process, for any number of concurrent callers.
 
@@ -66,7 +86,7 @@ class LogWriter:
         self._on_head = on_head
         self._unavailable_after_s = unavailable_after_s
         self._salts = Salts()
-        self._queue: deque[Prepared] = deque()
+        self._queue: deque[_Pending] = deque()
         self._queued_events = 0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -142,7 +162,7 @@ class LogWriter:
             Unavailable: the database cannot be reached. Whether it was written is unknown.
         """
         self._check_open()
-        prepared = Prepared(self.log_id, append, self._salts)
+        prepared = _Pending(self.log_id, append, self._salts)
         while self._queued_events >= QUEUE_EVENTS_MAX:
             self._room.clear()
             await self._room.wait()
@@ -190,8 +210,8 @@ class LogWriter:
             self._closing = True
             self._fail_queued(Unavailable("this log writer is closed"))
 
-    def _take_batch(self) -> list[Prepared]:
-        batch: list[Prepared] = []
+    def _take_batch(self) -> list[_Pending]:
+        batch: list[_Pending] = []
         events = byte_count = 0
         while self._queue:
             append = self._queue[0]
@@ -229,7 +249,7 @@ class LogWriter:
 
     # --- one batch ---
 
-    async def _commit(self, batch: list[Prepared], resent: bool = False) -> None:
+    async def _commit(self, batch: list[_Pending], resent: bool = False) -> None:
         streams, parameters = parameters_of(batch)
         until = asyncio.get_running_loop().time() + self._unavailable_after_s
         backoff_s = BACKOFF_MIN_S
@@ -258,7 +278,7 @@ class LogWriter:
         self._cursor = None
         return self._conn
 
-    async def _may_retry(self, batch: list[Prepared], error: psycopg.Error, until: float) -> bool:
+    async def _may_retry(self, batch: list[_Pending], error: psycopg.Error, until: float) -> bool:
         if self._connect is None:
             self._fail_for_good(error, batch)
             return False
@@ -271,7 +291,7 @@ class LogWriter:
     async def _call_and_settle(
         self,
         conn: AsyncConnection[Any],
-        batch: list[Prepared],
+        batch: list[_Pending],
         streams: list[str],
         parameters: tuple[Any, ...],
         resent: bool,
@@ -307,7 +327,7 @@ class LogWriter:
         self._moved(position)
         return position
 
-    async def _refused(self, batch: list[Prepared], error: psycopg.Error, resent: bool) -> None:
+    async def _refused(self, batch: list[_Pending], error: psycopg.Error, resent: bool) -> None:
         if isinstance(error, psycopg.OperationalError):
             for append in batch:
                 append.fail(Unavailable(f"the database refused an append for now: {error}"))
@@ -320,7 +340,7 @@ class LogWriter:
 
     # --- the end, and the hint ---
 
-    def _fail_for_good(self, error: psycopg.Error, batch: list[Prepared] | None = None) -> None:
+    def _fail_for_good(self, error: psycopg.Error, batch: list[_Pending] | None = None) -> None:
         self.failed.set()
         self._room.set()
         lost = Unavailable(f"the log writer's connection was lost: {error}".rstrip())
