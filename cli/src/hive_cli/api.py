@@ -206,7 +206,8 @@ class _Patience:
 
 def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
     """Take server-sent events out of lines (WHATWG HTML, section 9.2.6)."""
-    name, event_id, data = "", "", []
+    name, event_id = "", ""
+    data: list[str] = []
     for line in lines:
         if not line:
             if data:

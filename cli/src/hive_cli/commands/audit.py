@@ -86,10 +86,13 @@ def export(
     draft = file.with_name(file.name + ".part")
     size = 0
     try:
-        with Api(find_home(home)) as api, draft.open("wb") as target:
-            with api.download("/v1/audit/export", to=to) as chunks:
-                for chunk in chunks:
-                    size += target.write(chunk)
+        with (
+            Api(find_home(home)) as api,
+            draft.open("wb") as target,
+            api.download("/v1/audit/export", to=to) as chunks,
+        ):
+            for chunk in chunks:
+                size += target.write(chunk)
         _require_whole(draft)
         draft.replace(file)
     except OSError as error:

@@ -24,6 +24,7 @@ from hive_cli.supervisor.runtime import default_cache_dir
 
 Verdict = Literal["ok", "warn", "fail"]
 _MARKS: dict[Verdict, str] = {"ok": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "fail": "[red]✗[/red]"}
+PYTHON_MIN = (3, 11)
 WASMTIME_MIN = (50, 0, 1)
 """An escape from the WASI file system was mended there (FACTS, wasmtime-py)."""
 
@@ -70,7 +71,7 @@ def examine(home: Home) -> Iterator[Finding]:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
+    if sys.version_info[:2] < PYTHON_MIN:
         return Finding("Python", "fail", version, "install Python 3.11 or newer")
     return Finding("Python", "ok", f"{version} at {sys.executable}")
 

@@ -1,6 +1,7 @@
 """`hive job`: look at jobs, follow them, end them."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -140,6 +141,7 @@ def events(
 ) -> None:
     """Print the events of a job and its tasks, one a line, in the order of the log."""
     with Api(find_home(home)) as api:
+        found: Iterator[dict[str, Any]]
         if follow_on:
             found = (json.loads(event.data) for event in api.events(f"/v1/jobs/{job}/stream"))
         else:
