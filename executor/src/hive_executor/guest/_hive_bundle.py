@@ -1,0 +1,101 @@
+"""Makes the files of an agent importable, as if its folder were the directory of a script."""
+
+import base64
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import CodeType, ModuleType
+from typing import Any
+
+_RUNTIME_MODULES = frozenset({"hive", "sys", "builtins", "wit_world", "componentize_py_types", "__main__"})
+
+
+class AgentLoader(importlib.abc.InspectLoader):
+    """Loads modules and data of one agent from memory."""
+
+    def __init__(self, bundle: "Bundle") -> None:
+        self._bundle = bundle
+
+    def get_source(self, fullname: str) -> str:
+        """Return the text of a module; tracebacks show their lines from here."""
+        return importlib.util.decode_source(self.get_data(self._bundle.path_of(fullname)))
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return a module compiled."""
+        path = self._bundle.path_of(fullname)
+        return compile(self.get_data(path), path, "exec", dont_inherit=True)
+
+    def is_package(self, fullname: str) -> bool:
+        """Say whether a name is a folder with `__init__.py`."""
+        return self._bundle.path_of(fullname).endswith("/__init__.py")
+
+    def get_data(self, path: str) -> bytes:
+        """Return a file of the agent's folder, as `pkgutil.get_data` asks for it.
+
+        Raises:
+            FileNotFoundError: the folder has no such file.
+        """
+        content = self._bundle.files.get(path.removeprefix("./"))
+        if content is None:
+            raise FileNotFoundError(f"the agent's folder has no file {path!r}")
+        return content.encode() if isinstance(content, str) else base64.b64decode(content["base64"])
+
+
+class Bundle(importlib.abc.MetaPathFinder):
+    """The files of one agent. Modules are looked for beside the entry file."""
+
+    def __init__(self, entry: str, files: dict[str, Any]) -> None:
+        self.entry = entry
+        self.files = files
+        self.loader = AgentLoader(self)
+        folder = entry.rpartition("/")[0]
+        self._prefix = folder + "/" if folder else ""
+        self._paths: dict[str, str] = {}
+        self._folders = {path.rpartition("/")[0] for path in files}
+
+    @property
+    def entry_module(self) -> str:
+        """Return the name under which the entry file is imported."""
+        return self.entry.removeprefix(self._prefix).removesuffix(".py")
+
+    def path_of(self, fullname: str) -> str:
+        """Return the path of a module that `find_spec` has found.
+
+        Raises:
+            ImportError: it is not a module of this agent.
+        """
+        try:
+            return self._paths[fullname]
+        except KeyError:
+            raise ImportError(f"{fullname} is not a module of this agent", name=fullname) from None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a sibling module or package; part of the import protocol."""
+        stem = self._prefix + fullname.replace(".", "/")
+        for candidate in (f"{stem}/__init__.py", f"{stem}.py"):
+            if candidate in self.files:
+                self._paths[fullname] = candidate
+                return importlib.util.spec_from_file_location(
+                    fullname,
+                    candidate,
+                    loader=self.loader,
+                    submodule_search_locations=[stem] if candidate.endswith("/__init__.py") else None,
+                )
+        if any(folder == stem or folder.startswith(stem + "/") for folder in self._folders):
+            namespace = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+            namespace.submodule_search_locations = [stem]
+            return namespace
+        return None
+
+    def install(self) -> None:
+        """Put this bundle first, and let its modules win over standard ones of the same name, as for a script."""
+        sys.meta_path.insert(0, self)
+        own = {path.removeprefix(self._prefix).split("/")[0].removesuffix(".py") for path in self.files}
+        shadowed = (own - _RUNTIME_MODULES) & sys.stdlib_module_names
+        if shadowed:
+            for name in [name for name in sys.modules if name.split(".")[0] in shadowed]:
+                del sys.modules[name]

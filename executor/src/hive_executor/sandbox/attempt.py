@@ -1,0 +1,153 @@
+"""What a runner keeps about the guest it runs: its log, its output, and what may end it early."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import wasmtime
+
+from hive_executor.sandbox.model import LOG_LINE_BYTES_MAX, LOG_LINE_OVERHEAD_BYTES, Level, LogLine
+
+_FLUSH_AFTER_S: Final = 0.05
+_FLUSH_BYTES: Final = 32_768
+_PARK_AFTER_S: Final = 1.0
+_STDERR_TAIL_BYTES: Final = 4_096
+
+
+class GuestLog:
+    """Takes lines from the guest, drops what is over the limit, and sends the rest on in batches."""
+
+    def __init__(self, bytes_max: int, send: Callable[[list[LogLine]], None]) -> None:
+        self._left = bytes_max
+        self._send = send
+        self._lines: list[LogLine] = []
+        self._waiting_bytes = 0
+        self._sent_at = time.monotonic()
+        self._lock = threading.Lock()
+        self.truncated = False
+
+    def write(self, level: Level, message: str) -> None:
+        """Append a message; its line breaks make it several lines."""
+        if self.truncated:
+            return
+        for text in message.split("\n"):
+            self._append(level, text)
+        if self._waiting_bytes >= _FLUSH_BYTES or time.monotonic() - self._sent_at >= _FLUSH_AFTER_S:
+            self.flush()
+
+    def _append(self, level: Level, text: str) -> None:
+        encoded = text.encode()
+        while True:
+            part, encoded = encoded[:LOG_LINE_BYTES_MAX], encoded[LOG_LINE_BYTES_MAX:]
+            cost = len(part) + LOG_LINE_OVERHEAD_BYTES
+            if cost > self._left:
+                self.truncated = True
+                return
+            self._left -= cost
+            with self._lock:
+                self._lines.append(LogLine(time.time_ns() // 1000, level, part.decode("utf-8", "replace")))
+                self._waiting_bytes += cost
+            if not encoded:
+                return
+
+    def flush(self) -> None:
+        """Send what waits."""
+        with self._lock:
+            self._sent_at = time.monotonic()
+            if self._lines:
+                lines, self._lines, self._waiting_bytes = self._lines, [], 0
+                self._send(lines)
+
+
+class LineStream:
+    """Turns what a guest writes to a descriptor into log lines; never keeps more than one line."""
+
+    def __init__(self, log: GuestLog, level: Level) -> None:
+        self._log = log
+        self._level = level
+        self._rest = b""
+        self.tail = b""
+
+    def write(self, data: bytes) -> int:
+        """Take bytes as the guest wrote them; all of them are always taken."""
+        self.tail = (self.tail + data)[-_STDERR_TAIL_BYTES:]
+        *lines, rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._log.write(self._level, line.decode("utf-8", "replace").removesuffix("\r"))
+        self._rest = rest
+        if len(rest) > LOG_LINE_BYTES_MAX:
+            self.finish()
+        return len(data)
+
+    def finish(self) -> None:
+        """Log a last line that did not end."""
+        if self._rest:
+            self._log.write(self._level, self._rest.decode("utf-8", "replace"))
+            self._rest = b""
+
+
+class Attempt:
+    """One run of one guest. `stopped_by` is the code of what interrupted it, if anything did."""
+
+    def __init__(self, deadline_s: float, log: GuestLog) -> None:
+        self.deadline_s = deadline_s
+        self.log = log
+        self.stopped_by = ""
+
+
+class Interrupter:
+    """Ends guests through the engine's epoch, at their deadline or at once, and keeps their log flowing.
+
+    One thread per runner. While guests follow each other closely it is neither woken nor joined for each of
+    them, because two thread switches would cost as much as a small guest.
+    """
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._attempt: Attempt | None = None
+        self._parked = False
+        self._ended_at = time.monotonic()
+        threading.Thread(target=self._watch, name="interrupter", daemon=True).start()
+
+    def begin(self, attempt: Attempt) -> None:
+        """Watch `attempt` from now on."""
+        with self._changed:
+            self._attempt = attempt
+            if self._parked:
+                self._changed.notify()
+
+    def end(self) -> None:
+        """Watch nothing. After this no interruption can reach a later guest."""
+        with self._changed:
+            self._attempt = None
+            self._ended_at = time.monotonic()
+
+    def stop(self, code: str) -> None:
+        """Interrupt the watched guest at its next instruction, for the reason `code`."""
+        with self._changed:
+            self._stop(code)
+
+    def _stop(self, code: str) -> None:
+        if self._attempt is not None and not self._attempt.stopped_by:
+            self._attempt.stopped_by = code
+            self._engine.increment_epoch()
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                if self._attempt is None and time.monotonic() - self._ended_at > _PARK_AFTER_S:
+                    self._parked = True
+                    self._changed.wait()
+                    self._parked = False
+                attempt, pause_s = self._attempt, _FLUSH_AFTER_S
+                if attempt is not None:
+                    left_s = attempt.deadline_s - time.monotonic()
+                    if left_s <= 0:
+                        self._stop("timeout")
+                    else:
+                        pause_s = min(left_s, pause_s)
+            if attempt is not None:
+                attempt.log.flush()
+            time.sleep(pause_s)

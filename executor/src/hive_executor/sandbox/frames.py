@@ -1,0 +1,140 @@
+"""What a runner and its parent say to each other: one msgpack message per frame, a 4-byte length in front."""
+
+import socket
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from hive_executor.sandbox.model import INPUT_BYTES_MAX, MEBIBYTE, PROGRAM_BYTES_MAX, Limits, LogLine
+
+HEADER_BYTES: Final = 4
+REQUEST_BYTES_MAX: Final = INPUT_BYTES_MAX + 2 * PROGRAM_BYTES_MAX + MEBIBYTE
+
+Kind = Literal["python", "component", "command"]
+
+
+class Load(msgspec.Struct, frozen=True, tag="load", array_like=True):
+    """Load a compiled module and run it once for nothing, so that the first guest finds it warm."""
+
+    kind: Kind
+    path: str
+    image_bytes: int
+
+
+class Run(msgspec.Struct, frozen=True, tag="run", array_like=True):
+    """Run a guest. `files` is None when the parent thinks that this runner still has the program."""
+
+    kind: Kind
+    path: str
+    image_bytes: int
+    digest: str
+    entry: str
+    files: dict[str, bytes] | None
+    input: bytes
+    limits: Limits
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+    """The runner is confined and waits for work."""
+
+    pid: int
+
+
+class NeedFiles(msgspec.Struct, frozen=True, tag="need", array_like=True):
+    """The runner no longer has the program; send `Run` again with its files."""
+
+
+class Stale(msgspec.Struct, frozen=True, tag="stale", array_like=True):
+    """The compiled module cannot be loaded here."""
+
+    message: str
+
+
+class Log(msgspec.Struct, frozen=True, tag="log", array_like=True):
+    """Lines that a guest wrote, while it runs."""
+
+    lines: list[LogLine]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
+    """How the guest ended; all its log lines were sent before. `code` is empty when it succeeded."""
+
+    code: str
+    message: str
+    detail: str
+    output: bytes
+    log_truncated: bool
+    wall_us: int
+    fuel_used: int
+    memory_peak_bytes: int | None
+
+
+Request = Load | Run
+Reply = Ready | NeedFiles | Stale | Log | Done
+
+_encoder = msgspec.msgpack.Encoder()
+_requests = msgspec.msgpack.Decoder(Request)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+class FrameTooLarge(Exception):
+    """The peer announces more bytes than this conversation can need."""
+
+
+def encode(message: Request | Reply) -> bytearray:
+    """Return a frame."""
+    frame = bytearray(HEADER_BYTES)
+    _encoder.encode_into(message, frame, HEADER_BYTES)
+    frame[:HEADER_BYTES] = (len(frame) - HEADER_BYTES).to_bytes(HEADER_BYTES, "big")
+    return frame
+
+
+def receive_request(channel: socket.socket) -> Request | None:
+    """Wait for the next request; None when the parent has gone."""
+    header = _receive_exactly(channel, HEADER_BYTES)
+    if header is None:
+        return None
+    length = int.from_bytes(header, "big")
+    if length > REQUEST_BYTES_MAX:
+        raise FrameTooLarge(f"a request of {length} bytes")
+    body = _receive_exactly(channel, length)
+    return None if body is None else _requests.decode(body)
+
+
+def _receive_exactly(channel: socket.socket, length: int) -> bytearray | None:
+    buffer = bytearray(length)
+    view = memoryview(buffer)
+    got = 0
+    while got < length:
+        count = channel.recv_into(view[got:])
+        if count == 0:
+            return None
+        got += count
+    return buffer
+
+
+class ReplyBuffer:
+    """Collects bytes and gives back whole replies."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self.bytes_max = MEBIBYTE
+
+    def feed(self, data: bytes) -> Iterator[Reply]:
+        """Add bytes as they came in.
+
+        Raises:
+            FrameTooLarge: a frame is longer than `bytes_max`.
+            msgspec.MsgspecError: a frame is not a reply.
+        """
+        self._pending += data
+        while len(self._pending) >= HEADER_BYTES:
+            end = HEADER_BYTES + int.from_bytes(self._pending[:HEADER_BYTES], "big")
+            if end - HEADER_BYTES > self.bytes_max:
+                raise FrameTooLarge(f"a reply of {end - HEADER_BYTES} bytes")
+            if len(self._pending) < end:
+                return
+            reply = _replies.decode(memoryview(self._pending)[HEADER_BYTES:end])
+            del self._pending[:end]
+            yield reply

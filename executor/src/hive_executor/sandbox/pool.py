@@ -1,0 +1,252 @@
+"""A warm pool of runner processes: one guest at a time in each, and a new process for each that dies."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from hive_common.kernel.errors import Unavailable
+
+from hive_executor.sandbox import frames, model
+from hive_executor.sandbox.cache import Compiled
+from hive_executor.sandbox.compiler import Compiler
+from hive_executor.sandbox.engine import require_version
+from hive_executor.sandbox.errors import InvalidModule
+from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
+from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess
+
+# How long after its limit a guest may still be interrupted from inside before its runner is killed.
+KILL_SLACK_S: Final = 0.25
+# A runner is replaced after so many guests, so that no leak can grow for ever.
+RUNS_PER_RUNNER_MAX: Final = 10_000
+_RESTART_PAUSE_S: Final = 1.0
+
+
+class RunnerPool:
+    """Runs programs. `start` and `close` it on the loop that uses it; all methods belong to that loop.
+
+    Args:
+        size: how many guests may run at once.
+        cache_dir: where compiled modules are kept; shared with other executors of the same user.
+        log_sink: takes what runners themselves have to say when they die (not the logs of guests).
+    """
+
+    def __init__(self, *, size: int, cache_dir: Path, log_sink: Callable[[str], None] | None = None) -> None:
+        if size < 1:
+            raise ValueError(f"size is {size}; expected at least 1")
+        require_version()
+        self._size = size
+        self._compiler = Compiler(cache_dir)
+        self._folder = cache_dir / "empty"
+        self._log_sink = log_sink or (lambda _: None)
+        self._runners: set[RunnerProcess] = set()
+        self._idle: list[RunnerProcess] = []
+        self._waiting: asyncio.Condition = asyncio.Condition()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._python: Compiled | None = None
+        self._busy = 0
+        self._restarts = 0
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the runners, warm if the CPython component is already there.
+
+        Raises:
+            Unavailable: a runner does not come up.
+        """
+        self._folder.mkdir(mode=0o500, exist_ok=True)
+        self._python = await self._compiler.python_if_cached()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._size):
+                    group.create_task(self._add_runner())
+        except BaseExceptionGroup as errors:
+            await self.close()
+            raise errors.exceptions[0] from None
+
+    async def close(self) -> None:
+        """Kill all runners and wait until they are gone. Attempts that run end as `runner_died`."""
+        self._closed = True
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, *self._retiring, return_exceptions=True)
+        await asyncio.gather(*(runner.kill() for runner in list(self._runners)))
+        self._runners.clear()
+        self._idle.clear()
+        async with self._waiting:
+            self._waiting.notify_all()
+
+    def stats(self) -> dict[str, Any]:
+        """Return `size`, `busy`, `restarts` (runners replaced because they ended) and `pids`."""
+        return {
+            "size": self._size,
+            "busy": self._busy,
+            "restarts": self._restarts,
+            "pids": sorted(runner.pid for runner in self._runners),
+        }
+
+    async def run(
+        self,
+        program: Program,
+        input: bytes,
+        limits: Limits,
+        *,
+        on_log: Callable[[LogLine], None] | None = None,
+    ) -> Outcome:
+        """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
+
+        When the awaiting task is cancelled, the runner is killed and replaced before the cancellation goes on.
+
+        Args:
+            on_log: called with each line while the guest runs.
+
+        Raises:
+            Unavailable: no runner can be started, or the pool is closed.
+            FailedPrecondition: the CPython component cannot be built.
+        """
+        if len(input) > model.INPUT_BYTES_MAX:
+            return _failed(model.AGENT_ERROR, f"an input of {len(input)} bytes; at most {model.INPUT_BYTES_MAX}")
+        for _ in range(2):
+            try:
+                compiled = await self._compiler.compiled(program)
+            except InvalidModule as error:
+                return _failed(model.INVALID_MODULE, error.message)
+            if program.runtime == "python":
+                self._python = compiled
+            outcome = await self._attempt(program, compiled, input, limits, on_log)
+            if isinstance(outcome, Outcome):
+                return outcome
+            self._compiler.discard(program)
+        return _failed(model.INVALID_MODULE, f"the compiled module cannot be loaded: {outcome.message}")
+
+    async def _attempt(
+        self,
+        program: Program,
+        compiled: Compiled,
+        input_: bytes,
+        limits: Limits,
+        on_log: Callable[[LogLine], None] | None,
+    ) -> Outcome | frames.Stale:
+        runner = await self._take()
+        self._busy += 1
+        lines: list[LogLine] = []
+
+        def collect(batch: list[LogLine]) -> None:
+            lines.extend(batch)
+            if on_log is not None:
+                for line in batch:
+                    on_log(line)
+
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        sound = False
+        try:
+            async with asyncio.timeout(limits.wall_ms / 1000 + KILL_SLACK_S):
+                reply = await runner.run(program, compiled, input_, limits, collect)
+            sound = True
+            return reply if isinstance(reply, frames.Stale) else _outcome(reply, lines)
+        except TimeoutError:
+            return _failed(
+                model.TIMEOUT,
+                f"still running after its limit of {limits.wall_ms} ms, and was killed",
+                log=lines,
+                wall_ms=int((loop.time() - started) * 1000),
+            )
+        except RunnerGone as error:
+            return _failed(
+                model.RUNNER_DIED,
+                str(error),
+                detail=runner.last_words(),
+                log=lines,
+                wall_ms=int((loop.time() - started) * 1000),
+            )
+        finally:
+            self._busy -= 1
+            if sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
+                await self._give_back(runner)
+            else:
+                await asyncio.shield(_background(self._retire(runner), self._retiring))
+
+    async def _take(self) -> RunnerProcess:
+        async with self._waiting:
+            while True:
+                if self._closed:
+                    raise Unavailable("the pool of runners is closed")
+                while self._idle:
+                    # The last one used has its caches warm.
+                    runner = self._idle.pop()
+                    if runner.alive:
+                        return runner
+                await self._waiting.wait()
+
+    async def _give_back(self, runner: RunnerProcess) -> None:
+        async with self._waiting:
+            self._idle.append(runner)
+            self._waiting.notify()
+
+    async def _add_runner(self) -> None:
+        runner = await RunnerProcess.start(self._folder, self._lost)
+        self._runners.add(runner)
+        if self._python is not None:
+            with contextlib.suppress(RunnerGone):
+                await runner.load("python", self._python)
+        if runner.alive:
+            await self._give_back(runner)
+        else:
+            self._lost(runner)
+
+    def _lost(self, runner: RunnerProcess) -> None:
+        """A runner ended by itself: reap it. If a guest was in it, its attempt sees to the rest."""
+        if runner in self._idle:
+            self._idle.remove(runner)
+            _background(self._retire(runner), self._retiring)
+
+    async def _retire(self, runner: RunnerProcess) -> None:
+        if runner not in self._runners:
+            return
+        self._runners.discard(runner)
+        await runner.kill()
+        if said := runner.said:
+            self._log_sink(f"runner {runner.pid} ended: {said}")
+        if not self._closed:
+            self._restarts += 1
+            _background(self._replace(), self._starting)
+
+    async def _replace(self) -> None:
+        while not self._closed:
+            try:
+                await self._add_runner()
+                return
+            except Unavailable as error:
+                self._log_sink(error.message)
+                await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+def _background(work: Coroutine[Any, Any, None], running: set["asyncio.Task[None]"]) -> "asyncio.Task[None]":
+    task = asyncio.get_running_loop().create_task(work)
+    running.add(task)
+    task.add_done_callback(running.discard)
+    return task
+
+
+def _outcome(done: frames.Done, log: list[LogLine]) -> Outcome:
+    return Outcome(
+        status="failed" if done.code else "succeeded",
+        code=done.code or None,
+        message=done.message,
+        detail=done.detail,
+        output=None if done.code else done.output,
+        log=log,
+        log_truncated=done.log_truncated,
+        wall_ms=done.wall_us // 1000,
+        fuel_used=done.fuel_used,
+        memory_peak_bytes=done.memory_peak_bytes,
+    )
+
+
+def _failed(
+    code: str, message: str, *, detail: str = "", log: list[LogLine] | None = None, wall_ms: int = 0
+) -> Outcome:
+    return Outcome("failed", code, message, detail, log=log or [], wall_ms=wall_ms)

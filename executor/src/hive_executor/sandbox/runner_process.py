@@ -1,0 +1,237 @@
+"""The parent's side of one runner process."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Final, cast
+
+import msgspec
+from hive_common.kernel.errors import Unavailable
+
+from hive_executor.sandbox import frames
+from hive_executor.sandbox.cache import Compiled
+from hive_executor.sandbox.compiler import child_environment
+from hive_executor.sandbox.model import MEBIBYTE, Limits, LogLine, Program
+
+START_S_MAX: Final = 30.0
+_STDERR_TAIL_BYTES: Final = 8_192
+_REAP_S: Final = 5.0
+
+
+class RunnerGone(Exception):
+    """The runner ended, or spoke nonsense and was ended; the text says what is known."""
+
+
+class _Channel(asyncio.Protocol):
+    """Receives the replies of one runner."""
+
+    def __init__(self) -> None:
+        self._buffer = frames.ReplyBuffer()
+        self._reply: asyncio.Future[frames.Reply] | None = None
+        self._on_log: Callable[[list[LogLine]], None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.lost = False
+        self.why = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for reply in self._buffer.feed(data):
+                self._take(reply)
+        except (frames.FrameTooLarge, msgspec.MsgspecError) as error:
+            self.why = f"the runner broke the protocol: {error}"
+            assert self._transport is not None
+            self._transport.abort()
+
+    def _take(self, reply: frames.Reply) -> None:
+        if isinstance(reply, frames.Log):
+            if self._on_log is not None:
+                self._on_log(reply.lines)
+        elif self._reply is not None and not self._reply.done():
+            self._reply.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(RunnerGone(self.why or "the runner ended"))
+        self.on_lost()
+
+    async def ask(
+        self,
+        request: frames.Request | None,
+        bytes_max: int,
+        on_log: Callable[[list[LogLine]], None] | None = None,
+    ) -> frames.Reply:
+        """Send a request and wait for its reply; log lines that come before go to `on_log`."""
+        if self.lost:
+            raise RunnerGone(self.why or "the runner ended")
+        assert self._transport is not None
+        self._buffer.bytes_max = bytes_max
+        self._on_log = on_log
+        self._reply = asyncio.get_running_loop().create_future()
+        if request is not None:
+            self._transport.write(frames.encode(request))
+        try:
+            return await self._reply
+        finally:
+            self._reply = None
+            self._on_log = None
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class RunnerProcess:
+    """One runner. Use `start`; after `RunnerGone`, a timeout or a cancelled `run` only `kill` may follow."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: _Channel, stderr: IO[bytes]) -> None:
+        self._process = process
+        self._channel = channel
+        self._stderr = stderr
+        self._programs: set[str] = set()
+        self.runs = 0
+        self.said = ""
+
+    @classmethod
+    async def start(cls, folder: Path, on_lost: Callable[["RunnerProcess"], None]) -> "RunnerProcess":
+        """Start a runner and wait until it is ready.
+
+        Args:
+            folder: an empty directory for it to be in.
+            on_lost: called once when it has ended, for whatever reason.
+
+        Raises:
+            Unavailable: it did not come up; the message carries its last words.
+        """
+        # Without a name, so that nothing stays behind however this process ends.
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = _spawn(theirs, folder, stderr)
+        except OSError as error:
+            ours.close()
+            stderr.close()
+            raise Unavailable(f"cannot start a runner: {error}") from error
+        channel = _Channel()
+        runner = cls(process, channel, stderr)
+        try:
+            ours.setblocking(False)
+            await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
+            async with asyncio.timeout(START_S_MAX):
+                await channel.ask(None, MEBIBYTE)
+        except (RunnerGone, TimeoutError):
+            await runner.kill()
+            raise Unavailable(f"a runner did not come up: {runner.said or 'it said nothing'}") from None
+        except BaseException:
+            ours.close()
+            await asyncio.shield(asyncio.create_task(runner.kill()))
+            raise
+        channel.on_lost = lambda: on_lost(runner)
+        return runner
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Say whether it can take work."""
+        return not self._channel.lost
+
+    def last_words(self) -> str:
+        """Return the end of what it wrote to stderr: a panic of the engine, or a defect of ours."""
+        if self._stderr.closed:
+            return ""
+        size = os.fstat(self._stderr.fileno()).st_size
+        start = max(size - _STDERR_TAIL_BYTES, 0)
+        return os.pread(self._stderr.fileno(), size - start, start).decode("utf-8", "replace").strip()
+
+    async def load(self, kind: frames.Kind, compiled: Compiled) -> None:
+        """Have it load a module before the first guest needs it.
+
+        Raises:
+            RunnerGone: it did not manage to.
+        """
+        try:
+            async with asyncio.timeout(START_S_MAX):
+                await self._channel.ask(frames.Load(kind, str(compiled.path), compiled.image_bytes), MEBIBYTE)
+        except TimeoutError:
+            self._channel.abort()
+            raise RunnerGone(f"the runner did not load {compiled.path.name} in {START_S_MAX:.0f} s") from None
+
+    async def run(
+        self,
+        program: Program,
+        compiled: Compiled,
+        input_: bytes,
+        limits: Limits,
+        on_log: Callable[[list[LogLine]], None],
+    ) -> frames.Done | frames.Stale:
+        """Run a guest. There is no deadline here: whoever calls must have one, and then `kill`.
+
+        Raises:
+            RunnerGone: it ended meanwhile.
+        """
+        self.runs += 1
+        bytes_max = limits.output_bytes + 2 * limits.log_bytes + MEBIBYTE
+        known = program.digest in self._programs
+        while True:
+            request = frames.Run(
+                program.runtime,
+                str(compiled.path),
+                compiled.image_bytes,
+                program.digest,
+                program.entry,
+                None if known else program.files,
+                input_,
+                limits,
+            )
+            reply = await self._channel.ask(request, bytes_max, on_log)
+            if isinstance(reply, frames.NeedFiles) and known:
+                known = False
+                self._programs.discard(program.digest)
+                continue
+            if not isinstance(reply, frames.Done | frames.Stale):
+                raise RunnerGone(f"the runner answered {type(reply).__name__} to Run")
+            self._programs.add(program.digest)
+            return reply
+
+    async def kill(self) -> None:
+        """End the process now, and reap it. Its last words stay in `said`."""
+        self._process.kill()
+        self.said = self.said or self.last_words()
+        self._channel.abort()
+        # SIGKILL takes microseconds, unless the kernel is busy freeing its memory.
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _REAP_S
+        pause_s = 0.0005
+        while self._process.poll() is None and loop.time() < give_up:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
+        self._stderr.close()
+
+
+def _spawn(channel: socket.socket, folder: Path, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner"],
+        stdin=channel.fileno(),
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        cwd=folder,
+        env=child_environment(),
+        close_fds=True,
+        start_new_session=True,
+    )
