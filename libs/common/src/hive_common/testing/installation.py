@@ -33,9 +33,9 @@ class Installation:
             [HIVE, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
         )
         if check and done.returncode != 0:
-            raise AssertionError(
-                f"hive {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
-            )
+            command = " ".join(arguments)
+            said = f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+            raise AssertionError(f"hive {command}: exit code {done.returncode}\n{said}")
         return done
 
     def json(self, *arguments: str, check: bool = True, timeout_s: float = 180) -> Any:
@@ -84,6 +84,11 @@ class Installation:
         """Return the pid of the supervisor: the parent of what it started."""
         gateway = psutil.Process(self.pids()["gateway"])
         return gateway.ppid()
+
+    def processes_tree(self) -> list[psutil.Process]:
+        """Return the supervisor and everything below it."""
+        supervisor = psutil.Process(self.supervisor_pid())
+        return [supervisor, *supervisor.children(recursive=True)]
 
     def processes(self) -> list[psutil.Process]:
         """Return every process that belongs to this home, by its command line or its working directory."""
