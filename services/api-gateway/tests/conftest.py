@@ -11,12 +11,6 @@ import aiohttp
 import grpc.aio
 import msgspec
 import pytest
-from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
-from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
-from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
-from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from hive_proto.models.v1 import models_pb2, models_pb2_grpc
-
 from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
@@ -24,6 +18,11 @@ from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.server import RpcServer, key_check
 from hive_gateway.bootstrap import Gateway
+from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
+from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
+from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
+from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 OWNER = "01890000-0000-7000-8000-000000000001"
 
@@ -274,7 +273,8 @@ class World:
 
     def config(self, **extra: Any) -> ServiceConfig:
         keys = [
-            {"name": name, "scope": name, "file": self.secret(f"key-{name}", key)} for name, key in self.keys.items()
+            {"name": name, "scope": name, "file": self.secret(f"key-{name}", key)}
+            for name, key in self.keys.items()
         ]
         settings = {"http_port": 0, "keys": keys} | extra
         return ServiceConfig(
@@ -308,6 +308,7 @@ class World:
         stack.push_async_callback(self._stop_peers)
         self.gateway = Gateway(self.config())
         self.stop = Stop()
+        stack.push_async_callback(self.gateway.peers.close)
         await self.gateway.start(self.stop, stack)
 
     async def _stop_peers(self) -> None:

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-
 from hive_common.contracts.limits import INLINE_BYTES_MAX, JOB_BYTES_MAX
 from hive_common.contracts.values import digest_of
 from hive_common.kernel.ids import new_id
@@ -80,7 +79,9 @@ async def test_what_the_scheduler_refuses_keeps_its_message_and_fields(http):
     assert response.headers["Content-Type"] == "application/problem+json"
     assert problem["detail"] == "job: tasks: expected at least one task"
     assert problem["path"] == "tasks" and problem["file"] == "job"
-    assert problem["status"] == 400 and problem["retryable"] is False and problem["type"].endswith("invalid_argument")
+    assert (
+        problem["status"] == 400 and problem["retryable"] is False and problem["type"].endswith("invalid_argument")
+    )
 
 
 async def test_a_document_over_its_limit_is_413_though_the_same_bytes_as_input_are_taken(world, http):

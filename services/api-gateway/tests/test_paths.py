@@ -2,7 +2,6 @@ import json
 
 import aiohttp
 import pytest
-
 from hive_common.contracts.limits import BLOB_BYTES_MAX
 from hive_common.contracts.values import digest_of
 from hive_common.kernel.ids import new_id
@@ -48,7 +47,9 @@ async def test_every_path_but_health_needs_a_key(world):
     assert seen > 20
 
 
-@pytest.mark.parametrize("value", ["Bearer x", "Bearer ", "Basic {key}", "{key}", "bearer {key}x", "Bearer {key} x"])
+@pytest.mark.parametrize(
+    "value", ["Bearer x", "Bearer ", "Basic {key}", "{key}", "bearer {key}x", "Bearer {key} x"]
+)
 async def test_a_wrong_key_is_refused(world, value):
     headers = {"Authorization": value.format(key=world.keys["admin"])}
     async with world.session(None) as http:

@@ -5,7 +5,6 @@ import json
 import msgspec
 import nats
 import pytest
-
 from hive_common.contracts.messages import LogBatch, LogLine, log_subject
 from hive_common.kernel.ids import new_id
 

@@ -54,12 +54,11 @@ class Gateway:
         Raises:
             FailedPrecondition: a port is taken.
         """
-        stack.push_async_callback(self.peers.close)
         stack.push_async_callback(self.live_logs.close)
         self._background(self.peers.watch_health(), "health of peers", stop, stack)
         self._background(self.live_logs.connect(self._nats), "connection to NATS", stop, stack)
-        self.grpc_port = await self._rpc.start()
         stack.push_async_callback(self._rpc.stop)
+        self.grpc_port = await self._rpc.start()
         self.http_port = await self._http.start()
         stack.push_async_callback(self._http.stop)
         assert self._http.task is not None
@@ -90,6 +89,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
     """
     gateway = Gateway(config)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(gateway.peers.close)
         ops = OpsServer(gateway.health, config.ops_host, config.ops_port)
         try:
             await ops.start()

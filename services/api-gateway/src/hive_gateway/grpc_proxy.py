@@ -6,6 +6,7 @@ Which methods there are, and which of them stream, is read from the descriptors;
 # grpc's classes take type arguments in their stubs only, not when the module runs.
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -179,23 +180,35 @@ class PublicRpc:
     """
 
     def __init__(self, peers: Peers, keys: KeyRing, host: str, port: int) -> None:
-        services = published(peers)
-        self._address = (host, port)
-        self._rpc = RpcServer(host, port, keys.authorise_rpc)
-        self._rpc.server.add_generic_rpc_handlers((Proxy(services, keys),))
-        names = [service.full_name for service in services]
-        reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], self._rpc.server)
+        self._services = published(peers)
+        self._keys = keys
+        self._host = host
+        self._port = port
+        self._rpc: RpcServer | None = None
 
     async def start(self) -> int:
         """Listen and return the port. Raises FailedPrecondition when it is taken."""
-        try:
-            return await self._rpc.start()
-        except RuntimeError as error:
-            host, port = self._address
+        port = await self._listen()
+        if port is None:
+            # A server of grpc that never served has to go while its loop still runs.
+            self._rpc = None
+            await asyncio.sleep(0)
             raise FailedPrecondition(
-                f"{host}:{port}: cannot listen for gRPC; expected a free port", port=port
-            ) from error
+                f"{self._host}:{self._port}: cannot listen for gRPC; expected a free port", port=self._port
+            )
+        return port
 
     async def stop(self) -> None:
         """Take no more calls, give the others a moment, then cut them."""
-        await self._rpc.stop()
+        if self._rpc is not None:
+            await self._rpc.stop()
+
+    async def _listen(self) -> int | None:
+        self._rpc = RpcServer(self._host, self._port, self._keys.authorise_rpc)
+        self._rpc.server.add_generic_rpc_handlers((Proxy(self._services, self._keys),))
+        names = [service.full_name for service in self._services]
+        reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], self._rpc.server)
+        try:
+            return await self._rpc.start()
+        except RuntimeError:
+            return None

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -47,18 +47,13 @@ class Followers:
         self._followers_max = followers_max
         self._open = 0
 
-    def respond(self, source: AsyncGenerator[bytes, None]) -> "EventStream":
-        """Return the answer that sends the frames of `source`.
-
-        Raises:
-            RateLimited: as many streams are open as this process holds.
-        """
+    def require_room(self) -> None:
+        """Raise RateLimited when as many streams are open as this process holds."""
         if self._open >= self._followers_max:
             raise RateLimited(f"{self._open} streams are open here, no more are taken", limit=self._followers_max)
-        return EventStream(source, self)
 
     @contextlib.contextmanager
-    def counted(self) -> Any:
+    def counted(self) -> Iterator[None]:
         """Count a stream as open while the block runs."""
         self._open += 1
         _FOLLOWERS.inc()

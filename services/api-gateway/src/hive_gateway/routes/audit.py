@@ -50,7 +50,7 @@ def _reading(api: APIRouter, peers: Peers) -> None:
         setattr(message, "from", first)
         events = _events(peers, upstream, message)
         if wants_lines(request):
-            return lines(await primed(as_line(events)))
+            return lines(await upstream.while_connected(primed(as_line(events))))
         page = await upstream.while_connected(_collected(events))
         following = page[-1].position + 1 if len(page) == limit else None
         return reply(views.LogPage(events=page, next=following))
@@ -63,7 +63,8 @@ def _reading(api: APIRouter, peers: Peers) -> None:
     )
     async def export(upstream: UpstreamDep, to: To = 0) -> Response:
         """Fetch all that is needed to check the log elsewhere."""
-        return lines(await primed(_chunks(peers, upstream, to)), filename="hive-log.ndjson")
+        chunks = await upstream.while_connected(primed(_chunks(peers, upstream, to)))
+        return lines(chunks, filename="hive-log.ndjson")
 
 
 def _verifying(api: APIRouter, peers: Peers) -> None:

@@ -18,7 +18,7 @@ from hive_gateway.following import follow_job
 from hive_gateway.live_logs import Follower, LiveLogs
 from hive_gateway.peers import Peers
 from hive_gateway.replies import JobId, Position
-from hive_gateway.streams import DONE, SSE_TYPE, Followers, frame, primed
+from hive_gateway.streams import DONE, SSE_TYPE, EventStream, Followers, frame, primed
 from hive_gateway.upstream import Upstream, UpstreamDep
 
 LAST_LINES_S = 0.5
@@ -44,6 +44,7 @@ def router(peers: Peers, live_logs: LiveLogs, followers: Followers) -> APIRouter
     api = APIRouter(prefix="/v1", tags=["jobs"])
 
     async def require(upstream: Upstream, job_id: str) -> jobs_pb2.Job:
+        followers.require_room()
         # After the first byte an error can no longer be a status.
         return await upstream.ask(peers.scheduler, peers.jobs.Get, jobs_pb2.GetRequest(job_id=job_id))
 
@@ -62,7 +63,7 @@ def router(peers: Peers, live_logs: LiveLogs, followers: Followers) -> APIRouter
         """Follow a job: what happened after `from_position` or `Last-Event-ID`, then everything as it happens."""
         position = _resume_at(last_event_id, from_position)
         await require(upstream, job_id)
-        return followers.respond(_job_frames(peers, upstream, job_id, position))
+        return EventStream(_job_frames(peers, upstream, job_id, position), followers)
 
     @api.get(
         "/jobs/{job_id}/logs/stream",
@@ -74,7 +75,7 @@ def router(peers: Peers, live_logs: LiveLogs, followers: Followers) -> APIRouter
         """Follow the logs of a job, best effort; the whole logs are under `/logs` once attempts have reported."""
         job = await require(upstream, job_id)
         frames = _log_frames(peers, upstream, live_logs, job_id, job.position)
-        return followers.respond(await primed(frames))
+        return EventStream(await upstream.while_connected(primed(frames)), followers)
 
     return api
 

@@ -185,7 +185,7 @@ def _inspecting(api: APIRouter, peers: Peers) -> None:
         """Read what happened so far, after `from_position`: a page of 1,000 unless told, or all of it as lines."""
         if wants_lines(request):
             history = _history(peers, upstream, job_id, from_position, limit)
-            return lines(await primed(as_line(history)))
+            return lines(await upstream.while_connected(primed(as_line(history))))
         size = limit or 1_000
         history = _history(peers, upstream, job_id, from_position, size)
         page = await upstream.while_connected(_collected(history))
