@@ -1,0 +1,102 @@
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hive_common.artifacts.package import AgentPackage, pack
+from hive_common.artifacts.store import FolderStore
+from hive_common.bus.nats import connect, request
+from hive_common.contracts.events import Capabilities
+from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.ops.config import ServiceConfig
+from hive_common.testing.fixtures import Database
+from hive_common.testing.nats import EmbeddedNats
+from hive_common.testing.services import key_of, running_service, service_config
+from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.executors.v1 import executors_pb2_grpc
+from hive_registry.bootstrap import main
+from nats.aio.client import Client
+
+CAPABILITIES = Capabilities(
+    os="linux", arch="x86_64", cores=4, memory_bytes=8 << 30, slots=4, runtimes=("python", "command")
+)
+MANIFEST = """\
+apiVersion: hive/v1
+kind: Agent
+name: {name}
+version: {version}
+runtime: python
+entry: agent.py
+"""
+
+
+class Registry:
+    """A running registry and what a test does with it."""
+
+    def __init__(self, config: ServiceConfig, channel: Any, database: Database) -> None:
+        self.config = config
+        self.key = key_of(config)
+        self.executors = executors_pb2_grpc.ExecutorsStub(channel)
+        self.agents = agents_pb2_grpc.AgentsStub(channel)
+        self.store = FolderStore(config.artifacts_dir)
+        self._database = database
+        self._clients: dict[str, Client] = {}
+
+    async def hello(self, executor: str, name: str = "laptop", **changes: Any) -> HelloReply:
+        """Say hello the way an executor does: with its own inbox."""
+        client = self._clients.get(executor)
+        if client is None:
+            client = await connect(self.config.nats, executor, inbox=inbox_prefix(executor))
+            self._clients[executor] = client
+        capabilities = msgspec.structs.replace(CAPABILITIES, **changes)
+        body = HelloRequest(name=name, session="s", capabilities=capabilities)
+        return await request(client, hello_subject(executor), body, HelloReply, 20)
+
+    async def upload(self, package: AgentPackage) -> str:
+        """Put the blobs of a package into the store."""
+        for blob in package.blobs.values():
+            await self.store.put(blob)
+        return package.digest
+
+    async def events(self, after: int = 1) -> list[Stored]:
+        """Return what the log holds, without its genesis event."""
+        async with LogReader(self._database.dsn) as reader:
+            return await reader.read(after)
+
+    async def close(self) -> None:
+        """Close the executors' connections."""
+        for client in self._clients.values():
+            await client.close()
+
+
+@pytest.fixture
+def config(database: Database, nats_server: EmbeddedNats, tmp_path: Path) -> ServiceConfig:
+    return service_config("registry", database, nats_server, tmp_path, extra={"blobs_url": "http://127.0.0.1:8500"})
+
+
+@pytest.fixture
+async def registry(config: ServiceConfig, database: Database) -> AsyncIterator[Registry]:
+    async with running_service(main, config) as channel:
+        registry = Registry(config, channel, database)
+        try:
+            yield registry
+        finally:
+            await registry.close()
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Callable[..., AgentPackage]:
+    """Returns a function that packs an agent with a name, a version and a source."""
+
+    def make(
+        name: str = "square", version: str = "1.0.0", source: str = "def run(input): return {}\n"
+    ) -> AgentPackage:
+        folder = tmp_path / "agents" / f"{name}-{version}-{abs(hash(source))}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.yaml").write_text(MANIFEST.format(name=name, version=version))
+        (folder / "agent.py").write_text(source)
+        return pack(folder)
+
+    return make

@@ -1,0 +1,261 @@
+import asyncio
+from typing import Any
+
+import grpc.aio
+import msgspec
+import psycopg
+import pytest
+from hive_common.bus.nats import connect, request
+from hive_common.contracts.events import Capabilities, Power
+from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
+from hive_common.kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound, Unauthenticated
+from hive_common.kernel.ids import new_id
+from hive_common.ops.config import ServiceConfig
+from hive_common.ops.embedded import free_port
+from hive_common.rpc.client import bearer, call
+from hive_common.rpc.server import RpcServer, key_check
+from hive_common.testing.fixtures import Database
+from hive_common.testing.services import key_of, running_service
+from hive_proto.executors.v1 import executors_pb2 as pb
+from hive_proto.executors.v1 import executors_pb2_grpc
+from hive_registry.bootstrap import main
+
+from .conftest import CAPABILITIES, Registry
+
+
+async def test_a_hello_is_in_the_log_and_in_the_list_before_it_is_answered(registry: Registry) -> None:
+    executor = new_id()
+    reply = await registry.hello(executor, "laptop")
+    assert reply == HelloReply(position=2, blobs_url="http://127.0.0.1:8500", drained=False)
+    (event,) = await registry.events()
+    assert (event.position, event.stream, event.version, event.type) == (2, executor, 1, "ExecutorRegistered")
+    assert (event.actor, event.owner, event.ns) == (executor, registry.config.owner, "default")
+    (listed,) = (await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))).executors
+    assert (listed.executor_id, listed.name, listed.slots, listed.position) == (executor, "laptop", 4, 2)
+    assert listed.state == "unknown"
+    assert listed.last_seen_us >= listed.registered_us == event.ts_us
+    assert msgspec.json.decode(listed.capabilities_json, type=Capabilities) == CAPABILITIES
+
+
+async def test_only_a_hello_that_says_something_new_is_an_event(registry: Registry) -> None:
+    executor = new_id()
+    assert (await registry.hello(executor)).position == 2
+    assert (await registry.hello(executor)).position == 2
+    assert (await registry.hello(executor, slots=8)).position == 3
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=80))).position == 4
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=75))).position == 4
+    assert [event.type for event in await registry.events()] == [
+        "ExecutorRegistered",
+        "ExecutorCapabilitiesChanged",
+        "ExecutorCapabilitiesChanged",
+    ]
+    got = await call(registry.executors.Get(pb.GetRequest(executor_id=executor), metadata=registry.key))
+    assert (got.slots, got.position) == (8, 4)
+
+
+async def test_hellos_of_one_executor_at_the_same_time_register_it_once(registry: Registry) -> None:
+    executor = new_id()
+    await registry.hello(new_id())
+    replies = await asyncio.gather(*(registry.hello(executor) for _ in range(10)))
+    assert {reply.position for reply in replies} == {3}
+    assert len(await registry.events()) == 2
+
+
+async def test_a_thousand_executors_may_come_at_once(registry: Registry) -> None:
+    client = await connect(registry.config.nats, "crowd")
+    waiting: dict[str, asyncio.Future[HelloReply]] = {}
+
+    async def answered(message: Any) -> None:
+        waiting[message.subject.split(".")[1]].set_result(msgspec.json.decode(message.data, type=HelloReply))
+
+    await client.subscribe("_INBOX.*.hello", cb=answered)
+    body = msgspec.json.encode(HelloRequest(name="device", session="s", capabilities=CAPABILITIES))
+    for executor in [new_id() for _ in range(1000)]:
+        waiting[executor] = asyncio.get_running_loop().create_future()
+        await client.publish(hello_subject(executor), body, reply=f"{inbox_prefix(executor)}.hello")
+    replies = await asyncio.gather(*waiting.values())
+    assert sorted(reply.position for reply in replies) == list(range(2, 1002))
+    first = await call(registry.executors.List(pb.ListRequest(limit=600), metadata=registry.key))
+    rest = await call(
+        registry.executors.List(
+            pb.ListRequest(limit=600, after=first.executors[-1].executor_id), metadata=registry.key
+        )
+    )
+    assert [e.executor_id for e in (*first.executors, *rest.executors)] == sorted(waiting)
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("", {}), ("laptop", {"cores": -1}), ("laptop", {"os": "\x00"}), ("a" * 200, {})]
+)
+async def test_a_hello_beyond_its_bounds_is_refused_and_leaves_nothing(
+    registry: Registry, name: str, changes: dict[str, Any]
+) -> None:
+    reply = await registry.hello(new_id(), name, **changes)
+    assert reply.error is not None
+    assert reply.error.code == "invalid_argument"
+    assert await registry.events() == []
+
+
+async def test_a_hello_of_a_newer_version_or_of_no_executor_is_refused(registry: Registry) -> None:
+    executor = new_id()
+    client = await connect(registry.config.nats, "x", inbox=inbox_prefix(executor))
+    newer = HelloRequest(v=2, name="laptop", session="s", capabilities=CAPABILITIES)
+    reply = await request(client, hello_subject(executor), newer, HelloReply, 20)
+    assert reply.error is not None
+    assert reply.error.message == "v: got 2; expected 1"
+    await client.close()
+    reply = await registry.hello("someone")
+    assert reply.error is not None
+    assert await registry.events() == []
+
+
+async def test_a_hello_that_wants_its_answer_elsewhere_changes_nothing(registry: Registry) -> None:
+    other = await connect(registry.config.nats, "x", inbox=inbox_prefix(new_id()))
+    body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
+    with pytest.raises(DeadlineExceeded):
+        await request(other, hello_subject(new_id()), body, HelloReply, 0.5)
+    assert await registry.events() == []
+    await other.close()
+
+
+async def test_a_drained_executor_is_told_so_until_it_is_taken_back(registry: Registry) -> None:
+    executor = new_id()
+    await registry.hello(executor, "laptop")
+    key = (*registry.key, ("hive-caller", "caller-1"))
+    for _ in range(2):
+        drained = await call(
+            registry.executors.Drain(pb.DrainRequest(executor_id="laptop", reason="update"), metadata=key)
+        )
+        assert drained.state == "drained"
+    assert (await registry.hello(executor)).drained
+    for _ in range(2):
+        back = await call(
+            registry.executors.Drain(pb.DrainRequest(executor_id=executor, undrain=True), metadata=key)
+        )
+        assert back.state == "unknown"
+    assert not (await registry.hello(executor)).drained
+    events = (await registry.events())[1:]
+    assert [(event.type, event.actor) for event in events] == [
+        ("ExecutorDrainRequested", "caller-1"),
+        ("ExecutorUndrained", "caller-1"),
+    ]
+
+
+async def test_the_gateway_says_who_called_and_a_request_cannot_say_otherwise(registry: Registry) -> None:
+    await registry.hello(new_id(), "laptop")
+    key = (*registry.key, ("hive-caller", "caller-1"))
+    request = pb.DrainRequest(executor_id="laptop", caller="somebody-else")
+    await call(registry.executors.Drain(request, metadata=key))
+    assert (await registry.events())[-1].actor == "caller-1"
+    with pytest.raises(InvalidArgument, match="caller"):
+        await call(
+            registry.executors.Drain(
+                pb.DrainRequest(executor_id="laptop", undrain=True, caller="Ada Lovelace, London"),
+                metadata=registry.key,
+            )
+        )
+
+
+async def test_an_executor_that_is_not_there_is_named_with_the_nearest(registry: Registry) -> None:
+    await registry.hello(new_id(), "laptop")
+    for wrong in ("lapptop", new_id(), "\x00"):
+        with pytest.raises(NotFound) as error:
+            await call(registry.executors.Get(pb.GetRequest(executor_id=wrong), metadata=registry.key))
+        if wrong == "lapptop":
+            assert "the nearest is laptop" in error.value.message
+    with pytest.raises(InvalidArgument):
+        await call(registry.executors.Get(pb.GetRequest(), metadata=registry.key))
+
+
+async def test_a_name_that_two_executors_have_does_not_say_which(registry: Registry) -> None:
+    for _ in range(2):
+        await registry.hello(new_id(), "laptop")
+    with pytest.raises(Conflict, match="several"):
+        await call(registry.executors.Get(pb.GetRequest(executor_id="laptop"), metadata=registry.key))
+
+
+@pytest.mark.parametrize(
+    "request_", [pb.ListRequest(limit=-1), pb.ListRequest(limit=1001), pb.ListRequest(after="x")]
+)
+async def test_lists_are_bounded(registry: Registry, request_: pb.ListRequest) -> None:
+    with pytest.raises(InvalidArgument):
+        await call(registry.executors.List(request_, metadata=registry.key))
+
+
+async def test_every_call_needs_the_key(registry: Registry) -> None:
+    for metadata in ((), bearer("wrong")):
+        with pytest.raises(Unauthenticated):
+            await call(registry.executors.List(pb.ListRequest(), metadata=metadata))
+
+
+class Scheduler(executors_pb2_grpc.PresenceServicer):
+    """Stands in for the scheduler's leader: answers what the test says."""
+
+    def __init__(self) -> None:
+        self.present: list[pb.Present] = []
+
+    async def List(
+        self, request: pb.PresenceRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PresenceResponse:
+        return pb.PresenceResponse(executors=self.present)
+
+
+async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
+    config: ServiceConfig, database: Database
+) -> None:
+    port = free_port()
+    config = msgspec.structs.replace(config, peers={"scheduler": f"127.0.0.1:{port}"})
+    async with running_service(main, config) as channel:
+        registry = Registry(config, channel, database)
+        pulls, silent, gone = sorted(new_id() for _ in range(3))
+        for executor in (pulls, silent, gone):
+            await registry.hello(executor, executor[-4:])
+
+        async def states() -> list[tuple[str, int]]:
+            answer = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
+            return [(executor.state, executor.running) for executor in answer.executors]
+
+        assert await states() == [("unknown", 0)] * 3
+        scheduler = Scheduler()
+        server = RpcServer("127.0.0.1", port, key_check(key_of(config)[0][1].removeprefix("Bearer ")))
+        executors_pb2_grpc.add_PresenceServicer_to_server(scheduler, server.server)
+        await server.start()
+        scheduler.present = [
+            pb.Present(executor_id=pulls, online=True, running=3, last_seen_us=2**62),
+            pb.Present(executor_id=silent, online=False, last_seen_us=1),
+        ]
+        while (await states())[0][0] == "unknown":
+            await asyncio.sleep(0.05)
+        assert await states() == [("online", 3), ("offline", 0), ("offline", 0)]
+        got = await call(registry.executors.Get(pb.GetRequest(executor_id=pulls), metadata=registry.key))
+        assert got.last_seen_us == 2**62
+        await server.stop(0)
+        assert await states() == [("unknown", 0)] * 3
+        await registry.close()
+
+
+async def test_views_can_be_rebuilt_from_the_log(config: ServiceConfig, database: Database) -> None:
+    async with running_service(main, config) as channel:
+        registry = Registry(config, channel, database)
+        for slots in range(1, 6):
+            await registry.hello(new_id(), f"device-{slots}", slots=slots)
+        await call(registry.executors.Drain(pb.DrainRequest(executor_id="device-3"), metadata=registry.key))
+        before = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
+        head = (await registry.events())[-1].position
+        await registry.close()
+    async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as conn:
+        await conn.execute("TRUNCATE registry.executors, registry.agent_versions")
+        await conn.execute("DELETE FROM registry.projections")
+    async with running_service(main, config) as channel:
+        registry = Registry(config, channel, database)
+        # A hello is answered from a view that has caught up.
+        await registry.hello(new_id(), "another")
+        after = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
+        assert [(e.executor_id, e.name, e.slots, e.position, e.registered_us) for e in before.executors] == [
+            (e.executor_id, e.name, e.slots, e.position, e.registered_us)
+            for e in after.executors
+            if e.position <= head
+        ]
+        assert [e.state for e in after.executors].count("drained") == 1
+        await registry.close()
