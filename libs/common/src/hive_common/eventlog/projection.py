@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 QUIET_POSITIONS = 10_000
 """Positions looked through without an event of ours before that is written down: saves a commit per wake-up."""
 
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('hive.projections.' || %s, 0))"
 _CREATE = sql.SQL(
     "CREATE TABLE IF NOT EXISTS {} (name text PRIMARY KEY,"
     " position bigint NOT NULL CHECK (position >= 0), updated_us bigint NOT NULL)"
@@ -59,7 +60,10 @@ class Moved(Exception):
 
 async def create_projection_table(conn: AsyncConnection[Any], schema: str) -> None:
     """Make `<schema>.projections` when it is not there. `conn` belongs to the schema's owner."""
-    await conn.execute(_CREATE.format(sql.Identifier(schema, "projections")))
+    async with conn.transaction():
+        # IF NOT EXISTS looks before it makes: of two that start at once, one would fail.
+        await conn.execute(_LOCK, (schema,))
+        await conn.execute(_CREATE.format(sql.Identifier(schema, "projections")))
 
 
 class ProjectionRunner:
