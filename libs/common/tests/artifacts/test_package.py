@@ -58,6 +58,18 @@ async def test_a_package_unpacks_to_itself(make_agent: MakeAgent) -> None:
     assert artifact.size_bytes == packed.size_bytes
 
 
+async def test_each_blob_is_fetched_once(make_agent: MakeAgent) -> None:
+    packed = pack(make_agent())
+    fetched: list[str] = []
+
+    async def fetch(digest: str) -> bytes:
+        fetched.append(digest)
+        return packed.blobs[digest]
+
+    await unpack(fetch, packed.digest)
+    assert sorted(fetched) == sorted(packed.blobs)
+
+
 @pytest.mark.parametrize(("runtime", "module"), [("command", CORE_MODULE), ("component", COMPONENT)])
 async def test_modules_are_packed_as_they_are(make_agent: MakeAgent, runtime: str, module: bytes) -> None:
     folder = make_agent(

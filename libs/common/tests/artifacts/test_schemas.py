@@ -29,3 +29,11 @@ def test_a_circle_of_references_over_the_same_value_is_refused() -> None:
     schema = {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     with pytest.raises(InvalidArgument, match="back to itself"):
         check_schema(schema, "f", "input")
+
+
+def test_a_value_nested_beyond_what_can_be_checked_is_a_violation() -> None:
+    schema = {"$defs": {"list": {"items": {"$ref": "#/$defs/list"}}}, "$ref": "#/$defs/list"}
+    value: list[object] = []
+    for _ in range(5000):
+        value = [value]
+    assert violation(schema, value) == ("", "the value is nested too deeply to be checked")

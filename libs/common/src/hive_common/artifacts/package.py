@@ -180,24 +180,24 @@ async def unpack(fetch: Fetch, digest: str) -> AgentPackage:
         InvalidArgument: not an agent, a blob that is not what its digest or size says, an archive with
             anything but plain `.py` files inside of its folder, or without the entry.
     """
-    artifact = await inspect(fetch, digest)
-    layer = await _fetched(fetch, artifact.layer.digest, artifact.layer.size)
+    # The blobs of the package are those that were fetched: another tool may spell the same agent differently.
+    blobs: dict[str, bytes] = {}
+
+    async def fetch_once(wanted: str) -> bytes:
+        if wanted not in blobs:
+            blobs[wanted] = await fetch(wanted)
+        return blobs[wanted]
+
+    artifact = await inspect(fetch_once, digest)
+    layer = await _fetched(fetch_once, artifact.layer.digest, artifact.layer.size)
     manifest = artifact.manifest
-    if manifest.runtime == "python":
-        files = _untar(layer, digest)
-        if manifest.entry not in files:
-            refuse(digest, "entry", f"the archive has no {manifest.entry}", "the entry that the manifest names")
-        package = _build(manifest, SOURCE_TYPE, layer, files=files)
-    else:
+    if manifest.runtime != "python":
         _check_module(layer, manifest.runtime, digest)
-        package = _build(manifest, MODULE_TYPE, layer, module=layer)
-    # The blobs are those that were fetched: an artifact of another tool may be spelt differently.
-    blobs = {
-        digest: await _fetched(fetch, digest, None),
-        artifact.config.digest: await _fetched(fetch, artifact.config.digest, artifact.config.size),
-        artifact.layer.digest: layer,
-    }
-    return msgspec.structs.replace(package, digest=digest, blobs=blobs)
+        return AgentPackage(manifest=manifest, digest=digest, blobs=blobs, module=layer)
+    files = _untar(layer, digest)
+    if manifest.entry not in files:
+        refuse(digest, "entry", f"the archive has no {manifest.entry}", "the entry that the manifest names")
+    return AgentPackage(manifest=manifest, digest=digest, blobs=blobs, files=files)
 
 
 async def _fetched(fetch: Fetch, digest: str, size: int | None) -> bytes:

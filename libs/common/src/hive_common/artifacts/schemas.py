@@ -60,7 +60,10 @@ def violation(schema: dict[str, Any], value: Any) -> tuple[str, str] | None:
     a sentence without a full stop.
     """
     validator = jsonschema.Draft202012Validator(schema, registry=_NO_NETWORK)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    try:
+        error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    except RecursionError:
+        return "", "the value is nested too deeply to be checked"
     if error is None:
         return None
     return error.json_path.removeprefix("$").lstrip("."), _short(error.message)
