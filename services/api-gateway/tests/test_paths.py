@@ -235,7 +235,7 @@ async def test_calls_are_counted_by_route_and_status(world, http):
 
 class TestBlobs:
     async def test_what_was_put_is_there(self, http):
-        data = b"x" * 3_000_000
+        data = b"x" * 40_000_000
         path = f"/v1/blobs/{digest_of(data)}"
         assert (await http.head(path)).status == 404
         response = await http.put(path, data=data)

@@ -73,7 +73,8 @@ class Upstream:
             await asyncio.gather(task, gone, return_exceptions=True)
 
 
-def _upstream(request: Request) -> Upstream:
+async def _upstream(request: Request) -> Upstream:
+    # FastAPI runs dependencies that are not async in threads.
     return Upstream(request.scope[CALLER], request.receive)
 
 
