@@ -37,7 +37,7 @@ _LOAD = "SELECT log_id, position, hash FROM audit.progress"
 _LOAD_COUNTS = "SELECT kind, events FROM audit.counts ORDER BY kind LIMIT 1000"
 _SAVE = """
 INSERT INTO audit.progress (log_id, position, hash, broken_position, broken_reason) VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT (only) DO UPDATE SET (log_id, position, hash, broken_position, broken_reason) =
+ON CONFLICT (one_row) DO UPDATE SET (log_id, position, hash, broken_position, broken_reason) =
     (excluded.log_id, excluded.position, excluded.hash, excluded.broken_position, excluded.broken_reason)"""
 _COUNT = """
 INSERT INTO audit.counts AS c (kind, events) VALUES (%s, %s)

@@ -2,7 +2,7 @@
 
 CREATE TABLE audit.progress (
     -- One row.
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    one_row boolean PRIMARY KEY DEFAULT true CHECK (one_row),
     log_id text COLLATE "C" NOT NULL,
     position bigint NOT NULL CHECK (position >= 0),
     hash bytea NOT NULL CHECK (octet_length(hash) = 32),
