@@ -137,6 +137,13 @@ async def test_log_is_created_once_whoever_tries(empty_database: Database) -> No
         assert await (await first.execute("SELECT count(*) FROM log.events")).fetchone() == (1,)
 
 
+async def test_appends_on_an_old_snapshot_are_refused(database: Database) -> None:
+    async with await connect(database.role_dsn("scheduler")) as conn:
+        await conn.execute("SET default_transaction_isolation = 'repeatable read'")
+        with pytest.raises(errors.InvalidTransactionState):
+            await conn.execute("SELECT log.log_append('{}','{}','{}','{}','{}','{}','{}','{}','{}','{}','{}')")
+
+
 # --- migrations ---
 
 

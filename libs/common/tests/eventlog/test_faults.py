@@ -121,6 +121,18 @@ async def test_database_that_stays_away_makes_appends_unavailable(
         assert await writer.append(new_append(new_id())) == 2
 
 
+async def test_closing_does_not_wait_for_a_database_that_is_away(database: Database, new_append: NewAppend) -> None:
+    async with TcpProxy(database.server.port) as proxy:
+        writer = await LogWriter.open(through(proxy, database), unavailable_after_s=3600)
+        proxy.refuse()
+        proxy.cut_all()
+        waiting = asyncio.create_task(writer.append(new_append(new_id())))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(writer.close(), 30)
+        with pytest.raises(Unavailable):
+            await waiting
+
+
 async def test_leaders_writer_fails_for_good_when_its_connection_is_lost(
     database: Database, new_append: NewAppend
 ) -> None:

@@ -173,7 +173,7 @@ class LogWriter:
         return await prepared.future
 
     async def close(self) -> None:
-        """Write what is queued, then stop. Later appends raise Unavailable."""
+        """Write what is queued, if the database can be reached, then stop. Later appends raise Unavailable."""
         self._closing = True
         self._work.set()
         self._room.set()
@@ -282,7 +282,7 @@ class LogWriter:
         if self._connect is None:
             self._fail_for_good(error, batch)
             return False
-        if asyncio.get_running_loop().time() < until:
+        if asyncio.get_running_loop().time() < until and not self._closing:
             return True
         for append in batch:
             append.fail(Unavailable("the log's database cannot be reached; whether this was written is unknown"))

@@ -128,6 +128,11 @@ BEGIN
         RAISE EXCEPTION 'a call carries at most 1000 events, not %', event_total
             USING ERRCODE = 'program_limit_exceeded';
     END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- A snapshot from before the lock would not show what was appended meanwhile.
+        RAISE EXCEPTION 'appends need the isolation level read committed, not %',
+            current_setting('transaction_isolation') USING ERRCODE = 'invalid_transaction_state';
+    END IF;
     PERFORM pg_advisory_xact_lock(29387505148686183);
 
     SELECT l.position, l.hash INTO head, prev FROM log.events l ORDER BY l.position DESC LIMIT 1;
