@@ -344,6 +344,18 @@ def encode(event: Event) -> bytes:
     return _encode(event)
 
 
+def kind_of(type_name: str, schema: int) -> str:
+    """Return the kind of a stored event's stream, without looking at its payload.
+
+    Raises:
+        UnknownEvent: the type or the schema version is not in the catalogue.
+    """
+    kind = KIND_OF.get(type_name)
+    if kind is None or schema != SCHEMA:
+        raise UnknownEvent(f"unknown event {type_name} with schema {schema}", type=type_name, schema=schema)
+    return kind
+
+
 def decode(type_name: str, schema: int, payload: bytes) -> Event:
     """Return the event of a stored payload.
 

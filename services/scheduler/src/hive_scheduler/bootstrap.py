@@ -1,0 +1,148 @@
+"""The scheduler process: stands by until it leads, leads until it is stopped or loses the lock."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import psycopg
+from hive_common.artifacts.store import FolderStore
+from hive_common.bus import nats as bus
+from hive_common.kernel.clock import SystemClock
+from hive_common.kernel.errors import Unavailable
+from hive_common.ops.config import ServiceConfig, read_secret
+from hive_common.ops.lifecycle import Stop
+from hive_common.ops.telemetry import Health, OpsServer
+from hive_common.rpc.server import RpcServer, key_check
+from hive_proto.executors.v1 import executors_pb2_grpc
+from hive_proto.jobs.v1 import jobs_pb2_grpc
+from nats.aio.client import Client
+
+from hive_scheduler import metrics
+from hive_scheduler.leader import Leader, prepare_database
+from hive_scheduler.leadership import lead
+from hive_scheduler.rpc import JobsService, PresenceService
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+START_WITHIN_S: Final = 30.0
+RETRY_S: Final = 0.25
+LAG_MAX: Final = 10_000
+"""A view that is further behind than this makes the service not ready."""
+
+
+class _State:
+    """What the readiness checks and NATS callbacks look at."""
+
+    def __init__(self) -> None:
+        self.leader: Leader | None = None
+        self.standing_by = False
+        self.client: Client | None = None
+
+    def leads(self) -> str | None:
+        """Check: this process leads."""
+        if self.leader is not None:
+            return None
+        return "stands by: another scheduler leads" if self.standing_by else "starting"
+
+    def nats(self) -> str | None:
+        """Check: NATS is there."""
+        return None if self.client is not None and self.client.is_connected else "not connected to NATS"
+
+    def views(self) -> str | None:
+        """Check: the views follow the log."""
+        if self.leader is None or self.leader.views.lag <= LAG_MAX:
+            return None
+        return f"the views are {self.leader.views.lag} positions behind the log"
+
+    async def disconnected(self) -> None:
+        """NATS is gone."""
+        if self.leader is not None:
+            self.leader.dispatcher.freeze()
+
+    async def reconnected(self) -> None:
+        """NATS is back."""
+        if self.leader is not None:
+            self.leader.dispatcher.thaw()
+
+    def stand_by(self, standing_by: bool) -> None:
+        """Note whether another scheduler leads."""
+        self.standing_by = standing_by
+
+
+async def main(config: ServiceConfig, stop: Stop) -> None:
+    """Run the scheduler until `stop` is set."""
+    state = _State()
+    health = Health()
+    health.add("leader", state.leads)
+    health.add("nats", state.nats)
+    health.add("views", state.views)
+    metrics.LEADER.set(0)
+    ops = OpsServer(health, config.ops_host, config.ops_port)
+    await ops.start()
+    try:
+        # The lock is waited for as long as it takes, but a stop ends the waiting at once.
+        serving = asyncio.create_task(_serve(config, stop, state), name="scheduler")
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if state.leader is None and not serving.done():
+            serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        stopping.cancel()
+        if not serving.cancelled():
+            serving.result()
+    finally:
+        await ops.stop()
+
+
+async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
+    clock = SystemClock()
+    dsn = config.postgres.dsn()
+    await _patiently(lambda: prepare_database(dsn))
+    store = FolderStore(config.artifacts_dir)
+    state.client = client = await _patiently(
+        lambda: bus.connect(
+            config.nats, "scheduler", on_disconnect=state.disconnected, on_reconnect=state.reconnected
+        )
+    )
+    try:
+        conn, epoch = await lead(dsn, clock, state.stand_by)
+        leader = Leader(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop)
+        rpc = RpcServer(config.grpc_host, config.grpc_port, key_check(read_secret(config.service_key_file)))
+        jobs_pb2_grpc.add_JobsServicer_to_server(
+            JobsService(
+                leader.engine,
+                leader.submissions,
+                leader.queries,
+                leader.views,
+                leader.reader,
+                leader.hub,
+                leader.fleet,
+            ),
+            rpc.server,
+        )
+        executors_pb2_grpc.add_PresenceServicer_to_server(PresenceService(leader.dispatcher), rpc.server)
+        try:
+            await leader.start()
+            state.leader = leader
+            await rpc.start()
+            await stop.wait()
+        finally:
+            await rpc.stop()
+            await leader.close()
+    finally:
+        await client.close()
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Try for `START_WITHIN_S` while what is needed cannot be reached: services start side by side."""
+    until = asyncio.get_running_loop().time() + START_WITHIN_S
+    while True:
+        try:
+            return await call()
+        except (Unavailable, psycopg.OperationalError) as error:
+            if asyncio.get_running_loop().time() > until:
+                raise
+            log.info("waiting: %s", error)
+            await asyncio.sleep(RETRY_S)

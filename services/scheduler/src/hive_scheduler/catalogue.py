@@ -1,0 +1,119 @@
+"""What the scheduler knows of executors and agents: the registry's events, followed in the log."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from hive_common.artifacts import manifest as manifests
+from hive_common.contracts import events
+from hive_common.contracts.events import AgentRef, Capabilities
+from hive_common.eventlog.log import LogReader, Stored
+
+from hive_scheduler.metrics import LOG_HEAD
+
+log = logging.getLogger(__name__)
+
+TYPES: Final = (
+    "AgentVersionPublished",
+    "ExecutorRegistered",
+    "ExecutorCapabilitiesChanged",
+    "ExecutorDrainRequested",
+    "ExecutorUndrained",
+)
+
+
+class KnownExecutor:
+    """An executor as the log has it."""
+
+    def __init__(self, executor: str, owner: str, name: str, capabilities: Capabilities) -> None:
+        self.executor = executor
+        self.owner = owner
+        self.name = name
+        self.capabilities = capabilities
+        self.drained = False
+
+
+class Catalogue:
+    """Agents by `name@version` and executors by id.
+
+    Args:
+        reader: of the log.
+        on_executor: called with the id of an executor about which something is new.
+    """
+
+    def __init__(self, reader: LogReader, on_executor: Callable[[str], None]) -> None:
+        self._reader = reader
+        self._on_executor = on_executor
+        self._lock = asyncio.Lock()
+        self.executors: dict[str, KnownExecutor] = {}
+        self.agents: dict[str, AgentRef] = {}
+        self.position = 0
+        self.wake = asyncio.Event()
+
+    async def catch_up(self) -> None:
+        """Read what is new. Callers at the same time share one reading, which begins after they called.
+
+        Raises:
+            Unavailable: the log cannot be read.
+            UnknownEvent: an event that this code does not know.
+        """
+        async with self._lock:
+            while True:
+                scan = await self._reader.scan(self.position, types=TYPES)
+                for stored in scan.events:
+                    self._apply(stored)
+                reached_end = len(scan.events) == 0 or scan.through >= await self._reader.head()
+                self.position = scan.through
+                LOG_HEAD.set(max(self.position, 0))
+                if reached_end:
+                    return
+
+    async def follow(self) -> None:
+        """Follow the log until cancelled."""
+        async for scan in self._reader.scans(self.position, wake=self.wake, types=TYPES):
+            async with self._lock:
+                for stored in scan.events:
+                    if stored.position > self.position:
+                        self._apply(stored)
+                self.position = max(self.position, scan.through)
+            LOG_HEAD.set(self.position)
+
+    def agents_named(self) -> Iterable[str]:
+        """Return every `name@version`."""
+        return self.agents.keys()
+
+    def _apply(self, stored: Stored) -> None:
+        if stored.payload is None:
+            return
+        event = events.decode(stored.type, stored.schema, stored.payload)
+        known = self.executors.get(stored.stream)
+        match event:
+            case events.AgentVersionPublished():
+                self._publish(event)
+                return
+            case events.ExecutorRegistered():
+                self.executors[stored.stream] = KnownExecutor(
+                    stored.stream, stored.owner, event.name, event.capabilities
+                )
+            case events.ExecutorCapabilitiesChanged() if known is not None:
+                known.capabilities = event.capabilities
+            case events.ExecutorDrainRequested() if known is not None:
+                known.drained = True
+            case events.ExecutorUndrained() if known is not None:
+                known.drained = False
+        self._on_executor(stored.stream)
+
+    def _publish(self, event: events.AgentVersionPublished) -> None:
+        found = manifests.from_json(bytes(event.manifest), f"{event.name}@{event.version}")
+        self.agents[found.reference] = AgentRef(
+            name=found.name,
+            version=found.version,
+            digest=event.digest,
+            runtime=found.runtime,
+            memory_bytes=found.resources.memory_bytes,
+            timeout_ms=found.resources.timeout_ms,
+            fuel=found.resources.fuel,
+            input_schema=found.input,
+            output_schema=found.output,
+        )

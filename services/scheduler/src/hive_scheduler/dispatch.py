@@ -1,0 +1,451 @@
+"""Executors' sessions: pulls, leases, assignments, cancels and reports (DESIGN 7).
+
+Everything here is in memory and can be lost: what must survive is decided through the engine. An executor is
+given work only in the answer to its own pull, and only after the assignment is committed.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import Final, NamedTuple
+
+import msgspec
+from hive_common.contracts.events import AgentRef
+from hive_common.contracts.limits import KIB, LEASE_MS, PULL_ANSWER_MS, PULL_REPLY_BYTES_MAX
+from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
+from hive_common.kernel.clock import Clock
+
+from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.placement import Device, Fleet, Need, Picked
+from hive_scheduler.domain.queue import PRIORITIES
+from hive_scheduler.domain.task import TaskState
+from hive_scheduler.engine import Engine
+from hive_scheduler.metrics import ATTEMPTS_LIVE, EXECUTORS_ONLINE, LOST, PLACEMENTS, PULLS, QUEUE_DEPTH
+
+log = logging.getLogger(__name__)
+
+ANSWER_AFTER_MS: Final = PULL_ANSWER_MS * 9 // 10
+"""When a pull is answered with nothing: a bit before its third of the lease, for the way there and back."""
+CANCEL_AGAIN_MS: Final = PULL_ANSWER_MS
+"""A cancel that an executor has been told is not a reason to answer its pull at once before this time."""
+PAST_SESSIONS_MAX: Final = 16
+"""Sessions of one executor that are remembered as over."""
+STALL_MS: Final = 1_000
+"""A tick that comes this late means that this process stood still, and that pulls may lie unread."""
+START_GRACE_MS: Final = 60_000
+OVERTIME_MS: Final = 10_000
+"""An attempt that has not started may take this long until it does (modules are compiled at first use), and
+one that runs may stay this long beyond its timeout; after that it is given up."""
+ASSIGNMENT_BYTES: Final = 1 * KIB
+"""What an assignment takes in a reply besides its input: ids, agent and limits are bounded well below it."""
+REPLY_MARGIN_BYTES: Final = 32 * KIB
+
+Key = tuple[str, int]
+
+
+class _Live(NamedTuple):
+    """A live attempt. `until_ms`: when it is given up although its executor still holds it."""
+
+    session: str
+    job: str
+    until_ms: int
+
+
+class _Pull:
+    def __init__(self, request: PullRequest, now_ms: int) -> None:
+        self.request = request
+        self.arrived_ms = now_ms
+        self.answered: asyncio.Future[PullReply] = asyncio.get_running_loop().create_future()
+        self.assignments: list[Assignment] = []
+        self.bytes = REPLY_MARGIN_BYTES
+        self.sealed = False
+
+
+class _Executor:
+    """What is known of an executor beyond the log."""
+
+    def __init__(self, executor: str) -> None:
+        self.id = executor
+        self.session: str | None = None
+        self.sequence = 0
+        self.past: deque[str] = deque(maxlen=PAST_SESSIONS_MAX)
+        self.lease_until_ms = 0
+        self.last_seen_us = 0
+        self.pull: _Pull | None = None
+        self.live: dict[Key, _Live] = {}
+        self.cancels: dict[Key, int] = {}
+        self.slots_free = 0
+        self.memory_free_bytes = 0
+        self.draining = False
+
+
+class Dispatcher:
+    """Answers pulls, keeps leases and places ready tasks.
+
+    Args:
+        engine: decides; this object becomes its listener.
+        fleet: the devices to place on.
+        catalogue: executors as the log has them.
+        clock: leases run on its boot clock.
+        epoch: of this leader.
+    """
+
+    def __init__(self, engine: Engine, fleet: Fleet, catalogue: Catalogue, clock: Clock, epoch: int) -> None:
+        self._engine = engine
+        self._fleet = fleet
+        self._catalogue = catalogue
+        self._clock = clock
+        self._epoch = epoch
+        self._executors: dict[str, _Executor] = {}
+        self._pulls: OrderedDict[str, _Pull] = OrderedDict()
+        self._leases: OrderedDict[str, None] = OrderedDict()
+        self._refs: dict[str, AgentRef] = {}
+        self._frozen = False
+        self._last_tick_ms = clock.boot_ms()
+        self._next_check_ms = 0
+        engine.listener = self
+
+    # --- pulls ---
+
+    async def pull(self, executor: str, request: PullRequest) -> PullReply:
+        """Take a pull and return its answer once there is one (messages.PullRequest)."""
+        if executor not in self._catalogue.executors:
+            await self._catalogue.catch_up()
+            if executor not in self._catalogue.executors:
+                return PullReply(epoch=self._epoch, unknown=True)
+        state = self._executors.setdefault(executor, _Executor(executor))
+        if request.session in state.past:
+            return PullReply(epoch=self._epoch, superseded=True)
+        if request.session != state.session:
+            self._begin_session(state, request)
+        elif request.sequence <= state.sequence:
+            return await self._again(state, request)
+        pull = self._register(state, request)
+        self._reconcile(state, pull)
+        self._engine.settle()
+        return await asyncio.shield(pull.answered)
+
+    def _begin_session(self, state: _Executor, request: PullRequest) -> None:
+        if state.session is not None:
+            state.past.append(state.session)
+        state.session = request.session
+        state.sequence = 0
+        state.cancels.clear()
+
+    async def _again(self, state: _Executor, request: PullRequest) -> PullReply:
+        """Answer a pull that came twice like the first, and one that was overtaken with nothing."""
+        pull = state.pull
+        if pull is not None and pull.request.sequence == request.sequence:
+            return await asyncio.shield(pull.answered)
+        return self._reply_of(state, None)
+
+    def _register(self, state: _Executor, request: PullRequest) -> _Pull:
+        now_ms = self._clock.boot_ms()
+        if state.pull is not None:
+            self._answer(state, state.pull, with_work=False)
+        state.sequence = request.sequence
+        state.draining = request.draining
+        state.slots_free = request.slots_free
+        state.memory_free_bytes = request.memory_free_bytes
+        self._renew(state, now_ms)
+        pull = state.pull = _Pull(request, now_ms)
+        self._pulls[state.id] = pull
+        return pull
+
+    def _renew(self, state: _Executor, now_ms: int) -> None:
+        state.last_seen_us = self._clock.now_us()
+        state.lease_until_ms = now_ms + LEASE_MS
+        self._leases[state.id] = None
+        self._leases.move_to_end(state.id)
+
+    def _reconcile(self, state: _Executor, pull: _Pull) -> None:
+        """Compare what the executor says it has with what it was given."""
+        request = pull.request
+        held = {(key.task, key.attempt) for key in request.held}
+        spooled = {(key.task, key.attempt) for key in request.spooled}
+        for key, live in list(state.live.items()):
+            if key in spooled:
+                continue
+            if live.session != state.session:
+                self._lose(key, "session_ended")
+            elif key not in held:
+                self._give_again(pull, key)
+        state.cancels = {key: told for key, told in state.cancels.items() if key in held}
+        self._sync(state)
+        if pull.assignments:
+            self._answer_after_commit(state, pull)
+        self._cancel_after_commit(state, [key for key in held if key not in state.live])
+
+    def _cancel_after_commit(self, state: _Executor, keys: list[Key]) -> None:
+        """Have the executor stop attempts which, by what is decided now, are not live any more."""
+
+        def tell(_: int) -> None:
+            for key in keys:
+                state.cancels.setdefault(key, 0)
+            # A pull with work in it is answered anyway, when its work is committed.
+            pull = state.pull
+            if pull is not None and not pull.sealed and not pull.assignments and self._cancels_due(state):
+                self._answer(state, pull)
+
+        if keys:
+            self._engine.committer.after(tell)
+
+    def _cancels_due(self, state: _Executor) -> bool:
+        now_ms = self._clock.boot_ms()
+        return any(now_ms - told >= CANCEL_AGAIN_MS for told in state.cancels.values())
+
+    def _give_again(self, pull: _Pull, key: Key) -> None:
+        found = self._engine.find_task(key[0])
+        assert found is not None, f"attempt {key} is live and its job is not open"
+        assignment = self._assignment(*found, key[1])
+        size = _size_of(assignment)
+        if pull.bytes + size <= PULL_REPLY_BYTES_MAX:
+            pull.bytes += size
+            pull.assignments.append(assignment)
+
+    def _answer_after_commit(self, state: _Executor, pull: _Pull) -> None:
+        # What is assigned from here on may be committed later than the answer goes out.
+        pull.sealed = True
+        self._sync(state)
+        self._engine.committer.after(lambda _: self._answer(state, pull))
+
+    def _answer(self, state: _Executor, pull: _Pull, with_work: bool = True) -> None:
+        if pull.answered.done():
+            return
+        pull.answered.set_result(self._reply_of(state, pull if with_work else None))
+        if state.pull is pull:
+            state.pull = None
+            self._pulls.pop(state.id, None)
+            self._sync(state)
+
+    def _reply_of(self, state: _Executor, pull: _Pull | None) -> PullReply:
+        known = self._catalogue.executors[state.id]
+        cancel: tuple[AttemptKey, ...] = ()
+        if pull is not None:
+            now_ms = self._clock.boot_ms()
+            cancel = tuple(AttemptKey(*key) for key in state.cancels)
+            state.cancels = dict.fromkeys(state.cancels, now_ms)
+        return PullReply(
+            epoch=self._epoch,
+            lease_ms=LEASE_MS,
+            assignments=() if pull is None else tuple(pull.assignments),
+            cancel=cancel,
+            drained=known.drained,
+        )
+
+    # --- placement ---
+
+    def pump(self) -> None:
+        """Place ready tasks while there is a device for them (engine.Listener)."""
+        queue = self._engine.queue
+        if not queue or not self._fleet.has_room():
+            return
+        for priority in PRIORITIES:
+            refused: set[Need] = set()
+            while open_needs := [need for need in queue.needs(priority) if need not in refused]:
+                for need in open_needs:
+                    if not self._place_one(priority, need):
+                        refused.add(need)
+
+    def _place_one(self, priority: str, need: Need) -> bool:
+        picked = self._fleet.place(need)
+        if picked is None:
+            return False
+        state = self._executors[picked.executor]
+        popped = self._engine.queue.pop(priority, need)
+        found = None if popped is None else self._engine.find_task(popped[1])
+        if found is None or found[1].status != "ready":
+            self._sync(state)
+            return popped is not None
+        job, task = found
+        pull = state.pull
+        assert pull is not None, "a device without a pull has no slots"
+        if pull.bytes + _bytes_of(task) > PULL_REPLY_BYTES_MAX:
+            # Room for its input comes with the executor's next pull, or another device has it now.
+            pull.sealed = True
+            self._sync(state)
+            self._engine.queue.push(priority, need, job.id, task.id)
+            return True
+        self._assign(state, pull, job, task, picked)
+        return True
+
+    def _assign(self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked) -> None:
+        assert state.session is not None
+        command = tasks.Assign(state.id, state.session, LEASE_MS, self._clock.now_us(), picked.placement)
+        number = len(task.attempts) + 1
+        self.hold(state.id, state.session, job, task, number)
+        assignment = self._assignment(job, task, number)
+        first = not pull.assignments
+        pull.assignments.append(assignment)
+        pull.bytes += _bytes_of(task)
+        state.slots_free -= 1
+        PLACEMENTS.inc()
+        effect = (lambda _: self._answer(state, pull)) if first else None
+        self._engine.apply(job, task.id, tasks.decide(task, command), effect=effect)
+
+    def seal(self) -> None:
+        """Let no more work into pulls that will be answered when the batch that is cut now is committed."""
+        for state_id, pull in self._pulls.items():
+            if pull.assignments and not pull.sealed:
+                pull.sealed = True
+                self._sync(self._executors[state_id])
+
+    def _sync(self, state: _Executor) -> None:
+        """Tell the fleet what is known of an executor. Without an open pull it has no slots."""
+        known = self._catalogue.executors.get(state.id)
+        if known is None:
+            return
+        takes = state.pull is not None and not state.pull.sealed
+        self._fleet.upsert(
+            Device(
+                executor=state.id,
+                name=known.name,
+                owner=known.owner,
+                capabilities=known.capabilities,
+                slots_free=state.slots_free if takes else 0,
+                memory_free_bytes=state.memory_free_bytes,
+                running=len(state.live),
+                drained=known.drained or state.draining,
+                online=state.id in self._leases,
+            )
+        )
+
+    def _assignment(self, job: JobState, task: TaskState, attempt: int) -> Assignment:
+        agent = job.agents[task.agent]
+        assert task.input is not None
+        return Assignment(
+            task=task.id,
+            attempt=attempt,
+            job=job.id,
+            step=task.step,
+            agent=self._without_schemas(agent),
+            input=task.input,
+            timeout_ms=task.timeout_ms,
+            memory_bytes=agent.memory_bytes,
+            fuel=agent.fuel,
+            index=task.index,
+        )
+
+    def _without_schemas(self, agent: AgentRef) -> AgentRef:
+        found = self._refs.get(agent.digest)
+        if found is None:
+            found = msgspec.structs.replace(agent, input_schema={}, output_schema={})
+            self._refs[agent.digest] = found
+        return found
+
+    # --- what the engine tells ---
+
+    def hold(self, executor: str, session: str, job: JobState, task: TaskState, attempt: int) -> None:
+        """Count an attempt as live: assigned now, or by an earlier leader."""
+        state = self._executors.setdefault(executor, _Executor(executor))
+        started = attempt in task.attempts and task.attempts[attempt].status == "running"
+        grace_ms = OVERTIME_MS if started else OVERTIME_MS + START_GRACE_MS
+        until_ms = self._clock.boot_ms() + task.timeout_ms + grace_ms
+        state.live[task.id, attempt] = _Live(session, job.id, until_ms)
+        if executor not in self._leases:
+            self._renew(state, self._clock.boot_ms())
+
+    def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
+        """Forget an attempt (engine.Listener)."""
+        state = self._executors.get(executor)
+        if state is not None:
+            state.live.pop((task, attempt), None)
+
+    def attempt_cancelled(self, executor: str, session: str, task: str, attempt: int) -> None:
+        """Tell the executor to stop an attempt, once that is committed (engine.Listener)."""
+        state = self._executors.get(executor)
+        if state is None or state.live.pop((task, attempt), None) is None or session != state.session:
+            return
+        self._cancel_after_commit(state, [(task, attempt)])
+
+    def executor_changed(self, executor: str) -> None:
+        """Take over what the log says newly of an executor (Catalogue)."""
+        state = self._executors.setdefault(executor, _Executor(executor))
+        known = self._catalogue.executors.get(executor)
+        self._sync(state)
+        if known is not None and known.drained and state.pull is not None and not state.pull.sealed:
+            self._answer_after_commit(state, state.pull)
+
+    # --- time ---
+
+    def freeze(self) -> None:
+        """This process lost NATS: leases stand still, since nobody could renew them (DESIGN 7.7)."""
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """NATS is back: everybody gets one fresh lease."""
+        self._frozen = False
+        self._refresh()
+
+    def _refresh(self) -> None:
+        until_ms = self._clock.boot_ms() + LEASE_MS
+        for executor in self._leases:
+            self._executors[executor].lease_until_ms = until_ms
+
+    def tick(self) -> None:
+        """Answer pulls that have waited long enough, and give up what ran out of time."""
+        now_ms = self._clock.boot_ms()
+        if now_ms - self._last_tick_ms > STALL_MS:
+            self._refresh()
+        self._last_tick_ms = now_ms
+        due = takewhile(lambda item: now_ms - item[1].arrived_ms >= ANSWER_AFTER_MS, self._pulls.items())
+        for executor, pull in list(due):
+            if not pull.sealed:
+                self._answer_after_commit(self._executors[executor], pull)
+        if not self._frozen:
+            self._expire(now_ms)
+        if now_ms >= self._next_check_ms:
+            self._next_check_ms = now_ms + 1_000
+            self._give_up_overtime(now_ms)
+            self._measure()
+
+    def _expire(self, now_ms: int) -> None:
+        while self._leases:
+            executor = next(iter(self._leases))
+            state = self._executors[executor]
+            if state.lease_until_ms > now_ms:
+                return
+            del self._leases[executor]
+            for key in list(state.live):
+                self._lose(key, "lease_expired")
+            self._sync(state)
+
+    def _give_up_overtime(self, now_ms: int) -> None:
+        for state in self._executors.values():
+            over = [key for key, live in state.live.items() if live.until_ms <= now_ms]
+            for key in over:
+                self._lose(key, "overtime")
+            self._cancel_after_commit(state, over)
+
+    def _lose(self, key: Key, reason: str) -> None:
+        LOST.labels(reason).inc()
+        log.info("attempt %d of task %s is lost: %s", key[1], key[0], reason)
+        self._engine.lose(key[0], key[1], reason)
+
+    def _measure(self) -> None:
+        PULLS.set(len(self._pulls))
+        QUEUE_DEPTH.set(len(self._engine.queue))
+        EXECUTORS_ONLINE.set(len(self._leases))
+        ATTEMPTS_LIVE.set(sum(len(state.live) for state in self._executors.values()))
+
+    def present(self) -> Iterable[tuple[str, int, int, int, bool]]:
+        """Yield (executor, last seen in µs UTC, live attempts, free slots, online) of everybody who has pulled."""
+        for state in self._executors.values():
+            if state.last_seen_us:
+                online = state.id in self._leases
+                yield state.id, state.last_seen_us, len(state.live), state.slots_free, online
+
+
+def _bytes_of(task: TaskState) -> int:
+    assert task.input is not None
+    raw = task.input.raw
+    return ASSIGNMENT_BYTES + (0 if raw is None else len(raw))
+
+
+def _size_of(assignment: Assignment) -> int:
+    raw = assignment.input.raw
+    return ASSIGNMENT_BYTES + (0 if raw is None else len(raw))

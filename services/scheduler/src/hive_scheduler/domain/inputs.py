@@ -1,0 +1,190 @@
+"""What tasks are given and what a job gives: expressions over values that are inline or blobs."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from hive_common.contracts import values
+from hive_common.contracts.limits import MIB
+from hive_common.contracts.values import Value
+from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
+
+from hive_scheduler.domain.expressions import Template
+from hive_scheduler.domain.job import BlobsNeeded, Inputs, JobState, StepState
+from hive_scheduler.domain.schemas import Check, Schemas
+
+SCOPE_BYTES_MAX: Final = 256 * MIB
+"""What the expressions of one step may look at in all, decoded in memory."""
+
+NULL: Final = values.inline(b"null")
+
+
+class Evaluator(Inputs):
+    """Makes inputs and outputs with what it was given; what is missing it asks for with `BlobsNeeded`.
+
+    Args:
+        schemas: compiled schemas of agents.
+        loaded: blobs at hand by digest; None for one that is not in the store.
+        stored: digests that are known to be in the store.
+    """
+
+    def __init__(
+        self, schemas: Schemas, loaded: Mapping[str, bytes | None], stored: set[str] | frozenset[str]
+    ) -> None:
+        self._schemas = schemas
+        self._loaded = loaded
+        self._stored = stored
+
+    def expand(self, job: JobState, state: StepState) -> int:
+        """Evaluate a step's fork (job.Inputs)."""
+        fork = state.step.fork
+        assert fork is not None
+        found = fork.resolve(self._scope(job, (fork,)))
+        if not isinstance(found, list):
+            raise InvalidArgument(
+                f"{fork.path}: expected a list, got {_kind(found)}", path=fork.path, expected="a list"
+            )
+        state.items = found
+        return len(found)
+
+    def input_of(self, job: JobState, state: StepState, index: int) -> Value:
+        """Return the input of one task of a step (job.Inputs)."""
+        template = state.step.input
+        passed = _passed_on(job, template)
+        value = passed if passed is not None else self._resolved_input(job, state, index)
+        check = self._schemas.input_of(job.agents[state.step.agent])
+        if not (check.trivial and value.raw is None):
+            self._check(check, value, template, job, state, index)
+        return value
+
+    def output_of(self, job: JobState) -> Value:
+        """Return the output of a job, null where its document asks for none (job.Inputs)."""
+        template = job.spec.output
+        if template is None:
+            return NULL
+        passed = _passed_on(job, template)
+        if passed is not None:
+            return passed
+        return self._value(values.encode_json(template.resolve(self._scope(job, (template,)))))
+
+    def _resolved_input(self, job: JobState, state: StepState, index: int) -> Value:
+        template = state.step.input
+        if state.scope is None:
+            state.scope = self._scope(job, (template,))
+            if state.step.fork is not None and state.items is None:
+                self.expand(job, state)
+        scope = state.scope
+        if state.items is not None:
+            scope["item"], scope["index"] = state.items[index], index
+        return self._value(values.encode_json(template.resolve(scope)))
+
+    def _check(
+        self, check: Check, value: Value, template: Template, job: JobState, state: StepState, index: int
+    ) -> None:
+        violation = check.violation(self._bytes_of(value))
+        if violation is None:
+            return
+        what = f"{template.path}" if state.step.fork is None else f"{template.path} (element {index} of the fork)"
+        raise InvalidArgument(
+            f"{what}: does not fit the input schema of {state.step.agent}: {violation}", path=template.path
+        )
+
+    def _scope(self, job: JobState, templates: Iterable[Template]) -> dict[str, Any]:
+        roots = frozenset[str]().union(*(template.roots for template in templates))
+        steps = frozenset[str]().union(*(template.steps for template in templates))
+        read: list[Value] = [job.input] if "input" in roots else []
+        for step in steps:
+            read += [_output_of(task) for task in job.steps[step].tasks]
+        self._require(read)
+        scope: dict[str, Any] = {}
+        if "input" in roots:
+            scope["input"] = self._plain(job.input)
+        if steps:
+            scope["tasks"] = {step: {"output": self._step_output(job.steps[step])} for step in steps}
+        return scope
+
+    def _step_output(self, state: StepState) -> Any:
+        if state.step.fork is None:
+            return self._plain(_output_of(state.tasks[0]))
+        return [self._plain(_output_of(task)) for task in state.tasks]
+
+    def _require(self, read: list[Value]) -> None:
+        if sum(value.size_bytes for value in read) > SCOPE_BYTES_MAX:
+            raise PayloadTooLarge(f"the expressions read more than {SCOPE_BYTES_MAX} bytes of earlier outputs")
+        missing = {value.digest for value in read if value.digest is not None} - self._loaded.keys()
+        if missing:
+            raise BlobsNeeded(load=frozenset(missing))
+
+    def _bytes_of(self, value: Value) -> bytes:
+        if value.raw is not None:
+            return value.raw
+        assert value.digest is not None
+        if value.digest not in self._loaded:
+            raise BlobsNeeded(load=frozenset({value.digest}))
+        data = self._loaded[value.digest]
+        if data is None:
+            raise InvalidArgument(f"the blob {value.digest} is not in the artifact store", digest=value.digest)
+        return data
+
+    def _plain(self, value: Value) -> Any:
+        try:
+            return msgspec.json.decode(self._bytes_of(value))
+        except (msgspec.DecodeError, RecursionError) as error:
+            name = value.digest or "a value"
+            raise InvalidArgument(f"{name} is not JSON: {error}") from error
+
+    def _value(self, data: bytes) -> Value:
+        if values.fits_inline(data):
+            return values.inline(data)
+        value = values.by_digest(data)
+        assert value.digest is not None
+        if value.digest not in self._stored:
+            raise BlobsNeeded(store=(data,))
+        return value
+
+
+def _passed_on(job: JobState, template: Template) -> Value | None:
+    """Return the value where the template is exactly one output of one task: it need not be looked at."""
+    whole = template.whole_output_of
+    if whole is None or job.steps[whole].step.fork is not None:
+        return None
+    return _output_of(job.steps[whole].tasks[0])
+
+
+def _output_of(task: Any) -> Value:
+    output: Value | None = task.output
+    assert output is not None, f"task {task.id} has not succeeded"
+    return output
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {dict: "an object", str: "a string", bool: "a boolean"}.get(type(value), "a number")
+
+
+def check_static(job: JobState, inputs: Inputs) -> None:
+    """Check what can be known of a job before it runs: forks and inputs that read nothing but its input.
+
+    Raises:
+        InvalidArgument: a fork over what is not a list, more tasks than the limit, an input that cannot be
+            made or does not fit its agent's schema.
+        BlobsNeeded: try again with these.
+    """
+    for state in job.steps.values():
+        fork = state.step.fork
+        if fork is None:
+            state.size = 1
+        elif not fork.steps:
+            state.size = inputs.expand(job, state)
+    total = sum(1 if state.size is None else state.size for state in job.steps.values())
+    if total > job.spec.fan_out:
+        raise InvalidArgument(
+            f"limits.fan_out: the job would have {total} tasks or more, and {job.spec.fan_out} are allowed",
+            path="limits.fan_out",
+            expected=f"at most {job.spec.fan_out} tasks",
+        )
+    for state in job.steps.values():
+        if state.size is not None and not state.step.input.steps:
+            for index in range(state.size):
+                inputs.input_of(job, state, index)

@@ -1,0 +1,384 @@
+"""A job: its graph of tasks, what is due next, and how events change it.
+
+`due` yields decisions (a stream and the events for it) one at a time; whoever iterates MUST apply each with
+`evolve` before asking for the next, and may stop at any point: `due` always starts from the state, so that a
+fan-out which was interrupted, by a chunk limit or by a crash, goes on where the log says it stood.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from hive_common.contracts.events import (
+    AgentRef,
+    Event,
+    JobCancelled,
+    JobCancelRequested,
+    JobFailed,
+    JobSubmitted,
+    JobSucceeded,
+    TaskCancelled,
+    TaskCreated,
+    TaskFailed,
+    TaskReady,
+)
+from hive_common.contracts.values import Value
+from hive_common.kernel.errors import CorruptLog, InvalidArgument
+from hive_common.kernel.ids import derive_id
+
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.jobfile import JobSpec, Step
+from hive_scheduler.domain.task import STATUSES, TERMINAL, TaskState
+
+Closing = Literal["job_cancelled", "job_failed", "deadline"]
+
+DEADLINE_CODE: Final = "deadline_exceeded"
+
+
+class Decision(NamedTuple):
+    """Events for one stream, which belong together."""
+
+    stream: str
+    events: list[Event]
+
+
+class StepState:
+    """One step of the job file and the tasks that were made of it, in order of the fork.
+
+    Attributes:
+        size: how many tasks the step has in all; None before its list is known.
+        counts: tasks by status.
+        items, scope: what inputs are made from while the step expands; dropped afterwards.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.tasks: list[TaskState] = []
+        self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self.size: int | None = None
+        self.items: list[Any] | None = None
+        self.scope: dict[str, Any] | None = None
+        self.cursor = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every task of the step has succeeded."""
+        return self.size is not None and self.counts["succeeded"] == self.size
+
+    @property
+    def open(self) -> int:
+        """How many tasks have not ended."""
+        counts = self.counts
+        return counts["blocked"] + counts["ready"] + counts["active"]
+
+
+class JobState:
+    """A job as its events, and those of its tasks, left it."""
+
+    def __init__(self, job_id: str, owner: str, submitted: JobSubmitted, spec: JobSpec) -> None:
+        self.id = job_id
+        self.owner = owner
+        self.version = 1
+        self.spec = spec
+        self.name = submitted.name
+        self.input = submitted.input
+        self.priority = submitted.priority
+        self.deadline_us = submitted.deadline_us
+        self.request_digest = submitted.request_digest
+        self.agents: dict[str, AgentRef] = submitted.agents
+        self.steps = {step.id: StepState(step) for step in spec.steps}
+        self.tasks: dict[str, TaskState] = {}
+        self.cancel_reason: str | None = None
+        self.aborted = False
+        self.expired = False
+        self.failed: TaskState | None = None
+        self.end: Event | None = None
+        self.broken: JobFailed | None = None
+
+    def closing(self, now_us: int) -> Closing | None:
+        """Return why the job takes no more results, or None while it does."""
+        if self.cancel_reason is not None:
+            return "job_cancelled"
+        if self.failed is not None or self.aborted or self.broken is not None:
+            return "job_failed"
+        if self.expired or now_us >= self.deadline_us:
+            return "deadline"
+        return None
+
+    def needs_done(self, state: StepState) -> bool:
+        """Whether everything that the step needs has succeeded."""
+        return all(self.steps[need].complete for need in state.step.needs)
+
+    def task_total(self) -> int:
+        """How many tasks the job is known to have."""
+        return sum(state.size or 0 for state in self.steps.values())
+
+
+class BlobsNeeded(Exception):
+    """A decision needs blobs: some to be loaded, some to be stored before what names them is committed."""
+
+    def __init__(self, load: frozenset[str] = frozenset(), store: tuple[bytes, ...] = ()) -> None:
+        super().__init__(f"{len(load)} blobs to load, {len(store)} to store")
+        self.load = load
+        self.store = store
+
+
+class Inputs:
+    """Port to what makes inputs and outputs of tasks: expressions, blobs and schemas (`domain/inputs.py`)."""
+
+    def expand(self, job: JobState, state: StepState) -> int:
+        """Set `state.items` and return the step's size. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
+    def input_of(self, job: JobState, state: StepState, index: int) -> Value:
+        """Return the input of one task. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
+    def output_of(self, job: JobState) -> Value:
+        """Return the job's output. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
+
+# --- what is due -------------------------------------------------------------------------------------------
+
+
+def due(job: JobState, now_us: int, inputs: Inputs) -> Iterator[Decision]:
+    """Yield what the job has to decide now, until nothing is left or somebody else has to move.
+
+    Raises:
+        BlobsNeeded: after everything that could be decided without them.
+    """
+    needed = _Needed()
+    while job.end is None:
+        closing = job.closing(now_us)
+        decisions = _progress(job, inputs, needed) if closing is None else _close(job, closing, inputs, needed)
+        for decision in decisions:
+            yield decision
+            if job.closing(now_us) != closing:
+                break
+        else:
+            if job.closing(now_us) == closing:
+                break
+    needed.check()
+
+
+class _Needed:
+    """Collects the blobs that steps need, so that they are fetched together."""
+
+    def __init__(self) -> None:
+        self._load: set[str] = set()
+        self._store: list[bytes] = []
+
+    def add(self, error: BlobsNeeded) -> None:
+        self._load |= error.load
+        self._store += error.store
+
+    def check(self) -> None:
+        if self._load or self._store:
+            raise BlobsNeeded(frozenset(self._load), tuple(self._store))
+
+
+def _progress(job: JobState, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
+    complete = True
+    for state in job.steps.values():
+        if state.complete:
+            continue
+        try:
+            yield from _progress_step(job, state, inputs)
+        except BlobsNeeded as error:
+            needed.add(error)
+        if job.broken is not None:
+            return
+        complete = complete and state.complete
+    if complete:
+        try:
+            yield Decision(job.id, [_end_of_success(job, inputs)])
+        except BlobsNeeded as error:
+            needed.add(error)
+
+
+def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[Decision]:
+    needs_done = job.needs_done(state)
+    if state.size is None and not _expand(job, state, inputs, needs_done):
+        return
+    assert state.size is not None
+    while len(state.tasks) < state.size:
+        yield _create(job, state, len(state.tasks), inputs, needs_done)
+    if not needs_done:
+        return
+    while state.cursor < state.size:
+        task = state.tasks[state.cursor]
+        if task.status == "blocked":
+            yield _make_ready(job, state, task, state.cursor, inputs)
+        state.cursor += 1
+    state.items = state.scope = None
+
+
+def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -> bool:
+    """Find out how many tasks the step has. False while its list is not there, or when it is no good."""
+    fork = state.step.fork
+    if fork is None:
+        state.size = 1
+        return True
+    if fork.steps and not needs_done:
+        return False
+    try:
+        size = inputs.expand(job, state)
+    except InvalidArgument as error:
+        job.broken = JobFailed("invalid_fork", error.message)
+        return False
+    rest = sum(1 for other in job.steps.values() if other.size is None and other is not state)
+    if job.task_total() + size + rest > job.spec.fan_out:
+        job.broken = JobFailed(
+            "fan_out_exceeded",
+            f"{fork.path}: a list of {size} would give the job more than limits.fan_out = {job.spec.fan_out} tasks",
+        )
+        return False
+    state.size = size
+    return True
+
+
+def task_id_of(job_id: str, step: str, index: int) -> str:
+    """Return the id that a task always has, however often its creation is tried."""
+    return derive_id(job_id, step, str(index))
+
+
+def _create(job: JobState, state: StepState, index: int, inputs: Inputs, needs_done: bool) -> Decision:
+    step = state.step
+    stream = task_id_of(job.id, step.id, index)
+    given: Value | None = None
+    failure: TaskFailed | None = None
+    if needs_done:
+        try:
+            given = inputs.input_of(job, state, index)
+        except InvalidArgument as error:
+            failure = TaskFailed("invalid_input", error.message)
+    event = TaskCreated(
+        job=job.id,
+        step=step.id,
+        agent=step.agent,
+        index=None if step.fork is None else index,
+        input=given,
+        timeout_ms=step.timeout_ms or job.agents[step.agent].timeout_ms,
+        retry=step.retry,
+    )
+    return Decision(stream, [event] if failure is None else [event, failure])
+
+
+def _make_ready(job: JobState, state: StepState, task: TaskState, index: int, inputs: Inputs) -> Decision:
+    try:
+        return Decision(task.id, [TaskReady(inputs.input_of(job, state, index))])
+    except InvalidArgument as error:
+        return Decision(task.id, tasks.decide(task, tasks.Reject("invalid_input", error.message)))
+
+
+def _end_of_success(job: JobState, inputs: Inputs) -> Event:
+    try:
+        return JobSucceeded(inputs.output_of(job))
+    except InvalidArgument as error:
+        return JobFailed("invalid_output", error.message)
+
+
+def _close(job: JobState, closing: Closing, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
+    """Cancel what has not ended; when all has, end the job."""
+    for state in job.steps.values():
+        if not state.open:
+            continue
+        for task in state.tasks:
+            if task.status not in TERMINAL:
+                yield Decision(task.id, tasks.decide(task, tasks.Cancel(closing)))
+    if closing == "job_cancelled":
+        yield Decision(job.id, [JobCancelled(job.cancel_reason or "")])
+    elif closing == "deadline":
+        yield Decision(job.id, [JobFailed(DEADLINE_CODE, "the job did not end before its deadline")])
+    else:
+        try:
+            yield Decision(job.id, [_failure_of(job, inputs)])
+        except BlobsNeeded as error:
+            needed.add(error)
+
+
+def _failure_of(job: JobState, inputs: Inputs) -> JobFailed:
+    if job.failed is not None:
+        assert job.failed.failure is not None
+        failure = job.failed.failure
+        return JobFailed(failure.code, failure.message, job.failed.id)
+    if job.broken is None:
+        # A crash came between the cancelled tasks and the job's end: what broke it breaks it again.
+        for state in job.steps.values():
+            if state.size is None and job.broken is None:
+                _expand(job, state, inputs, job.needs_done(state))
+    return job.broken or JobFailed("internal", "the job was ended for a reason that the log does not show")
+
+
+# --- evolution ---------------------------------------------------------------------------------------------
+
+
+def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
+    """Apply one event of the job or of one of its tasks; return the task where it was one.
+
+    Raises:
+        CorruptLog: the event does not follow from the state.
+    """
+    if stream == job.id:
+        _evolve_job(job, event)
+        return None
+    if isinstance(event, TaskCreated):
+        return _add_task(job, tasks.created(stream, event))
+    task = job.tasks.get(stream)
+    if task is None:
+        raise CorruptLog(f"job {job.id}: {type(event).__name__} of an unknown task {stream}", job=job.id)
+    before = task.status
+    tasks.evolve(task, event)
+    if task.status != before:
+        counts = job.steps[task.step].counts
+        counts[before] -= 1
+        counts[task.status] += 1
+        if isinstance(event, TaskCancelled):
+            job.expired = job.expired or event.reason == "deadline"
+            job.aborted = job.aborted or event.reason == "job_failed"
+        elif task.status == "failed" and job.failed is None:
+            job.failed = task
+    return task
+
+
+def _add_task(job: JobState, task: TaskState) -> TaskState:
+    state = job.steps[task.step]
+    if job.end is not None or (task.index or 0) != len(state.tasks) or task.id in job.tasks:
+        raise CorruptLog(f"job {job.id}: task {task.id} is not the next of step {task.step}", job=job.id)
+    state.tasks.append(task)
+    state.counts[task.status] += 1
+    job.tasks[task.id] = task
+    return task
+
+
+def _evolve_job(job: JobState, event: Event) -> None:
+    if job.end is not None:
+        raise CorruptLog(f"job {job.id} has ended and got {type(event).__name__}", job=job.id)
+    match event:
+        case JobCancelRequested():
+            job.cancel_reason = event.reason
+        case JobSucceeded() | JobFailed() | JobCancelled():
+            if any(state.open for state in job.steps.values()):
+                raise CorruptLog(f"job {job.id} ended before its tasks", job=job.id)
+            job.end = event
+        case _:
+            raise CorruptLog(f"job {job.id}: {type(event).__name__} is not an event of a job", job=job.id)
+    job.version += 1
+
+
+def snapshot(job: JobState) -> dict[str, Any]:
+    """Return what the log determines of a job, for comparing a recovered state with a replayed one."""
+    return {
+        "id": job.id,
+        "version": job.version,
+        "cancel_reason": job.cancel_reason,
+        "aborted": job.aborted,
+        "expired": job.expired,
+        "failed": None if job.failed is None else job.failed.id,
+        "end": None if job.end is None else msgspec.to_builtins(job.end),
+        "steps": {
+            name: ([task.id for task in state.tasks], dict(state.counts)) for name, state in job.steps.items()
+        },
+        "tasks": {task_id: msgspec.to_builtins(task) for task_id, task in job.tasks.items()},
+    }

@@ -1,0 +1,336 @@
+"""The leader's state of all open jobs: decisions go through here, one at a time, on one event loop.
+
+A decision moves the state at once and is staged for the log; what others may see of it (replies, assignments,
+cancels) is an effect that the committer releases. After each command `settle` lets the jobs it touched decide
+what is due, at most a chunk at a time, and then lets the dispatcher place what became ready.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
+
+from hive_common.contracts import events
+from hive_common.contracts.events import Event
+from hive_common.contracts.limits import CHUNK_EVENTS_MAX, MIB
+from hive_common.eventlog.log import NewEvent
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import HiveError, Unavailable
+
+from hive_scheduler.blobs import Blobs
+from hive_scheduler.commits import Committer, Effect
+from hive_scheduler.domain import job as jobs
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.inputs import Evaluator
+from hive_scheduler.domain.job import BlobsNeeded, JobState
+from hive_scheduler.domain.placement import Need
+from hive_scheduler.domain.queue import ReadyQueue
+from hive_scheduler.domain.schemas import Schemas
+from hive_scheduler.domain.task import TaskState
+
+log = logging.getLogger(__name__)
+A = TypeVar("A")
+R = TypeVar("R")
+
+CHUNK_BYTES_MAX: Final = 4 * MIB
+"""Payload bytes that one job decides between two commits."""
+ENDED_JOBS_MAX: Final = 1_000
+"""Jobs that have ended and stay in memory, for reports that come late and keys that are used again."""
+FETCH_BACKOFF_S: Final = 0.5
+
+ACTOR: Final = "scheduler"
+
+
+class Listener(Protocol):
+    """What the engine tells the dispatcher. Calls come while a decision is applied: they MUST NOT decide."""
+
+    def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
+        """The attempt is not live any more because of what its executor said, or did not say."""
+        ...
+
+    def attempt_cancelled(self, executor: str, session: str, task: str, attempt: int) -> None:
+        """The attempt is not live any more though its executor may be at it: it has to be told."""
+        ...
+
+    def pump(self) -> None:
+        """Place what is ready. This one may decide."""
+        ...
+
+
+class Engine:
+    """State and decisions of the leader.
+
+    Args:
+        ns: namespace of new events.
+        clock: for the time that goes into commands.
+        blobs: what large values are read from and written to.
+    """
+
+    def __init__(self, ns: str, clock: Clock, blobs: Blobs) -> None:
+        self._ns = ns
+        self._clock = clock
+        self._blobs = blobs
+        self.schemas = Schemas()
+        self.jobs: dict[str, JobState] = {}
+        self.ended: OrderedDict[str, JobState] = OrderedDict()
+        self.task_jobs: dict[str, str] = {}
+        self.queue = ReadyQueue()
+        self.committer: Committer
+        self.listener: Listener
+        self._dirty: OrderedDict[str, None] = OrderedDict()
+        self._settling = False
+        self._loaded: dict[str, dict[str, bytes | None]] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self._deadlines: list[tuple[int, str]] = []
+
+    # --- jobs in and out ---
+
+    def add(self, job: JobState) -> None:
+        """Take a job that the log has, or is about to have."""
+        self.jobs[job.id] = job
+        for task_id in job.tasks:
+            self.task_jobs[task_id] = job.id
+        heapq.heappush(self._deadlines, (job.deadline_us, job.id))
+        if len(self._deadlines) > 2 * len(self.jobs) + 1_000:
+            # Most jobs end long before their deadline; without this their entries would pile up.
+            self._deadlines = [(open_job.deadline_us, open_job.id) for open_job in self.jobs.values()]
+            heapq.heapify(self._deadlines)
+
+    def find_task(self, task_id: str) -> tuple[JobState, TaskState] | None:
+        """Return a task of an open job, or of one that ended a short while ago."""
+        job_id = self.task_jobs.get(task_id)
+        if job_id is None:
+            return None
+        job = self.jobs.get(job_id) or self.ended[job_id]
+        return job, job.tasks[task_id]
+
+    def find_job(self, job_id: str) -> JobState | None:
+        """Return an open job, or one that ended a short while ago."""
+        return self.jobs.get(job_id) or self.ended.get(job_id)
+
+    def need_of(self, job: JobState, task: TaskState) -> Need:
+        """Return what a task asks of a device."""
+        agent = job.agents[task.agent]
+        return Need(agent.runtime, agent.memory_bytes)
+
+    # --- decisions ---
+
+    def submit(self, job: JobState, event: Event, caller: str, effect: Effect) -> None:
+        """Take a new job; `effect` gets the position of `JobSubmitted`."""
+        payload = events.encode(event)
+        new = self._new_event(job, job.id, 1, type(event).__name__, payload, caller)
+        self.add(job)
+
+        def committed(position: int) -> None:
+            effect(position)
+            # Its tasks follow only now: JobSubmitted is committed alone (DESIGN 7.1).
+            self.poke(job.id)
+            self.settle()
+
+        self.committer.stage((new,), (job.id, 0), committed)
+
+    def apply(
+        self, job: JobState, stream: str, decided: list[Event], actor: str = ACTOR, effect: Effect | None = None
+    ) -> int:
+        """Move the state by the events of one decision, stage them, and return their payload bytes."""
+        if not decided:
+            if effect is not None:
+                self.committer.after(effect)
+            return 0
+        guard = (job.id, job.version)
+        new: list[NewEvent] = []
+        byte_count = 0
+        for event in decided:
+            task = job.tasks.get(stream)
+            version = (job.version if stream == job.id else 0 if task is None else task.version) + 1
+            live = task.live() if task is not None else []
+            was_ready = task is not None and task.status == "ready"
+            payload = events.encode(event)
+            byte_count += len(payload)
+            new.append(self._new_event(job, stream, version, type(event).__name__, payload, actor))
+            task = jobs.evolve(job, stream, event)
+            self._react(job, task, event, live, was_ready)
+        self.committer.stage(new, guard, effect)
+        return byte_count
+
+    def report(self, job: JobState, task: TaskState, report: tasks.Report) -> tasks.Verdict:
+        """Decide what a report changes, and return what it counted for. The caller settles and waits."""
+        closing = job.end is not None or job.closing(self._clock.now_us()) is not None
+        verdict = tasks.verdict(task, report, closing)
+        self.apply(job, task.id, tasks.decide(task, report, closing))
+        return verdict
+
+    def lose(self, task_id: str, attempt: int, reason: str) -> None:
+        """Give up an attempt that is live."""
+        found = self.find_task(task_id)
+        if found is not None:
+            job, task = found
+            self.apply(job, task_id, tasks.decide(task, tasks.Lose(attempt, reason, self._clock.now_us())))
+
+    # --- progress ---
+
+    def poke(self, job_id: str) -> None:
+        """Let a job decide what is due at the next `settle`."""
+        if job_id in self.jobs and job_id not in self._fetching:
+            self._dirty[job_id] = None
+
+    def settle(self) -> None:
+        """Decide everything that is due, then place what is ready."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._dirty:
+                job_id, _ = self._dirty.popitem(last=False)
+                job = self.jobs.get(job_id)
+                if job is not None:
+                    self._advance(job)
+            self.listener.pump()
+        finally:
+            self._settling = False
+
+    def tick(self) -> None:
+        """Run the timers and deadlines that are due."""
+        now_us = self._clock.now_us()
+        while self._deadlines and self._deadlines[0][0] <= now_us:
+            self.poke(heapq.heappop(self._deadlines)[1])
+        while self._timers and self._timers[0][0] <= now_us:
+            heapq.heappop(self._timers)[2]()
+        self.settle()
+
+    def _at(self, due_us: int, call: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (due_us, next(self._timer_numbers), call))
+
+    def _advance(self, job: JobState) -> None:
+        loaded = self._loaded.get(job.id, {})
+        evaluator = Evaluator(self.schemas, loaded, self._blobs.stored)
+        decisions = jobs.due(job, self._clock.now_us(), evaluator)
+        event_count = byte_count = 0
+        while event_count < CHUNK_EVENTS_MAX and byte_count < CHUNK_BYTES_MAX:
+            try:
+                decision = next(decisions, None)
+            except BlobsNeeded as needed:
+                self._fetch(job, needed)
+                return
+            except Exception:
+                # A defect that one job brings out must not stop all the others, nor every leader after this one.
+                log.exception("job %s cannot be decided", job.id)
+                job.broken = events.JobFailed("internal", "the scheduler could not evaluate this job")
+                self.committer.after(lambda _: self._resume(job.id))
+                return
+            if decision is None:
+                self._loaded.pop(job.id, None)
+                return
+            event_count += len(decision.events)
+            byte_count += self.apply(job, decision.stream, decision.events)
+        self.committer.after(lambda _: self._resume(job.id))
+
+    def _resume(self, job_id: str) -> None:
+        self.poke(job_id)
+        self.settle()
+
+    def _fetch(self, job: JobState, needed: BlobsNeeded) -> None:
+        async def fetch() -> None:
+            loaded = self._loaded.setdefault(job.id, {})
+            try:
+                for digest in needed.load:
+                    loaded[digest] = await self._patiently(self._blobs.load, digest)
+                for data in needed.store:
+                    loaded[await self._patiently(self._blobs.put, data)] = data
+            except HiveError as error:
+                job.broken = events.JobFailed(error.code, error.message)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._fetching.pop(job.id, None)
+            if not task.cancelled():
+                task.result()
+                self._resume(job.id)
+
+        task = asyncio.create_task(fetch(), name=f"blobs-{job.id}")
+        self._fetching[job.id] = task
+        task.add_done_callback(done)
+
+    async def _patiently(self, call: Callable[[A], Awaitable[R]], argument: A) -> R:
+        while True:
+            try:
+                return await call(argument)
+            except Unavailable as error:
+                log.warning("artifact store: %s", error.message)
+                await asyncio.sleep(FETCH_BACKOFF_S)
+
+    async def close(self) -> None:
+        """Stop fetching blobs."""
+        for task in list(self._fetching.values()):
+            task.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+
+    # --- consequences in memory ---
+
+    def _react(self, job: JobState, task: TaskState | None, event: Event, live: list[int], was_ready: bool) -> None:
+        if task is None:
+            self._react_job(job)
+            return
+        match event:
+            case events.TaskCreated():
+                self.task_jobs[task.id] = job.id
+                if task.status == "ready":
+                    self.enqueue(job, task)
+            case events.TaskReady() | events.TaskRetryScheduled():
+                self.enqueue(job, task)
+            case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():
+                attempt = task.attempts[event.attempt]
+                self.listener.attempt_ended(attempt.executor, attempt.session, task.id, event.attempt)
+            case events.TaskSucceeded() | events.TaskFailed() | events.TaskCancelled():
+                for number in live:
+                    attempt = task.attempts[number]
+                    self.listener.attempt_cancelled(attempt.executor, attempt.session, task.id, number)
+                if was_ready:
+                    # A ready task only ends when its job does: all of its tasks go with it.
+                    self.queue.drop_job(job.priority, job.id)
+                state = job.steps[task.step]
+                if state.complete or job.failed is task or not state.open:
+                    self.poke(job.id)
+
+    def _react_job(self, job: JobState) -> None:
+        if job.end is None:
+            self.poke(job.id)
+            return
+        del self.jobs[job.id]
+        self._loaded.pop(job.id, None)
+        self.ended[job.id] = job
+        while len(self.ended) > ENDED_JOBS_MAX:
+            _, dropped = self.ended.popitem(last=False)
+            for task_id in dropped.tasks:
+                self.task_jobs.pop(task_id, None)
+
+    def enqueue(self, job: JobState, task: TaskState) -> None:
+        """Put a ready task into the queue, now or when its pause is over."""
+        if task.not_before_us > self._clock.now_us():
+            self._at(task.not_before_us, lambda: self._enqueue_if_ready(job, task))
+        else:
+            self._enqueue_if_ready(job, task)
+
+    def _enqueue_if_ready(self, job: JobState, task: TaskState) -> None:
+        if task.status == "ready" and job.end is None and job.closing(self._clock.now_us()) is None:
+            self.queue.push(job.priority, self.need_of(job, task), job.id, task.id)
+
+    def _new_event(
+        self, job: JobState, stream: str, version: int, type_name: str, payload: bytes, actor: str
+    ) -> NewEvent:
+        return NewEvent(
+            stream=stream,
+            version=version,
+            type=type_name,
+            schema=events.SCHEMA,
+            payload=payload,
+            ts_us=self._clock.now_us(),
+            actor=actor,
+            owner=job.owner,
+            ns=self._ns,
+            correlation=job.id,
+        )

@@ -1,0 +1,225 @@
+"""What runs while this process leads: built after the lock was won, torn down when anything of it fails."""
+
+import asyncio
+import logging
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import psycopg
+from hive_common.artifacts.store import ArtifactStore
+from hive_common.bus import nats as bus
+from hive_common.contracts.messages import (
+    HEAD_SUBJECT,
+    LEADER_SUBJECT,
+    HeadHint,
+    LeaderAnnouncement,
+    PullReply,
+    PullRequest,
+    ReportReply,
+    ReportRequest,
+)
+from hive_common.eventlog.log import LogReader, LogWriter
+from hive_common.eventlog.migrate import migrate
+from hive_common.eventlog.projection import ProjectionRunner, create_projection_table
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import body_of
+from hive_common.ops.lifecycle import Stop
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from psycopg import AsyncConnection
+
+from hive_scheduler import metrics
+from hive_scheduler.blobs import Blobs
+from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.commits import Committed, Committer
+from hive_scheduler.dispatch import Dispatcher
+from hive_scheduler.domain.placement import Fleet
+from hive_scheduler.domain.task import LIVE, STATUSES
+from hive_scheduler.engine import Engine
+from hive_scheduler.hub import Hub
+from hive_scheduler.queries import Queries
+from hive_scheduler.recovery import recover
+from hive_scheduler.reports import Reports
+from hive_scheduler.submission import Specs, Submissions
+from hive_scheduler.views import JobsProjection
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "scheduler"
+TICK_S = 0.1
+MEASURE_S = 1.0
+
+_PULLS = "hive.exec.*.pull"
+_REPORTS = "hive.exec.*.report"
+
+
+async def prepare_database(dsn: str) -> None:
+    """Bring this service's schema up to date. Raises `psycopg.OperationalError` where Postgres is not there."""
+    async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await migrate(conn, files("hive_scheduler") / "migrations", SCHEMA)
+        await create_projection_table(conn, SCHEMA)
+
+
+class Leader:
+    """All of the scheduler's parts, wired, while it leads.
+
+    Args:
+        conn: holds the leader's lock; this object appends on it and closes it.
+        dsn: for everything else in Postgres.
+        epoch: of this leadership.
+        client: connection to NATS.
+        store: of blobs.
+        ns, owner: of new jobs.
+        clock: of this machine.
+        stop: set when a part fails: the process has to end (DESIGN 7.6).
+    """
+
+    def __init__(
+        self,
+        conn: AsyncConnection[Any],
+        dsn: str,
+        epoch: int,
+        client: Client,
+        store: ArtifactStore,
+        ns: str,
+        owner: str,
+        clock: Clock,
+        stop: Stop,
+    ) -> None:
+        self._conn = conn
+        self._client = client
+        self._stop = stop
+        self.epoch = epoch
+        self.reader = LogReader(dsn)
+        self.queries = Queries(dsn)
+        self.hub = Hub()
+        self.fleet = Fleet()
+        self.specs = Specs()
+        blobs = Blobs(store)
+        self.engine = Engine(ns, clock, blobs)
+        self._catalogue_reader = LogReader(dsn)
+        self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed)
+        self.dispatcher = Dispatcher(self.engine, self.fleet, self.catalogue, clock, epoch)
+        self.reports = Reports(self.engine, blobs, self.reader, clock)
+        self.submissions = Submissions(
+            self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner
+        )
+        self._views_wake = asyncio.Event()
+        self._views_reader = LogReader(dsn)
+        self.views = ProjectionRunner(dsn, self._views_reader, JobsProjection(), SCHEMA, wake=self._views_wake)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Any] = []
+        self._writer: LogWriter | None = None
+
+    async def start(self) -> None:
+        """Recover from the log, then take over: announce, subscribe, decide what is due."""
+        self._writer = await LogWriter.open(self._conn, on_head=self._publish_head, reconnect=False)
+        self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
+        await self.queries.open()
+        await self.catalogue.catch_up()
+        fold, position = await recover(self._conn, self.reader, self.specs)
+        self.hub.position = self.engine.committer.position = position
+        self._take_over(fold.jobs.values())
+        self._run(self.engine.committer.run(), "committer")
+        self._run(self._watch_writer(self._writer), "leadership")
+        self._run(self.views.run(), "views")
+        self._run(self.catalogue.follow(), "catalogue")
+        self._run(self._tick(), "tick")
+        self._subscriptions = [
+            await self._client.subscribe(HEAD_SUBJECT, cb=self._on_head),
+            await bus.respond(self._client, "hive.exec.*.pull", PullRequest, self.dispatcher.pull, _pull_error),
+            await bus.respond(
+                self._client, "hive.exec.*.report", ReportRequest, self.reports.report, _report_error
+            ),
+        ]
+        announcement = msgspec.json.encode(LeaderAnnouncement(epoch=self.epoch))
+        await self._client.publish(LEADER_SUBJECT, announcement)
+        self.engine.settle()
+        metrics.LEADER.set(1)
+        log.info("recovered %d open jobs up to position %d", len(self.engine.jobs), position)
+
+    async def close(self) -> None:
+        """Stop taking work, write what is decided, let go of the lock."""
+        metrics.LEADER.set(0)
+        for subscription in self._subscriptions:
+            if not self._client.is_closed:
+                await subscription.unsubscribe()
+        await self.engine.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.hub.close()
+        if self._writer is not None:
+            await self._writer.close()
+        await self._conn.close()
+        await self.queries.close()
+        for reader in (self.reader, self._catalogue_reader, self._views_reader):
+            await reader.close()
+
+    def _take_over(self, recovered: Any) -> None:
+        """Give every live attempt one fresh lease, queue what is ready, let every job look at what is due."""
+        for job in recovered:
+            self.engine.add(job)
+            for task in job.tasks.values():
+                if task.status == "ready":
+                    self.engine.enqueue(job, task)
+                for number, attempt in task.attempts.items():
+                    if attempt.status in LIVE:
+                        self.dispatcher.hold(attempt.executor, attempt.session, job, task, number)
+            self.engine.poke(job.id)
+
+    def _run(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._stop.guard(task)
+        self._tasks.append(task)
+
+    def _committed(self, batch: list[Committed]) -> None:
+        self.hub.publish(batch)
+        self._views_wake.set()
+
+    def _executor_changed(self, executor: str) -> None:
+        self.dispatcher.executor_changed(executor)
+
+    async def _publish_head(self, position: int) -> None:
+        if self._client.is_connected:
+            await self._client.publish(HEAD_SUBJECT, msgspec.json.encode(HeadHint(position=position)))
+
+    async def _on_head(self, message: Msg) -> None:
+        self.catalogue.wake.set()
+        self._views_wake.set()
+
+    async def _watch_writer(self, writer: LogWriter) -> None:
+        await writer.failed.wait()
+        raise psycopg.OperationalError("the connection that holds the leader's lock is gone")
+
+    async def _tick(self) -> None:
+        measured = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            self.dispatcher.tick()
+            self.engine.tick()
+            if loop.time() - measured >= MEASURE_S:
+                measured = loop.time()
+                self._measure()
+            await asyncio.sleep(TICK_S)
+
+    def _measure(self) -> None:
+        totals: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        for job in self.engine.jobs.values():
+            for state in job.steps.values():
+                for name, count in state.counts.items():
+                    totals[name] += count
+        for name, count in totals.items():
+            metrics.TASKS.labels(name).set(count)
+        metrics.JOBS_OPEN.set(len(self.engine.jobs))
+        metrics.PROJECTION_LAG.labels("jobs").set(self.views.lag)
+        metrics.LOG_HEAD.set(max(self.engine.committer.position, self.views.head))
+
+
+def _pull_error(error: BaseException) -> PullReply:
+    return PullReply(error=body_of(error))
+
+
+def _report_error(error: BaseException) -> ReportReply:
+    return ReportReply(error=body_of(error))

@@ -1,0 +1,128 @@
+"""What a new leader knows: open jobs, folded from their events.
+
+The views say which jobs were open at their position, and where in the log the events of those stand; what came
+after that position is read whole. The result is the same as that of a replay of the log from its beginning,
+which `replay` does and a test compares.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from hive_common.contracts import events
+from hive_common.contracts.events import JobSubmitted
+from hive_common.eventlog.envelope import stored_of
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.kernel.errors import CorruptLog
+from psycopg import AsyncConnection
+
+from hive_scheduler.domain import job as jobs
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.submission import Specs
+
+PAGE_EVENTS: Final = 5_000
+OPEN_JOBS_PAGE: Final = 500
+
+_POSITION = "SELECT position FROM scheduler.projections WHERE name = 'jobs'"
+_OPEN = """
+SELECT job_id, submitted_position FROM scheduler.jobs
+ WHERE ended_us = 0 AND submitted_position > %s ORDER BY submitted_position LIMIT %s
+"""
+_POSITIONS = """
+SELECT position FROM scheduler.job_positions, unnest(positions) AS position
+ WHERE job_id = ANY(%s) AND position > %s ORDER BY position LIMIT %s
+"""
+_EVENTS = """
+SELECT e.position, e.event, e.hash, p.payload
+  FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position
+ WHERE e.position = ANY(%s) ORDER BY e.position
+"""
+
+
+class Fold:
+    """Open jobs as the events that were applied left them. A job that ends is dropped."""
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+        self.jobs: dict[str, JobState] = {}
+
+    def apply(self, batch: Iterable[Stored]) -> None:
+        """Apply events in order of position.
+
+        Raises:
+            UnknownEvent: a type that this code does not know (law 11).
+            CorruptLog: an event that does not follow, or whose payload is gone while its job is open.
+        """
+        for stored in batch:
+            kind = events.kind_of(stored.type, stored.schema)
+            if kind in ("job", "task"):
+                self._apply(stored)
+
+    def _apply(self, stored: Stored) -> None:
+        job = self.jobs.get(stored.correlation)
+        if job is None and stored.type != "JobSubmitted":
+            return  # of a job that has ended: a late report
+        if stored.payload is None:
+            raise CorruptLog(
+                f"position {stored.position}: the payload of {stored.type} is gone while its job is open",
+                position=stored.position,
+            )
+        event = events.decode(stored.type, stored.schema, stored.payload)
+        if job is None:
+            assert isinstance(event, JobSubmitted)
+            spec = self._specs.parse(bytes(event.document))
+            self.jobs[stored.stream] = JobState(stored.stream, stored.owner, event, spec)
+            return
+        jobs.evolve(job, stored.stream, event)
+        if job.end is not None:
+            del self.jobs[job.id]
+
+
+async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs) -> tuple[Fold, int]:
+    """Return the open jobs, and the position up to which they are known.
+
+    Args:
+        conn: reads the views.
+        reader: of the log.
+        specs: compiled documents.
+    """
+    fold = Fold(specs)
+    row = await (await conn.execute(_POSITION)).fetchone()
+    position: int = 0 if row is None else row[0]
+    await _load_open(conn, fold)
+    return fold, await _read_tail(reader, fold, position)
+
+
+async def replay(reader: LogReader, specs: Specs) -> tuple[Fold, int]:
+    """Return the open jobs by reading the whole log."""
+    fold = Fold(specs)
+    return fold, await _read_tail(reader, fold, 0)
+
+
+async def _read_tail(reader: LogReader, fold: Fold, position: int) -> int:
+    while batch := await reader.read(position, PAGE_EVENTS):
+        fold.apply(batch)
+        position = batch[-1].position
+    return position
+
+
+async def _load_open(conn: AsyncConnection[Any], fold: Fold) -> None:
+    after = 0
+    while True:
+        page = await (await conn.execute(_OPEN, (after, OPEN_JOBS_PAGE))).fetchall()
+        if not page:
+            return
+        after = page[-1][1]
+        await _load_events(conn, fold, [job_id for job_id, _ in page])
+
+
+async def _load_events(conn: AsyncConnection[Any], fold: Fold, job_ids: list[str]) -> None:
+    after = 0
+    while True:
+        rows = await (await conn.execute(_POSITIONS, (job_ids, after, PAGE_EVENTS))).fetchall()
+        if not rows:
+            return
+        positions = [position for (position,) in rows]
+        after = positions[-1]
+        async with conn.cursor(binary=True) as cursor:
+            await cursor.execute(_EVENTS, (positions,))
+            fold.apply([stored_of(*row) for row in await cursor.fetchall()])

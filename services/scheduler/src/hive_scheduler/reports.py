@@ -1,0 +1,218 @@
+"""Reports of attempts: checked against limits, blobs and schemas, decided in batches, answered when committed."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from hive_common.contracts import events
+from hive_common.contracts.events import FAILURE_CODES, Event
+from hive_common.contracts.limits import DETAIL_BYTES_MAX, INLINE_BYTES_MAX, KIB, LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from hive_common.contracts.messages import AttemptReport, ReportReply, ReportRequest, ReportResult
+from hive_common.contracts.values import Value
+from hive_common.eventlog.log import LogReader, NewEvent
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import is_id
+
+from hive_scheduler.blobs import Blobs
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.task import TaskState
+from hive_scheduler.engine import Engine
+from hive_scheduler.metrics import REPORTS
+
+MESSAGE_CHARACTERS_MAX: Final = 2 * KIB
+"""Of the message of a failed attempt; what does not fit is cut."""
+REPORTS_MAX: Final = 1_000
+THREAD_BYTES_MIN: Final = 64 * KIB
+"""Outputs from this size on are checked in a thread: the loop has leases to keep."""
+TASK_EVENTS_MAX: Final = 10_000
+"""Events of one task that are read for a late report; ATTEMPTS_MAX bounds them far below."""
+
+
+class Reports:
+    """Takes reports (`hive.exec.<id>.report`).
+
+    Args:
+        engine: decides.
+        blobs: where large outputs are.
+        reader: of the log, for tasks of jobs that ended long ago.
+        clock: for the time that goes into commands.
+    """
+
+    def __init__(self, engine: Engine, blobs: Blobs, reader: LogReader, clock: Clock) -> None:
+        self._engine = engine
+        self._blobs = blobs
+        self._reader = reader
+        self._clock = clock
+        self._old = asyncio.Lock()
+
+    async def report(self, executor: str, request: ReportRequest) -> ReportReply:
+        """Decide a batch and return the verdicts once everything they stand for is committed.
+
+        Raises:
+            InvalidArgument: more than `REPORTS_MAX` reports.
+            Unavailable: not committed; the executor keeps its reports and asks again.
+        """
+        if len(request.reports) > REPORTS_MAX:
+            raise InvalidArgument(f"a batch has {len(request.reports)} reports, expected at most {REPORTS_MAX}")
+        commands = [await self._command(executor, report) for report in request.reports]
+        results: list[ReportResult] = []
+        for report, command in zip(request.reports, commands, strict=True):
+            verdict = "rejected" if command is None else await self._decide(report.task, command)
+            REPORTS.labels(verdict).inc()
+            shown = "accepted" if verdict == "duplicate" else verdict
+            results.append(ReportResult(report.task, report.attempt, shown))
+        self._engine.settle()
+        await self._engine.committer.settled()
+        return ReportReply(results=tuple(results))
+
+    async def _decide(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
+        found = self._engine.find_task(task_id)
+        if found is not None:
+            return self._engine.report(*found, command)
+        return await self._decide_old(task_id, command)
+
+    # --- what a report says, once it is checked ---
+
+    async def _command(self, executor: str, report: AttemptReport) -> tasks.Report | None:
+        """Return the command that a report stands for, None where it makes no sense."""
+        number, session = report.attempt, report.session
+        match report.status:
+            case "started":
+                return tasks.Start(number, executor, session, report.started_us)
+            case "cancelled":
+                return tasks.GiveBack(number, executor, session, self._clock.now_us())
+            case "succeeded":
+                return await self._succeeded(executor, report)
+            case "failed":
+                code = report.code if report.code in FAILURE_CODES else "agent_error"
+                return await self._failed(executor, report, code or "agent_error", report.message)
+        return None
+
+    async def _succeeded(self, executor: str, report: AttemptReport) -> tasks.Report:
+        found = self._engine.find_task(report.task)
+        if report.output is None:
+            return await self._failed(executor, report, "invalid_output", "the attempt gave no output")
+        violation = await self._violation(report.output, found)
+        if violation is not None:
+            code, message = violation
+            return await self._failed(executor, report, code, message)
+        log = await self._log(report)
+        return tasks.Succeed(report.attempt, executor, report.session, report.output, report.usage, log)
+
+    async def _failed(self, executor: str, report: AttemptReport, code: str, message: str) -> tasks.Fail:
+        return tasks.Fail(
+            attempt=report.attempt,
+            executor=executor,
+            session=report.session,
+            code=code,
+            now_us=self._clock.now_us(),
+            message=message[:MESSAGE_CHARACTERS_MAX],
+            detail=report.detail.encode()[:DETAIL_BYTES_MAX].decode(errors="ignore"),
+            usage=report.usage,
+            log=await self._log(report),
+        )
+
+    async def _violation(self, output: Value, found: tuple[JobState, TaskState] | None) -> tuple[str, str] | None:
+        """Return the code and the message of what is wrong with an output, None when it is fine."""
+        raw = output.raw
+        if raw is not None and len(raw) > INLINE_BYTES_MAX:
+            return "output_exceeded", f"an inline output has {len(raw)} bytes, expected {INLINE_BYTES_MAX} at most"
+        if raw is None:
+            wrong = await self._blob_violation(output)
+            if wrong is not None:
+                return wrong
+            assert output.digest is not None
+            raw = await self._blobs.load(output.digest)
+            if raw is None:
+                return "invalid_output", f"the blob {output.digest} is not in the artifact store"
+        if found is None:
+            return None
+        job, task = found
+        check = self._engine.schemas.output_of(job.agents[task.agent])
+        if output.raw is None or (not check.trivial and len(raw) >= THREAD_BYTES_MIN):
+            message = await asyncio.to_thread(_violation_of_large, check.violation, raw)
+        else:
+            message = check.violation(raw)
+        return None if message is None else ("invalid_output", message)
+
+    async def _blob_violation(self, output: Value) -> tuple[str, str] | None:
+        if output.digest is None:
+            return "invalid_output", "the output is neither inline nor a digest"
+        size = await self._blobs.size(output.digest)
+        if size is None:
+            return "invalid_output", f"the blob {output.digest} is not in the artifact store"
+        if size > OUTPUT_BYTES_MAX:
+            return "output_exceeded", f"the output has {size} bytes, expected {OUTPUT_BYTES_MAX} at most"
+        if size != output.size_bytes:
+            return "invalid_output", f"the blob has {size} bytes and not {output.size_bytes}, as the report says"
+        return None
+
+    async def _log(self, report: AttemptReport) -> Value | None:
+        """Return the attempt's log where it can be kept: it is never a reason to refuse a result."""
+        log = report.log
+        if log is None:
+            return None
+        if log.raw is not None:
+            return log if len(log.raw) <= INLINE_BYTES_MAX else None
+        if log.digest is None:
+            return None
+        size = await self._blobs.size(log.digest)
+        return log if size is not None and size <= LOG_BYTES_MAX else None
+
+    # --- tasks of jobs that are not in memory any more ---
+
+    async def _decide_old(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
+        """Judge a report for a task whose job has ended long ago: at most a late event comes of it."""
+        if not is_id(task_id):
+            return "rejected"
+        async with self._old:
+            stored = await self._reader.read(0, TASK_EVENTS_MAX, streams=[task_id])
+            if not stored or stored[0].type != "TaskCreated":
+                return "rejected"
+            task: TaskState | None = None
+            for one in stored:
+                if one.payload is None:
+                    return "rejected"
+                event = events.decode(one.type, one.schema, one.payload)
+                if task is None:
+                    assert isinstance(event, events.TaskCreated)
+                    task = tasks.created(task_id, event)
+                else:
+                    tasks.evolve(task, event)
+            assert task is not None
+            verdict = tasks.verdict(task, command, closing=True)
+            decided = tasks.decide(task, command, closing=True)
+            if decided:
+                await self._append_late(task, stored[0].owner, stored[0].ns, decided)
+            return verdict
+
+    async def _append_late(self, task: TaskState, owner: str, ns: str, decided: list[Event]) -> None:
+        versions = await self._reader.versions([task.job])
+        new = [
+            NewEvent(
+                stream=task.id,
+                version=task.version + 1 + offset,
+                type=type(event).__name__,
+                schema=events.SCHEMA,
+                payload=events.encode(event),
+                ts_us=self._clock.now_us(),
+                actor="scheduler",
+                owner=owner,
+                ns=ns,
+                correlation=task.job,
+            )
+            for offset, event in enumerate(decided)
+        ]
+        self._engine.committer.stage(new, (task.job, versions[task.job]))
+        await self._engine.committer.settled()
+
+
+def _violation_of_large(check: Callable[[bytes], str | None], raw: bytes) -> str | None:
+    try:
+        msgspec.json.decode(raw, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        return f"the output is not JSON: {error}"
+    return check(raw)

@@ -1,0 +1,309 @@
+"""The scheduler's gRPC services: Jobs, and Presence for the registry."""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final
+
+import msgspec
+from hive_common.contracts import events
+from hive_common.contracts.values import Value
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.eventlog.projection import ProjectionRunner
+from hive_common.kernel.errors import InvalidArgument, NotFound, Unavailable
+from hive_common.kernel.ids import is_id
+from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
+from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+from hive_scheduler.commits import Committed
+from hive_scheduler.dispatch import Dispatcher
+from hive_scheduler.domain.placement import Fleet
+from hive_scheduler.domain.task import STATUSES
+from hive_scheduler.engine import Engine
+from hive_scheduler.hub import Hub, Subscription
+from hive_scheduler.queries import PAGE_EVENTS, Queries, Row, counts_of
+from hive_scheduler.submission import Submission, Submissions
+
+PAGE_MAX: Final = 1_000
+OUTPUTS_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Outputs in one page of tasks; the page ends early where there are more."""
+JOB_STATES: Final = frozenset({"running", "cancelling", "succeeded", "failed", "cancelled"})
+
+
+class JobsService(jobs_pb2_grpc.JobsServicer):
+    """hive.jobs.v1.Jobs (proto/hive_proto/jobs/v1/jobs.proto)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        submissions: Submissions,
+        queries: Queries,
+        views: ProjectionRunner,
+        reader: LogReader,
+        hub: Hub,
+        fleet: Fleet,
+    ) -> None:
+        self._engine = engine
+        self._submissions = submissions
+        self._queries = queries
+        self._views = views
+        self._reader = reader
+        self._hub = hub
+        self._fleet = fleet
+
+    async def Submit(self, request: jobs_pb2.SubmitRequest, context: Any) -> jobs_pb2.SubmitResponse:
+        """Commit a job and answer."""
+        submitted = await self._submissions.submit(
+            Submission(
+                request.document_json,
+                request.input_json,
+                request.input_digest,
+                request.idempotency_key,
+                request.caller,
+            )
+        )
+        return jobs_pb2.SubmitResponse(job_id=submitted.job, position=submitted.position, existed=submitted.existed)
+
+    async def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.CancelResponse:
+        """Ask for the end of a job."""
+        state, position = await self._submissions.cancel(request.job_id, request.reason, request.caller)
+        return jobs_pb2.CancelResponse(state=state, position=position)
+
+    async def Get(self, request: jobs_pb2.GetRequest, context: Any) -> jobs_pb2.Job:
+        """Return one job from the view, which has seen `min_position`."""
+        await self._views.wait_for(max(request.min_position, 0))
+        position = self._views.position
+        row = await self._queries.job(request.job_id)
+        steps = await self._queries.steps([request.job_id])
+        ended = row["ended_position"]
+        outputs = await self._queries.outputs([ended]) if row["state"] == "succeeded" else {}
+        return _job(row, steps[request.job_id], position, outputs.get(ended))
+
+    async def List(self, request: jobs_pb2.ListRequest, context: Any) -> jobs_pb2.ListResponse:
+        """Return jobs, newest first."""
+        if request.state and request.state not in JOB_STATES:
+            raise InvalidArgument(f"state: expected one of {', '.join(sorted(JOB_STATES))}", path="state")
+        position = self._views.position
+        rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50))
+        steps = await self._queries.steps([row["job_id"] for row in rows])
+        return jobs_pb2.ListResponse(jobs=[_job(row, steps[row["job_id"]], position, None) for row in rows])
+
+    async def Tasks(self, request: jobs_pb2.TasksRequest, context: Any) -> jobs_pb2.TasksResponse:
+        """Return tasks of a job."""
+        if request.state and request.state not in STATUSES:
+            raise InvalidArgument(f"state: expected one of {', '.join(STATUSES)}", path="state")
+        await self._queries.job(request.job_id)
+        limit = _limit(request.limit, 100)
+        rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
+        positions = [row["output_position"] for row in rows if row["state"] == "succeeded"]
+        outputs = await self._queries.outputs(positions)
+        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs))
+
+    async def Logs(self, request: jobs_pb2.LogsRequest, context: Any) -> jobs_pb2.LogsResponse:
+        """Return the logs of attempts, as they were reported."""
+        limit = _limit(request.limit, 200)
+        if request.task_id:
+            rows = [await self._queries.task(request.task_id)]
+            if request.job_id and rows[0]["job_id"] != request.job_id:
+                raise NotFound(f"job {request.job_id[:80]} has no task {request.task_id[:80]}")
+        else:
+            await self._queries.job(request.job_id)
+            rows = await self._queries.tasks(request.job_id, "", "", limit, reported=True)
+        logs = await self._queries.logs(rows, limit)
+        return jobs_pb2.LogsResponse(
+            logs=[
+                jobs_pb2.AttemptLog(
+                    task_id=log.task["task_id"],
+                    step=log.task["step"],
+                    index=log.task["idx"],
+                    attempt=log.attempt,
+                    log_json=log.log.raw or b"",
+                    log_digest=log.log.digest or "",
+                )
+                for log in logs
+            ]
+        )
+
+    async def Explain(self, request: jobs_pb2.ExplainRequest, context: Any) -> jobs_pb2.ExplainResponse:
+        """Say why a task is where it is, and how the devices look to it now."""
+        stored = (
+            await self._reader.read(0, PAGE_EVENTS, streams=[request.task_id]) if is_id(request.task_id) else []
+        )
+        if not stored or stored[0].type != "TaskCreated":
+            raise NotFound(f"there is no task {request.task_id[:80]}", task=request.task_id[:80])
+        found = self._engine.find_task(request.task_id)
+        if found is not None:
+            state: str = found[1].status
+            need = self._engine.need_of(*found)
+            candidates = [msgspec.to_builtins(one) for one in self._fleet.explain(need)]
+        else:
+            await self._views.wait_for(stored[-1].position)
+            state = (await self._queries.task(request.task_id))["state"]
+            candidates = []
+        explanation = {
+            "task": request.task_id,
+            "state": state,
+            "decisions": _decisions(stored),
+            "candidates": candidates,
+        }
+        return jobs_pb2.ExplainResponse(explanation_json=msgspec.json.encode(explanation))
+
+    async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvent]:
+        """Send the events of a job and its tasks: what is committed, then what comes, until the job has ended."""
+        position = max(request.from_position, 0)
+        known = self._engine.find_job(request.job_id) is not None
+        while True:
+            subscription = self._hub.subscribe(request.job_id)
+            try:
+                await self._views.wait_for(subscription.position)
+                if not known:
+                    await self._queries.job(request.job_id)
+                    known = True
+                while page := await self._queries.history(request.job_id, position):
+                    for stored in page:
+                        position = stored.position
+                        yield _stored_event(stored)
+                if request.history_only or await self._ended_by(request.job_id, position):
+                    return
+                async for committed in _live(subscription, position):
+                    position = committed.position
+                    yield _live_event(committed)
+                    if committed.event.type in events.JOB_TERMINAL:
+                        return
+                if self._engine.committer.failed:
+                    raise Unavailable("this scheduler leads no more; watch again from the last position")
+            finally:
+                self._hub.unsubscribe(request.job_id, subscription)
+
+    async def _ended_by(self, job_id: str, position: int) -> bool:
+        row = await self._queries.job(job_id)
+        ended: int = row["ended_position"]
+        return 0 < ended <= position
+
+
+class PresenceService(executors_pb2_grpc.PresenceServicer):
+    """hive.executors.v1.Presence."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def List(self, request: executors_pb2.PresenceRequest, context: Any) -> executors_pb2.PresenceResponse:
+        """Return everybody who has pulled from this leader."""
+        return executors_pb2.PresenceResponse(
+            executors=[
+                executors_pb2.Present(
+                    executor_id=executor,
+                    last_seen_us=last_seen_us,
+                    running=running,
+                    slots_free=slots_free,
+                    online=online,
+                )
+                for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
+            ]
+        )
+
+
+async def _live(subscription: Subscription, after: int) -> AsyncIterator[Committed]:
+    while (committed := await subscription.get()) is not None:
+        if committed.position > after:
+            yield committed
+
+
+def _stored_event(stored: Stored) -> jobs_pb2.JobEvent:
+    return jobs_pb2.JobEvent(
+        position=stored.position,
+        stream=stored.stream,
+        type=stored.type,
+        ts_us=stored.ts_us,
+        data_json=stored.payload or b"",
+        actor=stored.actor,
+        version=stored.version,
+    )
+
+
+def _live_event(committed: Committed) -> jobs_pb2.JobEvent:
+    event = committed.event
+    return jobs_pb2.JobEvent(
+        position=committed.position,
+        stream=event.stream,
+        type=event.type,
+        ts_us=event.ts_us,
+        data_json=event.payload,
+        actor=event.actor,
+        version=event.version,
+    )
+
+
+def _decisions(stored: list[Stored]) -> list[dict[str, Any]]:
+    """Return the placements of a task, and what became of them."""
+    found: list[dict[str, Any]] = []
+    for one in stored:
+        if one.type == "TaskAssigned" and one.payload is not None:
+            event = events.decode(one.type, one.schema, one.payload)
+            found.append({"position": one.position, "ts_us": one.ts_us, **msgspec.to_builtins(event)})
+    return found
+
+
+def _limit(given: int, default: int) -> int:
+    if not 0 <= given <= PAGE_MAX:
+        raise InvalidArgument(f"limit: expected 1 to {PAGE_MAX}, got {given}", path="limit")
+    return given or default
+
+
+def _counts(rows: Iterable[Row]) -> jobs_pb2.TaskCounts:
+    totals: dict[str, int] = dict.fromkeys(STATUSES, 0)
+    for row in rows:
+        for name, count in counts_of(row).items():
+            totals[name] += count
+    return jobs_pb2.TaskCounts(total=sum(totals.values()), **totals)
+
+
+def _job(row: Row, steps: list[Row], position: int, output: Value | None) -> jobs_pb2.Job:
+    return jobs_pb2.Job(
+        job_id=row["job_id"],
+        name=row["name"],
+        state=row["state"],
+        priority=row["priority"],
+        submitted_us=row["submitted_us"],
+        ended_us=row["ended_us"],
+        deadline_us=row["deadline_us"],
+        tasks=_counts(steps),
+        attempts=row["attempts"],
+        output_json=b"" if output is None else output.raw or b"",
+        output_digest="" if output is None else output.digest or "",
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        error_task=row["error_task"],
+        position=position,
+        steps=[
+            jobs_pb2.StepCounts(step=step["step"], agent=step["agent"], tasks=_counts([step])) for step in steps
+        ],
+    )
+
+
+def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
+    """Return tasks with their outputs; not all of them where the outputs would not fit into one answer."""
+    page: list[jobs_pb2.Task] = []
+    byte_count = 0
+    for row in rows:
+        output = outputs.get(row["output_position"]) if row["state"] == "succeeded" else None
+        raw = b"" if output is None else output.raw or b""
+        byte_count += len(raw)
+        if page and byte_count > OUTPUTS_BYTES_MAX:
+            return page
+        page.append(
+            jobs_pb2.Task(
+                task_id=row["task_id"],
+                job_id=row["job_id"],
+                step=row["step"],
+                index=row["idx"],
+                state=row["state"],
+                attempts=row["attempts"],
+                executor=row["executor"],
+                error_code=row["error_code"],
+                error_message=row["error_message"],
+                output_json=raw,
+                output_digest="" if output is None else output.digest or "",
+                created_us=row["created_us"],
+                ended_us=row["ended_us"],
+            )
+        )
+    return page

@@ -1,0 +1,379 @@
+"""A whole scheduler on real Postgres and NATS, and an executor that speaks its protocol and runs a script."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hive_common.artifacts.manifest import AgentManifest, manifest_json
+from hive_common.bus import nats as bus
+from hive_common.contracts import events, messages, values
+from hive_common.contracts.events import AgentVersionPublished, Capabilities, ExecutorRegistered
+from hive_common.contracts.messages import (
+    Assignment,
+    AttemptKey,
+    AttemptReport,
+    PullReply,
+    PullRequest,
+    ReportReply,
+    ReportRequest,
+)
+from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
+from hive_common.kernel.errors import HiveError
+from hive_common.kernel.ids import derive_id, new_id
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
+from hive_common.ops.embedded import free_port
+from hive_common.ops.lifecycle import Stop
+from hive_common.rpc.client import bearer, call, open_channel
+from hive_common.testing.fixtures import Database
+from hive_common.testing.nats import EmbeddedNats
+from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from hive_scheduler.bootstrap import main
+from psycopg.conninfo import conninfo_to_dict
+
+OWNER = derive_id("owner")
+KEY = "a-key-of-this-test"
+REQUEST_S = 20.0
+
+
+class Control:
+    """A scheduler process's worth of parts, in a task; and what a client needs to talk to it."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.stop = Stop()
+        self._task: asyncio.Task[None] | None = None
+        self.channel = open_channel(f"127.0.0.1:{config.grpc_port}")
+        self.jobs: Any = jobs_pb2_grpc.JobsStub(self.channel)
+
+    async def start(self, wait: bool = True) -> None:
+        self.stop = Stop()
+        self._task = asyncio.create_task(main(self.config, self.stop))
+        while wait:
+            assert not self._task.done(), self._task.exception()
+            with contextlib.suppress(HiveError):
+                await call(self.jobs.List(jobs_pb2.ListRequest(limit=1), metadata=bearer(KEY), timeout=2))
+                return
+            await asyncio.sleep(0.02)
+
+    async def shut_down(self) -> None:
+        self.stop.set("test")
+        if self._task is not None:
+            with contextlib.suppress(HiveError, Exception):
+                await self._task
+            self._task = None
+
+    async def close(self) -> None:
+        await self.shut_down()
+        await self.channel.close()
+
+    async def submit(self, document: dict[str, Any], **fields: Any) -> str:
+        return (await self.submit_full(document, **fields)).job_id
+
+    async def submit_full(self, document: dict[str, Any], **fields: Any) -> jobs_pb2.SubmitResponse:
+        request = jobs_pb2.SubmitRequest(document_json=msgspec.json.encode(document), caller="me", **fields)
+        return await call(self.jobs.Submit(request, metadata=bearer(KEY), timeout=REQUEST_S))
+
+    async def watch(self, job_id: str, from_position: int = 0) -> list[jobs_pb2.JobEvent]:
+        """Return every event of a job; ends when the job has."""
+        request = jobs_pb2.WatchRequest(job_id=job_id, from_position=from_position)
+        return [event async for event in self.jobs.Watch(request, metadata=bearer(KEY), timeout=60)]
+
+    async def get(self, job_id: str, min_position: int = 0) -> jobs_pb2.Job:
+        request = jobs_pb2.GetRequest(job_id=job_id, min_position=min_position)
+        return await call(self.jobs.Get(request, metadata=bearer(KEY), timeout=REQUEST_S))
+
+    async def finish(self, job_id: str) -> jobs_pb2.Job:
+        """Wait for the end of a job and return it."""
+        seen = await self.watch(job_id)
+        return await self.get(job_id, seen[-1].position)
+
+    async def rpc(self, method: str, request: Any) -> Any:
+        return await call(getattr(self.jobs, method)(request, metadata=bearer(KEY), timeout=REQUEST_S))
+
+
+Behaviour = Callable[[Assignment], Awaitable[AttemptReport | None]]
+
+
+def succeeded(assignment: Assignment, session: str, output: Any) -> AttemptReport:
+    raw = values.encode_json(output)
+    return AttemptReport(
+        task=assignment.task,
+        attempt=assignment.attempt,
+        session=session,
+        status="succeeded",
+        output=values.inline(raw),
+    )
+
+
+def failed(assignment: Assignment, session: str, code: str, message: str = "") -> AttemptReport:
+    return AttemptReport(
+        task=assignment.task,
+        attempt=assignment.attempt,
+        session=session,
+        status="failed",
+        code=code,
+        message=message,
+    )
+
+
+class FakeExecutor:
+    """Speaks the executor's side of the protocol; agents are Python functions by name.
+
+    A function gets the assignment and its decoded input, and returns an output, raises `Failure`, or is a
+    coroutine function that does.
+    """
+
+    def __init__(self, client: Any, executor: str, agents: dict[str, Callable[..., Any]], slots: int = 4) -> None:
+        self.client = client
+        self.id = executor
+        self.agents = agents
+        self.slots = slots
+        self.session = secrets.token_hex(8)
+        self.sequence = 0
+        self.held: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.spool: dict[tuple[str, int], AttemptReport] = {}
+        self.ran: list[tuple[str, int]] = []
+        self.replies: list[PullReply] = []
+        self.results: list[messages.ReportResult] = []
+        self.superseded = False
+        self.reporting = True
+        self._wake = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._loops = [asyncio.create_task(self._pull_loop()), asyncio.create_task(self._report_loop())]
+
+    async def stop(self) -> None:
+        """Die at once: nothing is reported any more."""
+        for task in (*self._loops, *self.held.values()):
+            task.cancel()
+        await asyncio.gather(*self._loops, *self.held.values(), return_exceptions=True)
+        self._loops = []
+
+    def restarted(self) -> "FakeExecutor":
+        """Return this executor after a restart: a new session, and the spool that was on disk."""
+        again = FakeExecutor(self.client, self.id, self.agents, self.slots)
+        again.spool = dict(self.spool)
+        return again
+
+    def pull_request(self, **changes: Any) -> PullRequest:
+        self.sequence += 1
+        fields: dict[str, Any] = {
+            "session": self.session,
+            "sequence": self.sequence,
+            "slots_free": self.slots - len(self.held),
+            "memory_free_bytes": 8 << 30,
+            "held": tuple(AttemptKey(*key) for key in self.held if key not in self.spool),
+            "spooled": tuple(AttemptKey(*key) for key in self.spool),
+        }
+        return PullRequest(**{**fields, **changes})
+
+    async def pull(self, request: PullRequest, timeout_s: float = 5.0) -> PullReply:
+        return await bus.request(self.client, messages.pull_subject(self.id), request, PullReply, timeout_s)
+
+    async def report(self, *reports: AttemptReport) -> ReportReply:
+        request = ReportRequest(session=self.session, reports=reports)
+        return await bus.request(self.client, messages.report_subject(self.id), request, ReportReply, 5.0)
+
+    async def _pull_loop(self) -> None:
+        while not self.superseded:
+            try:
+                reply = await self.pull(self.pull_request())
+            except HiveError:
+                await asyncio.sleep(0.05)
+                continue
+            self.replies.append(reply)
+            self.superseded = reply.superseded
+            for key in reply.cancel:
+                task = self.held.get((key.task, key.attempt))
+                if task is not None:
+                    task.cancel()
+            for assignment in reply.assignments:
+                self.accept(assignment)
+            if reply.error is not None or reply.unknown:
+                await asyncio.sleep(0.05)
+
+    def accept(self, assignment: Assignment) -> None:
+        key = assignment.task, assignment.attempt
+        if key in self.held or key in self.spool or key in self.ran:
+            return
+        self.ran.append(key)
+        self.held[key] = asyncio.create_task(self._run(assignment))
+
+    async def _run(self, assignment: Assignment) -> None:
+        key = assignment.task, assignment.attempt
+        try:
+            given = None if assignment.input.raw is None else msgspec.json.decode(assignment.input.raw)
+            output = self.agents[assignment.agent.name](assignment, given)
+            if asyncio.iscoroutine(output):
+                output = await output
+            self.spool[key] = (
+                output if isinstance(output, AttemptReport) else succeeded(assignment, self.session, output)
+            )
+        except Failure as failure:
+            self.spool[key] = failed(assignment, self.session, failure.code, str(failure))
+        finally:
+            self.held.pop(key, None)
+            self._wake.set()
+
+    async def _report_loop(self) -> None:
+        while True:
+            if not self.spool or not self.reporting:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), 0.1)
+                continue
+            batch = list(self.spool.items())
+            try:
+                reply = await self.report(*(report for _, report in batch))
+            except HiveError:
+                await asyncio.sleep(0.05)
+                continue
+            if reply.error is not None:
+                await asyncio.sleep(0.05)
+                continue
+            self.results += reply.results
+            for key, _ in batch:
+                self.spool.pop(key, None)
+
+
+class Failure(Exception):
+    """An attempt ends with this code."""
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Cluster:
+    """The database, NATS, and helpers to fill the log as the registry would."""
+
+    def __init__(self, database: Database, nats_server: EmbeddedNats, folder: Path) -> None:
+        self.database = database
+        self.nats = nats_server
+        self.folder = folder
+        self.reader = LogReader(database.role_dsn("scheduler"))
+        self.controls: list[Control] = []
+        self.executors: list[FakeExecutor] = []
+        self._clients: list[Any] = []
+
+    def config(self, dsn: str | None = None) -> ServiceConfig:
+        info = conninfo_to_dict(dsn or self.database.role_dsn("scheduler"))
+        secrets_dir = self.folder / "secrets"
+        secrets_dir.mkdir(exist_ok=True)
+        for name, secret in (("postgres", str(info["password"])), ("nats", "unused"), ("key", KEY)):
+            file = secrets_dir / name
+            file.write_text(secret)
+            file.chmod(0o600)
+        return ServiceConfig(
+            service="scheduler",
+            owner=OWNER,
+            postgres=PostgresConfig(
+                host=str(info["host"]),
+                port=int(str(info["port"])),
+                user=str(info["user"]),
+                password_file=str(secrets_dir / "postgres"),
+                database=str(info["dbname"]),
+            ),
+            nats=NatsConfig(url=self.nats.url, user="services", password_file=str(secrets_dir / "nats")),
+            ops_port=free_port(),
+            grpc_port=free_port(),
+            service_key_file=str(secrets_dir / "key"),
+            artifacts_dir=str(self.folder / "artifacts"),
+        )
+
+    def control(self, dsn: str | None = None) -> Control:
+        control = Control(self.config(dsn))
+        self.controls.append(control)
+        return control
+
+    async def publish(self, *manifests: AgentManifest) -> None:
+        for manifest in manifests:
+            stream = derive_id("agent", "default", manifest.name, manifest.version)
+            raw = manifest_json(manifest)
+            digest = values.digest_of(raw)
+            event = AgentVersionPublished(manifest.name, manifest.version, digest, msgspec.Raw(raw))
+            await self.append(stream, 1, event)
+
+    async def register(self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",)) -> str:
+        executor = new_id()
+        capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, runtimes)
+        await self.append(executor, 1, ExecutorRegistered(name, capabilities))
+        return executor
+
+    async def append(self, stream: str, version: int, event: events.Event) -> int:
+        async with await LogWriter.open(self.database.role_dsn("registry")) as writer:
+            new = NewEvent(stream, version, type(event).__name__, 1, events.encode(event), 1, "registry", OWNER)
+            return await writer.append(Append((new,)))
+
+    async def executor(
+        self, name: str, agents: dict[str, Callable[..., Any]], slots: int = 4, start: bool = True
+    ) -> FakeExecutor:
+        executor = await self.register(name, slots)
+        fake = FakeExecutor(await self.client(executor), executor, agents, slots)
+        return self.run(fake) if start else fake
+
+    def run(self, fake: FakeExecutor) -> FakeExecutor:
+        self.executors.append(fake)
+        fake.start()
+        return fake
+
+    async def client(self, executor: str) -> Any:
+        config = self.config().nats
+        client = await bus.connect(config, executor, inbox=messages.inbox_prefix(executor))
+        self._clients.append(client)
+        return client
+
+    async def log(self, stream: str | None = None) -> list[Stored]:
+        return await self.reader.read(0, 10_000, streams=None if stream is None else [stream])
+
+    async def close(self) -> None:
+        for executor in self.executors:
+            await executor.stop()
+        for control in self.controls:
+            await control.close()
+        for client in self._clients:
+            await client.close()
+        await self.reader.close()
+
+
+@pytest.fixture
+async def cluster(database: Database, nats_server: EmbeddedNats, tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(database, nats_server, tmp_path)
+    yield cluster
+    await cluster.close()
+
+
+@pytest.fixture
+async def control(cluster: Cluster) -> Control:
+    """A scheduler that leads, with the agents `square` and `total` published."""
+    await cluster.publish(agent("square"), agent("total"))
+    control = cluster.control()
+    await control.start()
+    return control
+
+
+def agent(name: str, **fields: Any) -> AgentManifest:
+    return AgentManifest(name=name, version="1.0.0", runtime="python", entry="agent.py", **fields)
+
+
+@pytest.fixture
+def fail() -> type[Failure]:
+    return Failure
+
+
+@pytest.fixture
+def one_step() -> dict[str, Any]:
+    return {
+        "apiVersion": "hive/v1",
+        "kind": "Job",
+        "name": "one",
+        "input": {"n": 3},
+        "tasks": [{"id": "square", "agent": "square@1.0.0", "input": {"n": "${input.n}"}}],
+        "output": "${tasks.square.output}",
+    }

@@ -1,0 +1,20 @@
+"""Jobs from submit to result, with a real log and a real bus."""
+
+import msgspec
+
+
+async def test_a_job_of_one_step_runs_and_its_output_is_the_tasks(cluster, control, one_step):
+    await cluster.executor("one", {"square": lambda assignment, given: {"n": given["n"] ** 2}})
+    job_id = await control.submit(one_step)
+    job = await control.finish(job_id)
+    assert job.state == "succeeded"
+    assert msgspec.json.decode(job.output_json) == {"n": 9}
+    assert (job.tasks.total, job.tasks.succeeded, job.attempts) == (1, 1, 1)
+    assert [event.type for event in await control.watch(job_id)] == [
+        "JobSubmitted",
+        "TaskCreated",
+        "TaskAssigned",
+        "AttemptSucceeded",
+        "TaskSucceeded",
+        "JobSucceeded",
+    ]
