@@ -1,0 +1,331 @@
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+from hive_common.contracts.events import Capabilities, Gpu, Power
+from hive_common.contracts.values import digest_of
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from hive_common.kernel.ids import new_id
+from hive_common.ops.config import load_config
+from hive_common.ops.embedded import free_port
+from hive_executor import capabilities
+from hive_executor.blobs import BlobClient, Flights, FolderCache
+from hive_executor.capabilities import Device, is_news
+from hive_executor.config import ExecutorConfig
+from hive_executor.gate import Gate, Prefetch
+from hive_executor.lock import FolderLock
+from hive_executor.models import served_models
+from hive_executor.pulls import Lease
+
+
+class ManualClock:
+    def __init__(self):
+        self.ms = 1_000_000
+
+    def now_us(self):
+        return self.ms * 1000
+
+    def boot_ms(self):
+        return self.ms
+
+
+# --- gate --------------------------------------------------------------------------------------------------
+
+
+async def test_the_gate_lets_in_as_many_as_there_are_slots_in_the_order_they_came():
+    gate, order, most = Gate(2, 1000), [], 0
+
+    async def guest(n):
+        nonlocal most
+        async with gate.admitted(1):
+            order.append(n)
+            most = max(most, gate.running)
+            await asyncio.sleep(0.001)
+
+    await asyncio.gather(*(guest(n) for n in range(10)))
+    assert (order, most, gate.running) == (list(range(10)), 2, 0)
+
+
+async def test_the_gate_counts_memory_and_lets_a_too_large_guest_in_alone():
+    gate, inside = Gate(4, 100), []
+
+    async def guest(memory):
+        async with gate.admitted(memory):
+            inside.append(memory)
+            assert sum(inside) <= 100 or inside == [500]
+            await asyncio.sleep(0.001)
+            inside.remove(memory)
+
+    await asyncio.gather(*(guest(memory) for memory in (60, 30, 60, 500, 10, 90, 10)))
+    assert gate.running == 0
+
+
+async def test_a_guest_that_is_cancelled_while_it_waits_takes_no_slot():
+    gate = Gate(1, 100)
+    async with gate.admitted(1):
+        waiting = asyncio.create_task(_enter(gate))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    await asyncio.wait_for(_enter(gate), 1)
+    assert gate.running == 0
+
+
+async def _enter(gate):
+    async with gate.admitted(1):
+        pass
+
+
+def test_prefetch_asks_for_more_only_while_attempts_are_short():
+    prefetch = Prefetch(2, 16, 50)
+    assert prefetch.depth == 0
+    prefetch.observe(2)
+    assert prefetch.depth == 16
+    prefetch.observe(5_000)
+    assert prefetch.depth == 0
+
+
+# --- lease -------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_counts_from_the_sending_of_the_pull():
+    clock = ManualClock()
+    lease = Lease(clock)
+    assert not lease.is_valid
+    sent = clock.ms
+    clock.ms += 4_000  # the answer took so long
+    lease.renew(sent, 6_000)
+    assert lease.is_valid
+    assert lease.age_ms == 4_000
+    clock.ms += 2_000
+    assert not lease.is_valid
+    lease.renew(sent - 5_000, 6_000)  # an answer to an earlier pull comes late and takes nothing back
+    assert lease.age_ms == 6_000
+
+
+# --- blobs -------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_drops_what_was_not_used_for_longest(tmp_path):
+    cache = FolderCache(tmp_path, 250)
+    blobs = [bytes([n]) * 100 for n in range(3)]
+    cache.put(blobs[0])
+    cache.put(blobs[1])
+    assert cache.get(digest_of(blobs[0])) == blobs[0]
+    cache.put(blobs[2])
+    assert [cache.get(digest_of(blob)) is not None for blob in blobs] == [True, False, True]
+    again = FolderCache(tmp_path, 250)
+    again.put(b"z" * 100)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 250
+
+
+def test_a_damaged_blob_in_the_cache_is_a_miss(tmp_path):
+    cache = FolderCache(tmp_path, 1000)
+    path = cache.put(b"hello")
+    path.write_bytes(b"hellO")
+    assert cache.get(digest_of(b"hello")) is None
+    assert not path.exists()
+
+
+async def test_blobs_come_once_for_all_who_wait_and_then_from_the_cache(gateway, tmp_path):
+    client = BlobClient(lambda: gateway.url, "key-of-this-executor", FolderCache(tmp_path, 1000), 5_000)
+    digest = gateway.keep(b"shared")
+    assert await asyncio.gather(*(client.fetch(digest) for _ in range(5))) == [b"shared"] * 5
+    assert await client.fetch(digest) == b"shared"
+    assert gateway.requests == [("GET", digest)]
+    await client.close()
+
+
+async def test_what_a_gateway_refuses_is_told_apart(gateway, tmp_path):
+    client = BlobClient(lambda: gateway.url, "a-wrong-key", FolderCache(tmp_path, 1000), 300)
+    with pytest.raises(Unavailable, match="401"):
+        await client.fetch(digest_of(b"x"))
+    await client.close()
+    client = BlobClient(lambda: gateway.url, "key-of-this-executor", FolderCache(tmp_path, 1000), 300)
+    with pytest.raises(NotFound):
+        await client.fetch(digest_of(b"x"))
+    with pytest.raises(InvalidArgument):
+        await client.fetch("sha256:../../etc/passwd")
+    await client.close()
+    client = BlobClient(lambda: "", "key", FolderCache(tmp_path, 1000), 300)
+    with pytest.raises(Unavailable, match="not known yet"):
+        await client.store(b"x")
+    await client.close()
+
+
+async def test_the_key_does_not_follow_a_redirect(tmp_path):
+    seen = []
+
+    async def elsewhere(request):
+        seen.append(request.headers.get("Authorization"))
+        return web.Response(body=b"x")
+
+    async def redirect(request):
+        raise web.HTTPFound(f"http://localhost:{port}/elsewhere")
+
+    app = web.Application()
+    app.router.add_get("/v1/blobs/{digest}", redirect)
+    app.router.add_get("/elsewhere", elsewhere)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    client = BlobClient(lambda: f"http://127.0.0.1:{port}", "secret", FolderCache(tmp_path, 1000), 300)
+    with pytest.raises(Unavailable, match="302"):
+        await client.fetch(digest_of(b"x"))
+    assert seen == []
+    await client.close()
+    await runner.cleanup()
+
+
+async def test_a_flight_goes_on_when_one_of_its_passengers_leaves():
+    flights, landed = Flights(), asyncio.Event()
+
+    async def fly():
+        await landed.wait()
+        return 42
+
+    first, second = (asyncio.create_task(flights.join("a", fly)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+    landed.set()
+    assert await second == 42
+
+
+# --- capabilities ------------------------------------------------------------------------------------------
+
+
+async def test_the_device_describes_itself():
+    found = await Device(slots=0, memory_bytes=0, labels={"room": "attic"}).capabilities(())
+    assert found.cores >= 1
+    assert found.slots == found.cores
+    assert found.memory_bytes > 0
+    assert found.arch in {"amd64", "arm64"}
+    assert found.os in {"linux", "darwin"}
+    assert found.runtimes == ("python", "component", "command")
+    assert found.engine.startswith("wasmtime ")
+    assert found.labels == {"room": "attic"}
+
+
+def test_graphics_processors_are_read_from_what_the_system_says(tmp_path: Path):
+    assert capabilities._from_nvidia_smi("NVIDIA RTX 4090, 24564\nodd line\n") == (
+        Gpu("NVIDIA RTX 4090", 24564 << 20),
+    )
+    assert capabilities._from_system_profiler('{"SPDisplaysDataType":[{"sppci_model":"Apple M3"}]}') == (
+        Gpu("Apple M3"),
+    )
+    assert capabilities._from_system_profiler("not JSON") == ()
+    for name, vendor in (("card0", "0x1002"), ("card1", "0x1234"), ("card0-HDMI-A-1", "0x1002")):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "device" / "vendor").write_text(vendor + "\n")
+        (tmp_path / name / "device" / "device").write_text("0x744c\n")
+        (tmp_path / name / "device" / "mem_info_vram_total").write_text("25753026560\n")
+    assert capabilities._from_drm(tmp_path) == (Gpu("AMD 0x744c", 25753026560),)
+
+
+def test_a_few_percent_of_battery_are_no_news_and_a_charger_is():
+    def at(percent, charging=False):
+        power = Power(battery_percent=percent, charging=charging)
+        return Capabilities(
+            os="linux", arch="arm64", cores=1, memory_bytes=1, slots=1, runtimes=("python",), power=power
+        )
+
+    assert is_news(None, at(50))
+    assert not is_news(at(50), at(46))
+    assert is_news(at(50), at(45))
+    assert is_news(at(50), at(50, charging=True))
+    assert is_news(at(50), msgspec.structs.replace(at(50), slots=2))
+
+
+async def test_models_are_found_behind_both_kinds_of_api():
+    async def tags(_):
+        return web.json_response(
+            {
+                "models": [
+                    {
+                        "name": "llama3.2:1b",
+                        "size": 1_300_000_000,
+                        "details": {"family": "llama", "quantization_level": "Q8_0"},
+                    },
+                    {"name": "qwen3:4b"},
+                ]
+            }
+        )
+
+    async def running(_):
+        return web.json_response({"models": [{"name": "llama3.2:1b"}]})
+
+    async def listed(_):
+        return web.json_response({"object": "list", "data": [{"id": "smol", "meta": {"n_ctx_train": 2048}}]})
+
+    ollama, other = web.Application(), web.Application()
+    ollama.router.add_get("/api/tags", tags)
+    ollama.router.add_get("/api/ps", running)
+    other.router.add_get("/v1/models", listed)
+    urls, runners = [], []
+    for app in (ollama, other):
+        runner = web.AppRunner(app)
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        runners.append(runner)
+        urls.append(f"http://127.0.0.1:{port}")
+    nobody = f"http://127.0.0.1:{free_port()}"
+    found = {model.name: model for model in await served_models((*urls, nobody))}
+    assert set(found) == {"llama3.2:1b", "qwen3:4b", "smol"}
+    assert found["llama3.2:1b"].loaded
+    assert found["llama3.2:1b"].quantisation == "Q8_0"
+    assert not found["qwen3:4b"].loaded
+    assert (found["smol"].backend, found["smol"].context_tokens) == ("openai", 2048)
+    for runner in runners:
+        await runner.cleanup()
+
+
+# --- lock --------------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_belongs_to_one_executor_at_a_time(tmp_path):
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    await first.acquire()
+    with pytest.raises(FailedPrecondition, match=f"process {os.getpid()}"):
+        await second.acquire(wait_s=0.1)
+    waiting = asyncio.create_task(second.acquire())
+    await asyncio.sleep(0.05)
+    first.release()
+    await waiting
+    second.release()
+
+
+# --- configuration -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"executor_id": "me"}, "executor_id is 'me'"),
+        ({"spool_reports_max": 0}, "spool_reports_max"),
+        ({"slots": -1}, "must not be negative"),
+        ({"colour": "red"}, "colour"),
+        ({"name": ""}, "name is empty"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_with_its_field(tmp_path, change, said):
+    good = {
+        "name": "a",
+        "executor_id": new_id(),
+        "nats": {"url": "nats://127.0.0.1:4222", "user": "u", "password_file": "p"},
+        "key_file": "k",
+        "state_dir": "s",
+        "cache_dir": "c",
+        "ops_port": 1,
+    }
+    file = tmp_path / "executor.json"
+    file.write_bytes(msgspec.json.encode(good))
+    assert load_config(file, ExecutorConfig).prefetch_max > 0
+    file.write_bytes(msgspec.json.encode(good | change))
+    with pytest.raises(InvalidArgument, match=said):
+        load_config(file, ExecutorConfig)
