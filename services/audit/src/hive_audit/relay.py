@@ -18,7 +18,7 @@ from hive_common.contracts.events import KIND_OF
 from hive_common.contracts.messages import EVENTS_STREAM, EVENTS_SUBJECTS, event_subject
 from hive_common.kernel.errors import CorruptLog, HiveError, Unavailable, UnknownEvent
 from nats.aio.client import Client
-from nats.js.api import DiscardPolicy, Header, PubAck, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.api import DiscardPolicy, Header, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from prometheus_client import Counter, Gauge
 
 from hive_audit.log_source import LogSource
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 LOG_KEY: Final = "hive_log"
 """Metadata of the stream: the id of the log it is a copy of."""
 BATCH_EVENTS: Final = 1_000
-"""Messages in flight. An error sends back at most these."""
-ACK_TIMEOUT_S: Final = 5.0
+"""Messages in flight, far below what a stream buffers (10,000). An error repeats at most these."""
+ANSWER_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 1.0
 """How soon an idle relay notices new events without a hint, and that its stream is gone."""
 COALESCE_S: Final = 0.005
@@ -81,7 +81,7 @@ class Relay:
     ) -> None:
         self._open_source = open_source
         self._client = client
-        self._js = client.jetstream(publish_async_max_pending=2 * BATCH_EVENTS)
+        self._js = client.jetstream(timeout=ANSWER_TIMEOUT_S)
         self._settings = settings
         self._wake = wake
         self._created: str | None = None
@@ -105,6 +105,7 @@ class Relay:
                 await asyncio.sleep(BACKOFF_S)
 
     async def _relay(self, source: LogSource) -> None:
+        stuck_at: int | None = None
         while True:
             self.position = await self._align(source)
             self.problem = None
@@ -114,7 +115,13 @@ class Relay:
                     self._last = rows[-1][2]
             except _Misaligned as error:
                 log.info("reading again where %s stands: %s", EVENTS_STREAM, error)
+                if self.position == stuck_at:
+                    raise Unavailable(
+                        f"{EVENTS_STREAM} does not take position {self.position + 1}: {error}"
+                    ) from error
+                stuck_at = self.position
                 continue
+            stuck_at = None
             await self._sleep()
 
     async def _sleep(self) -> None:
@@ -127,36 +134,30 @@ class Relay:
         await asyncio.sleep(COALESCE_S)
 
     async def _publish(self, rows: _Envelopes) -> None:
-        pending: list[asyncio.Future[PubAck]] = []
-        try:
-            for expected, (position, type_, envelope) in enumerate(rows, self.position + 1):
-                if position != expected:
-                    raise CorruptLog(f"position {expected} is missing: the next is {position}", position=expected)
-                subject = _subject(position, type_)
-                headers = {Header.EXPECTED_LAST_SEQUENCE.value: str(position - 1)}
-                pending.append(await self._js.publish_async(subject, envelope, headers=headers))
-        finally:
-            # Also in front of an event that stops the relay: those before it were good.
-            await self._settle(pending)
+        good = _takewhile_known(rows, self.position)
+        for position, subject, envelope in good[:-1]:
+            await self._client.publish(subject, envelope, headers=_behind(position - 1))
+        if good:
+            await self._publish_last(*good[-1])
+            PUBLISHED.inc(len(good))
+        if len(good) < len(rows):
+            raise _reason_to_stop(rows[len(good)], self.position + 1)
 
-    async def _settle(self, pending: list[asyncio.Future[PubAck]]) -> None:
-        if not pending:
-            return
-        done, late = await asyncio.wait(pending, timeout=ACK_TIMEOUT_S)
-        for future in late:
-            future.cancel()
-        errors = [error for future in done if (error := future.exception()) is not None]
-        if errors or late:
-            raise _Misaligned(f"{len(errors)} of {len(pending)} refused, {len(late)} not answered: {errors[:1]}")
-        last = pending[-1].result().seq
-        if last != self.position + len(pending):
-            raise _Misaligned(f"the last of them got sequence {last}")
-        self.position = last
-        POSITION.set(last)
-        PUBLISHED.inc(len(pending))
+    async def _publish_last(self, position: int, subject: str, envelope: bytes) -> None:
+        # The only one that asks for an answer: it can be stored only if all those before it were.
+        try:
+            ack = await self._js.publish(subject, envelope, headers=_behind(position - 1), stream=EVENTS_STREAM)
+        except (nats.js.errors.Error, nats.errors.TimeoutError) as error:
+            raise _Misaligned(str(error) or type(error).__name__) from error
+        if ack.seq != position:
+            raise _Misaligned(f"position {position} got sequence {ack.seq}")
+        self.position = position
+        POSITION.set(position)
 
     async def _align(self, source: LogSource) -> int:
         """Make sure that the stream is a copy of the log, and return the last position in it."""
+        if not self._client.is_connected:
+            raise Unavailable("NATS is not connected")
         info = await self._stream()
         if info is not None and await self._is_as_left(source, info):
             return self.position
@@ -244,8 +245,23 @@ def _log_of(envelope: bytes) -> str:
         raise CorruptLog(f"position 1: the envelope does not decode: {error}", position=1) from error
 
 
-def _subject(position: int, type_: str) -> str:
-    kind = KIND_OF.get(type_)
-    if kind is None:
-        raise UnknownEvent(f"position {position}: unknown event {type_}", position=position, type=type_)
-    return event_subject(kind, type_)
+def _behind(sequence: int) -> dict[str, str]:
+    return {Header.EXPECTED_LAST_SEQUENCE.value: str(sequence)}
+
+
+def _takewhile_known(rows: _Envelopes, after: int) -> list[tuple[int, str, bytes]]:
+    """Return position, subject and envelope of the rows up to a hole or to a type that is not known."""
+    good = []
+    for expected, (position, type_, envelope) in enumerate(rows, after + 1):
+        kind = KIND_OF.get(type_)
+        if position != expected or kind is None:
+            break
+        good.append((position, event_subject(kind, type_), envelope))
+    return good
+
+
+def _reason_to_stop(row: tuple[int, str, bytes], expected: int) -> UnknownEvent | CorruptLog:
+    position, type_, _ = row
+    if position != expected:
+        return CorruptLog(f"position {expected} is missing: the next is {position}", position=expected)
+    return UnknownEvent(f"position {position}: unknown event {type_}", position=position, type=type_)
