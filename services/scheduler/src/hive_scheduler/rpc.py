@@ -71,7 +71,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Return one job from the view, which has seen `min_position`."""
         await self._views.wait_for(max(request.min_position, 0))
         position = self._views.position
-        row = await self._queries.job(request.job_id)
+        row = await self._row(request.job_id)
         steps = await self._queries.steps([request.job_id])
         ended = row["ended_position"]
         outputs = await self._queries.outputs([ended]) if row["state"] == "succeeded" else {}
@@ -90,7 +90,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Return tasks of a job."""
         if request.state and request.state not in STATUSES:
             raise InvalidArgument(f"state: expected one of {', '.join(STATUSES)}", path="state")
-        await self._queries.job(request.job_id)
+        await self._row(request.job_id)
         limit = _limit(request.limit, 100)
         rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
         positions = [row["output_position"] for row in rows if row["state"] == "succeeded"]
@@ -105,7 +105,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             if request.job_id and rows[0]["job_id"] != request.job_id:
                 raise NotFound(f"job {request.job_id[:80]} has no task {request.task_id[:80]}")
         else:
-            await self._queries.job(request.job_id)
+            await self._row(request.job_id)
             rows = await self._queries.tasks(request.job_id, "", "", limit, reported=True)
         logs = await self._queries.logs(rows, limit)
         return jobs_pb2.LogsResponse(
@@ -172,6 +172,17 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
                     raise Unavailable("this scheduler leads no more; watch again from the last position")
             finally:
                 self._hub.unsubscribe(request.job_id, subscription)
+
+    async def _row(self, job_id: str) -> Row:
+        """Return a job's row, waiting for the view where the job is newer than it. Raises `NotFound`."""
+        try:
+            return await self._queries.job(job_id)
+        except NotFound:
+            if self._engine.find_job(job_id) is None:
+                raise
+        await self._engine.committer.settled()
+        await self._views.wait_for(self._hub.position)
+        return await self._queries.job(job_id)
 
     async def _ended_by(self, job_id: str, position: int) -> bool:
         row = await self._queries.job(job_id)
