@@ -30,7 +30,10 @@ _EXIT_CODES = {
 # Everything a terminal would act on: C0 and C1 but for tab and newline, and what turns text around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-out = Console(soft_wrap=True, highlight=False)
+# Into a file or a pipe rows stay whole, whatever the width of the terminal.
+_WIDTH = None if sys.stdout.isatty() else 10_000
+
+out = Console(soft_wrap=True, highlight=False, width=_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from hive_common.artifacts.package import AgentPackage, pack
 from hive_common.kernel.clock import iso
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
@@ -19,6 +18,7 @@ from hive_cli.options import HomeOption, InputFileOption, InputOption, JsonOptio
 from hive_cli.output import FAILED, clean, err, out, print_json, print_table, show_json
 
 if TYPE_CHECKING:
+    from hive_common.artifacts.package import AgentPackage
     from hive_executor.sandbox import LogLine, Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, publish it.")
@@ -94,6 +94,8 @@ def push(
     home: HomeOption = None,
 ) -> None:
     """Publish agents. A version never changes: pushing the same again is no error, pushing another is."""
+    from hive_common.artifacts.package import pack
+
     packages = [(folder, pack(folder)) for folder in folders]
     versions = []
     with Api(find_home(home)) as api:
@@ -109,7 +111,7 @@ def push(
         print_json({"versions": versions})
 
 
-def _publish(api: Api, folder: Path, package: AgentPackage) -> dict[str, Any]:
+def _publish(api: Api, folder: Path, package: "AgentPackage") -> dict[str, Any]:
     try:
         for digest, data in package.blobs.items():
             api.put_blob(data, digest)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from hive_common.artifacts.manifest import NAME_PATTERN
 from hive_common.kernel.errors import Conflict, InvalidArgument
 
 _MANIFEST = """\
@@ -57,6 +56,8 @@ def write_agent(name: str, folder: Path) -> tuple[Path, list[str]]:
         InvalidArgument: the name breaks the rule for names, or the folder cannot be written.
         Conflict: there is something in the folder already.
     """
+    from hive_common.artifacts.manifest import NAME_PATTERN
+
     if not NAME_PATTERN.match(name):
         raise InvalidArgument(
             f"{name!r} is no name for an agent; expected a lower-case letter, then letters, digits and `-`, "

@@ -176,12 +176,17 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
 
 
 def _memory(one: ProcessState) -> str:
-    """Return the resident memory of a process and its children."""
+    """Return the memory of a process and its children, shared pages by their share (PSS) where that is told."""
     if one.pid is None:
         return ""
     try:
         process = psutil.Process(one.pid)
-        total = sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
+        total = sum(_bytes_of(one) for one in (process, *process.children(recursive=True)))
     except psutil.Error:
         return ""
     return f"{total / 2**20:.0f} MiB"
+
+
+def _bytes_of(process: psutil.Process) -> int:
+    info = process.memory_full_info()
+    return int(getattr(info, "pss", info.rss))

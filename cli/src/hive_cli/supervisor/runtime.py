@@ -41,7 +41,7 @@ async def prepare(cache_dir: Path, report: Reporter) -> None:
             line = raw.decode(errors="replace").strip()
             said = [*said[-20:], line]
             if line.endswith("…"):
-                report(Report("begin", f"Python runtime: {line.rstrip(' …')} (only the first time)"))
+                report(Report("begin", f"Python runtime: {line.rstrip(' …')}"))
         code = await process.wait()
     except asyncio.CancelledError:
         process.kill()

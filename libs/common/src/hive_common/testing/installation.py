@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -75,10 +74,9 @@ class Installation:
         return self.hive("status", check=False).returncode == 0
 
     def admin_dsn(self) -> str:
-        """Return the connection string of the Postgres superuser of this home."""
-        endpoint = urlsplit(self.json("status")["endpoints"]["postgres"])
-        password = (self.home / "secrets" / "postgres-admin").read_text().strip()
-        return f"host={endpoint.hostname} port={endpoint.port} dbname=hive user=postgres password={password}"
+        """Return the connection string of the Postgres superuser of this home; it names a password file."""
+        endpoint: str = self.json("status")["endpoints"]["postgres"]
+        return endpoint
 
     def supervisor_pid(self) -> int:
         """Return the pid of the supervisor: the parent of what it started."""
