@@ -118,10 +118,11 @@ async def _append_in_processes(dsn: str, seconds: float) -> dict[str, float]:
     for worker in workers:
         assert worker.stdout is not None
         await worker.stdout.readline()
-    began = time.perf_counter()
     answers = await asyncio.gather(*(worker.communicate(f"{seconds}\n".encode()) for worker in workers))
-    latencies = [latency for out, _ in answers for latency in json.loads(out)]
-    elapsed = min(time.perf_counter() - began, seconds * 1.05)
+    reports = [json.loads(out) for out, _ in answers]
+    latencies = [latency for report in reports for latency in report["latencies_s"]]
+    # From the first worker's start to the last one's end: the start of the interpreters does not count.
+    elapsed = max(report["ended"] for report in reports) - min(report["started"] for report in reports)
     return _figures(latencies, len(latencies), elapsed)
 
 
@@ -132,9 +133,11 @@ async def _worker() -> None:
     latencies: list[float] = []
     async with await LogWriter.open(os.environ["HIVE_BENCH_DSN"]) as writer:
         until = time.perf_counter() + seconds
+        started = time.time()
         callers = CALLERS // PROCESSES
         await asyncio.gather(*(_caller(writer, until, latencies) for _ in range(callers)))
-    print(json.dumps(latencies))
+        ended = time.time()
+    print(json.dumps({"started": started, "ended": ended, "latencies_s": latencies}))
 
 
 # --- references ---
