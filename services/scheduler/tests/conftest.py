@@ -143,6 +143,7 @@ class FakeExecutor:
         self.superseded = False
         self.reporting = True
         self._wake = asyncio.Event()
+        self._freed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -182,9 +183,8 @@ class FakeExecutor:
 
     async def _pull_loop(self) -> None:
         while not self.superseded:
-            try:
-                reply = await self.pull(self.pull_request())
-            except HiveError:
+            reply = await self._pull_until_slots_are_free()
+            if reply is None:
                 await asyncio.sleep(0.05)
                 continue
             self.replies.append(reply)
@@ -197,6 +197,24 @@ class FakeExecutor:
                 self.accept(assignment)
             if reply.error is not None or reply.unknown:
                 await asyncio.sleep(0.05)
+
+    async def _pull_until_slots_are_free(self) -> PullReply | None:
+        """Pull; a pull that offered no slots is replaced as soon as there is one."""
+        while True:
+            request = self.pull_request()
+            self._freed.clear()
+            pull = asyncio.create_task(self.pull(request))
+            freed = asyncio.create_task(self._freed.wait())
+            try:
+                waited = {pull} if request.slots_free else {pull, freed}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if pull.done():
+                    return pull.result()
+            except HiveError:
+                return None
+            finally:
+                freed.cancel()
+                pull.cancel()
 
     def accept(self, assignment: Assignment) -> None:
         key = assignment.task, assignment.attempt
@@ -220,6 +238,7 @@ class FakeExecutor:
         finally:
             self.held.pop(key, None)
             self._wake.set()
+            self._freed.set()
 
     async def _report_loop(self) -> None:
         while True:

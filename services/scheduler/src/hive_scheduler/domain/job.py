@@ -376,9 +376,13 @@ def snapshot(job: JobState) -> dict[str, Any]:
         "aborted": job.aborted,
         "expired": job.expired,
         "failed": None if job.failed is None else job.failed.id,
-        "end": None if job.end is None else msgspec.to_builtins(job.end),
+        "end": _plain(job.end),
         "steps": {
             name: ([task.id for task in state.tasks], dict(state.counts)) for name, state in job.steps.items()
         },
-        "tasks": {task_id: msgspec.to_builtins(task) for task_id, task in job.tasks.items()},
+        "tasks": {task_id: _plain(task) for task_id, task in job.tasks.items()},
     }
+
+
+def _plain(state: msgspec.Struct | None) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(state))

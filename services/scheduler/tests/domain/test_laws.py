@@ -1,0 +1,289 @@
+"""The laws of jobs and tasks (DESIGN 2 and 6), kept under every order of commands that Hypothesis finds."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+from hive_common.contracts import events, values
+from hive_common.contracts.events import AgentRef, Event, JobCancelRequested, JobSubmitted
+from hive_common.kernel.errors import FailedPrecondition
+from hive_scheduler.domain import job as jobs
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.inputs import Evaluator
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.jobfile import parse_job
+from hive_scheduler.domain.schemas import Schemas
+from hive_scheduler.domain.task import TaskState
+from hypothesis import assume, note, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+JOB = "00000000-0000-7000-8000-000000000001"
+DEADLINE_US = 1_000_000_000
+EXECUTORS = st.sampled_from(["x", "y"])
+SESSIONS = st.sampled_from(["s1", "s2"])
+CODES = st.sampled_from(["agent_error", "timeout", "trap", "runner_died", "lost", "invalid_module"])
+NUMBERS = st.integers(1, 6)
+RESULTS = st.sampled_from([[], [1], [1, 2], {"no": "list"}])
+"""What an attempt may give: the second step forks over these, so that some of them break it."""
+
+
+def document(max_attempts: int, codes: tuple[str, ...]) -> dict[str, Any]:
+    retry = {"max_attempts": max_attempts, "backoff": "1s", "codes": list(codes)}
+    agent = "a@1.0.0"
+    return {
+        "apiVersion": "hive/v1",
+        "kind": "Job",
+        "name": "laws",
+        "limits": {"deadline": "1000s", "fan_out": 20},
+        "tasks": [
+            {"id": "first", "agent": agent, "fork": "${input}", "input": {"item": "${item}"}, "retry": retry},
+            {"id": "plan", "agent": agent, "needs": ["first"], "input": "${tasks.first.output}", "retry": retry},
+            {"id": "second", "agent": agent, "needs": ["plan"], "fork": "${tasks.plan.output}", "retry": retry},
+            {"id": "alone", "agent": agent, "retry": retry},
+            {"id": "join", "agent": agent, "needs": ["second", "alone"], "input": "${tasks.second.output}"},
+        ],
+        "output": {"joined": "${tasks.join.output}", "first": "${tasks.first.output}"},
+    }
+
+
+class Laws(RuleBasedStateMachine):
+    """A job whose log is kept beside it; the state is thrown away and folded anew now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[str, Event]] = []
+        self.now_us = 0
+        self.cancelled_at: int | None = None
+
+    @initialize(
+        size=st.integers(0, 3),
+        max_attempts=st.integers(1, 3),
+        codes=st.sampled_from([(), ("agent_error",)]),
+    )
+    def submit(self, size: int, max_attempts: int, codes: tuple[str, ...]) -> None:
+        self.document = msgspec.json.encode(document(max_attempts, codes))
+        ref = AgentRef("a", "1.0.0", "sha256:0", "python", 1, 1_000, 1)
+        self.submitted = JobSubmitted(
+            name="laws",
+            document=msgspec.Raw(self.document),
+            input=values.inline(values.encode_json(list(range(size)))),
+            agents={"a@1.0.0": ref},
+            request_digest="",
+            deadline_us=DEADLINE_US,
+        )
+        self.schemas = Schemas()
+        self.spec = parse_job(self.document)
+        self.log.append((JOB, self.submitted))
+        self.job = JobState(JOB, "owner", self.submitted, self.spec)
+
+    # --- plumbing ---
+
+    def apply(self, stream: str, decided: list[Event]) -> None:
+        for event in decided:
+            note(f"{stream[:8]} {event}")
+            jobs.evolve(self.job, stream, event)
+            self.log.append((stream, event))
+
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.schemas, {}, frozenset())
+
+    def advance(self, most: int) -> bool:
+        """Apply up to `most` decisions that are due; say whether some may be left."""
+        decisions = jobs.due(self.job, self.now_us, self.evaluator())
+        for count, decision in enumerate(decisions, 1):
+            self.apply(decision.stream, decision.events)
+            if count == most:
+                return True
+        return False
+
+    def closing(self) -> bool:
+        return self.job.end is not None or self.job.closing(self.now_us) is not None
+
+    def pick(self, data: st.DataObject, *statuses: str) -> TaskState:
+        found = [task for task in self.job.tasks.values() if not statuses or task.status in statuses]
+        assume(found)
+        return found[data.draw(st.integers(0, len(found) - 1))]
+
+    # --- what may happen ---
+
+    @rule(most=st.integers(1, 50))
+    def let_the_job_decide(self, most: int) -> None:
+        self.advance(most)
+
+    @rule(data=st.data(), executor=EXECUTORS, session=SESSIONS)
+    def assign(self, data: st.DataObject, executor: str, session: str) -> None:
+        # Also to tasks that are active: several live attempts of one task are as good as one.
+        task = self.pick(data, "ready", "active")
+        command = tasks.Assign(executor, session, 6_000, self.now_us)
+        if task.not_before_us > self.now_us:
+            try:
+                tasks.decide(task, command)
+            except FailedPrecondition:
+                return
+            raise AssertionError("assigned during its pause")
+        self.apply(task.id, tasks.decide(task, command))
+
+    @rule(data=st.data(), executor=EXECUTORS, session=SESSIONS, number=NUMBERS, result=RESULTS, code=CODES,
+          kind=st.sampled_from(["start", "succeed", "fail", "give back"]), honest=st.booleans())  # fmt: skip
+    def report(
+        self,
+        data: st.DataObject,
+        executor: str,
+        session: str,
+        number: int,
+        result: Any,
+        code: str,
+        kind: str,
+        honest: bool,
+    ) -> None:
+        task = self.pick(data)
+        if honest and number in task.attempts:
+            executor, session = task.attempts[number].executor, task.attempts[number].session
+        command: tasks.Report
+        match kind:
+            case "start":
+                command = tasks.Start(number, executor, session, self.now_us)
+            case "succeed":
+                output = values.inline(values.encode_json(result))
+                command = tasks.Succeed(number, executor, session, output)
+            case "fail":
+                command = tasks.Fail(number, executor, session, code, self.now_us)
+            case _:
+                command = tasks.GiveBack(number, executor, session, self.now_us)
+        verdict = tasks.verdict(task, command, self.closing())
+        decided = tasks.decide(task, command, self.closing())
+        attempt = task.attempts.get(number)
+        holds = attempt is not None and (attempt.executor, attempt.session) == (executor, session)
+        if verdict == "accepted":
+            assert holds and attempt is not None and attempt.status in tasks.LIVE and not self.closing()
+        else:
+            assert all(isinstance(event, events.AttemptLate) for event in decided)
+            assert holds or not decided
+        before = (task.status, task.decided, self.job.end)
+        self.apply(task.id, decided)
+        if verdict != "accepted":
+            assert before == (task.status, task.decided, self.job.end)
+        assert tasks.decide(task, command, self.closing()) == [] or verdict == "accepted"
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        task = self.pick(data, "active")
+        number = data.draw(st.sampled_from(task.live()))
+        self.apply(task.id, tasks.decide(task, tasks.Lose(number, "lease_expired", self.now_us)))
+
+    @precondition(lambda self: self.job.end is None and self.job.cancel_reason is None)
+    @rule()
+    def cancel(self) -> None:
+        self.apply(JOB, [JobCancelRequested("enough")])
+        self.cancelled_at = len(self.log)
+
+    @rule(seconds=st.sampled_from([1, 2, 5, 500]))
+    def time_passes(self, seconds: int) -> None:
+        self.now_us += seconds * 1_000_000
+
+    @rule()
+    def crash_and_recover(self) -> None:
+        known = jobs.snapshot(self.job)
+        self.job = self.folded()
+        assert jobs.snapshot(self.job) == known
+
+    def folded(self) -> JobState:
+        job = JobState(JOB, "owner", self.submitted, self.spec)
+        for stream, event in self.log[1:]:
+            name = type(event).__name__
+            jobs.evolve(job, stream, events.decode(name, 1, events.encode(event)))
+        return job
+
+    # --- the laws ---
+
+    @invariant()
+    def one_end_for_each_stream_and_only_late_reports_after_it(self) -> None:
+        ended: set[str] = set()
+        for stream, event in self.log:
+            if stream in ended:
+                assert isinstance(event, events.AttemptLate)
+            if type(event).__name__ in events.TASK_TERMINAL | events.JOB_TERMINAL:
+                assert stream not in ended
+                ended.add(stream)
+
+    @invariant()
+    def attempt_numbers_are_never_reused_and_end_once(self) -> None:
+        assigned = Counter((s, e.attempt) for s, e in self.log if isinstance(e, events.TaskAssigned))
+        assert not assigned or max(assigned.values()) == 1
+        outcomes = events.AttemptSucceeded | events.AttemptFailed | events.AttemptLost
+        ended = Counter((s, e.attempt) for s, e in self.log if isinstance(e, outcomes))
+        late = Counter((s, e.attempt) for s, e in self.log if isinstance(e, events.AttemptLate))
+        for counts in (ended, late):
+            assert not counts or max(counts.values()) == 1
+            assert counts.keys() <= assigned.keys()
+        numbers: dict[str, int] = {}
+        for stream, number in assigned:
+            assert number == numbers.get(stream, 0) + 1
+            numbers[stream] = number
+
+    @invariant()
+    def the_job_ends_after_all_its_tasks(self) -> None:
+        if getattr(self, "job", None) is None or self.job.end is None:
+            return
+        assert all(task.ended for task in self.job.tasks.values())
+        succeeded = isinstance(self.job.end, events.JobSucceeded)
+        assert not succeeded or all(task.status == "succeeded" for task in self.job.tasks.values())
+        assert isinstance(self.job.end, events.JobCancelled) == (self.job.cancel_reason is not None)
+
+    @invariant()
+    def nothing_succeeds_after_a_cancel(self) -> None:
+        if self.cancelled_at is not None:
+            after = (event for _, event in self.log[self.cancelled_at :])
+            assert not any(isinstance(event, events.AttemptSucceeded | events.TaskSucceeded) for event in after)
+
+    @invariant()
+    def counters_agree_with_the_tasks(self) -> None:
+        for state in getattr(self, "job", None).steps.values() if self.log else ():
+            counted = Counter(task.status for task in state.tasks)
+            assert {name: count for name, count in state.counts.items() if count} == dict(counted)
+
+    @invariant()
+    def losses_and_failures_are_bounded(self) -> None:
+        for task in self.job.tasks.values() if self.log else ():
+            assert task.status != "ready" or task.losses <= tasks.LOST_ATTEMPTS_MAX
+            assert task.status != "ready" or task.failures < task.retry.max_attempts or len(task.attempts) > 1
+
+    def teardown(self) -> None:
+        """Whatever happened, the job comes to its end once executors do their work."""
+        if not self.log:
+            return
+        for _ in range(200):
+            while self.advance(7):
+                pass
+            if self.job.end is not None:
+                break
+            self.now_us += 1_000_000
+            for task in list(self.job.tasks.values()):
+                self.work_on(task)
+        assert self.job.end is not None
+        self.one_end_for_each_stream_and_only_late_reports_after_it()
+        self.the_job_ends_after_all_its_tasks()
+        if isinstance(self.job.end, events.JobSucceeded):
+            self.check_output(self.job.end)
+
+    def work_on(self, task: TaskState) -> None:
+        if task.status == "ready" and task.not_before_us <= self.now_us:
+            self.apply(task.id, tasks.decide(task, tasks.Assign("x", "s", 6_000, self.now_us)))
+        for number in itertools.islice(task.live(), 1):
+            attempt = task.attempts[number]
+            output = values.inline(b"[1, 2]")
+            done = tasks.Succeed(number, attempt.executor, attempt.session, output)
+            self.apply(task.id, tasks.decide(task, done, self.closing()))
+
+    def check_output(self, end: events.JobSucceeded) -> None:
+        assert end.output.raw is not None
+        found = msgspec.json.decode(end.output.raw)
+        outputs = [task.output for task in self.job.steps["first"].tasks]
+        assert found["first"] == [msgspec.json.decode(output.raw) for output in outputs if output and output.raw]
+        assert len(found["first"]) == len(outputs)
+
+
+Laws.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLaws = Laws.TestCase
