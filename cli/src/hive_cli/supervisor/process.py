@@ -256,7 +256,7 @@ def bound_log(path: Path) -> None:
         log.warning("%s: cannot be cut: %s", path, error.strerror)
 
 
-def log_tail(path: Path, lines: int = 12, bytes_max: int = 4000) -> str:
+def log_tail(path: Path, lines: int = 8, bytes_max: int = 65_536) -> str:
     """Return the end of a log, for an error message."""
     try:
         data = path.read_bytes()[-bytes_max:]

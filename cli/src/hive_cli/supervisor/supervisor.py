@@ -30,6 +30,7 @@ READY_S = 90.0
 """From the start of a process until it is ready, all its tries together."""
 
 TRIES = 3
+LINE_CHARACTERS_MAX = 600
 BAD_CONFIGURATION = 2
 """Exit code of a service that cannot read its configuration: trying again does not help."""
 
@@ -251,7 +252,7 @@ def readable(lines: Iterable[str]) -> list[str]:
             text = f"{entry['level']}: {entry['message']}"
             if entry.get("exception"):
                 text += " | " + str(entry["exception"]).strip().splitlines()[-1]
-            found.append(text)
+            found.append(text[:LINE_CHARACTERS_MAX])
         except (ValueError, KeyError, TypeError):
-            found.append(line)
+            found.append(line[:LINE_CHARACTERS_MAX])
     return found
