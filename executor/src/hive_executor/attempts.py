@@ -302,7 +302,7 @@ class Attempts:
         lines = [LogLine(line.ts_us, line.level, line.text) for line in outcome.log]
         if outcome.log_truncated:
             lines.append(LogLine(lines[-1].ts_us, "warning", f"the log was cut at {LOG_BYTES_MAX} bytes"))
-        encoded = msgspec.json.encode(lines)
+        encoded = _encoded(lines, LOG_BYTES_MAX)
         if len(encoded) <= LOG_INLINE_BYTES_MAX:
             return inline(encoded)
         try:
@@ -310,7 +310,7 @@ class Attempts:
         except HiveError as error:
             # The work is done; a shorter log is better than doing it again.
             log.warning("a log of %d bytes could not be stored: %s", len(encoded), error.message)
-            return inline(msgspec.json.encode(_newest(lines)))
+            return inline(_encoded(lines, LOG_INLINE_BYTES_MAX))
         return by_digest(encoded)
 
     def _failed(
@@ -351,15 +351,18 @@ def _clipped(text: str, length_max: int) -> str:
     return text if len(text) <= length_max else text[: length_max - 1] + "…"
 
 
-def _newest(lines: list[LogLine]) -> list[LogLine]:
-    """Return the end of a log that fits inline, with a first line that says so."""
+def _encoded(lines: list[LogLine], bytes_max: int) -> bytes:
+    """Return a log as JSON; where it does not fit, its end, with a first line that says so."""
+    encoded = msgspec.json.encode(lines)
+    if len(encoded) <= bytes_max:
+        return encoded
     kept: list[LogLine] = []
-    size = 0
+    size = 1024  # for the line that says so
     for line in reversed(lines):
         size += len(msgspec.json.encode(line)) + 1
-        if size > LOG_INLINE_BYTES_MAX - 1024:
+        if size > bytes_max:
             break
         kept.append(line)
     missing = len(lines) - len(kept)
-    kept.append(LogLine(lines[0].ts_us, "warning", f"{missing} earlier lines could not be stored"))
-    return kept[::-1]
+    kept.append(LogLine(lines[0].ts_us, "warning", f"{missing} earlier lines did not fit"))
+    return msgspec.json.encode(kept[::-1])

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 ANSWER_S: Final = 5.0
 """A commit takes milliseconds; one that takes longer than this was most likely lost."""
 
+BATCH_MAX: Final = 500
+"""The scheduler takes 1,000 reports at once; this many, with as many starts, are below that."""
+
 _ENVELOPE_BYTES: Final = 1024
 
 
@@ -97,7 +100,7 @@ class Reporter:
             await asyncio.sleep(0.005)
 
     async def _report(self) -> None:
-        batch = self._spool.batch(REPORT_BYTES_MAX - _ENVELOPE_BYTES)
+        batch = self._spool.batch(REPORT_BYTES_MAX - _ENVELOPE_BYTES, BATCH_MAX)
         started, self._started = self._started, {}
         bodies = [spooled.body for spooled in batch]
         # A start that travels in front of its own outcome would only be another event.
@@ -124,9 +127,9 @@ class Reporter:
             key = AttemptKey(result.task, result.attempt)
             if key in sent:
                 settled.append(key)
-            elif key in started and result.verdict == "late":
+                REPORTS.labels(result.verdict).inc()
+            elif key in started and result.verdict != "accepted":
                 late.append(key)
-            REPORTS.labels(result.verdict).inc()
             if result.verdict == "rejected":
                 log.error("the scheduler rejected the report on attempt %s-%d", result.task, result.attempt)
         self._spool.settle(settled)

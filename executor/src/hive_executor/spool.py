@@ -154,13 +154,13 @@ class Spool:
         self._measure()
         self._wake.set()
 
-    def batch(self, bytes_max: int) -> list[Spooled]:
-        """Return the oldest outcomes whose bodies fit into `bytes_max`; at least one when there is any."""
+    def batch(self, bytes_max: int, count_max: int) -> list[Spooled]:
+        """Return the oldest outcomes, as many as fit; at least one when there is any."""
         chosen: list[Spooled] = []
         size = 0
         for spooled in self._pending.values():
             size += len(spooled.body) + 1
-            if chosen and size > bytes_max:
+            if len(chosen) == count_max or (chosen and size > bytes_max):
                 break
             chosen.append(spooled)
         return chosen

@@ -324,13 +324,16 @@ class ControlPlane:
 class Home:
     """The folder, identity and configuration of one executor, and the executors that tests start in it."""
 
-    def __init__(self, folder: Path, nats: EmbeddedNats, gateway: Gateway, cache_dir: Path) -> None:
+    def __init__(
+        self, folder: Path, nats: EmbeddedNats, gateway: Gateway, cache_dir: Path, executor_id: str = ""
+    ) -> None:
         self.folder = folder
-        self.executor_id = new_id()
+        self.executor_id = executor_id or new_id()
         for name, secret in (("nats-password", "anything"), ("key", BLOB_KEY)):
             (folder / name).write_text(secret)
             (folder / name).chmod(0o600)
         self.nats = NatsConfig(url=nats.url, user="executor", password_file=str(folder / "nats-password"))
+        self.services_nats = msgspec.structs.replace(self.nats, user="services")
         self.config = ExecutorConfig(
             name="probe",
             executor_id=self.executor_id,
@@ -408,7 +411,7 @@ def home(tmp_path: Path, nats_server: EmbeddedNats, gateway: Gateway, cache_dir:
 @pytest.fixture
 async def control(home: Home, gateway: Gateway) -> AsyncIterator[ControlPlane]:
     plane = ControlPlane(home.executor_id, gateway)
-    await plane.start(home.nats)
+    await plane.start(home.services_nats)
     yield plane
     await plane.stop()
 

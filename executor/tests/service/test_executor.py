@@ -7,9 +7,10 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
-from hive_common.contracts.limits import INLINE_BYTES_MAX
+from hive_common.contracts.limits import INLINE_BYTES_MAX, LOG_BYTES_MAX
 from hive_common.contracts.values import by_digest, digest_of
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import new_id
 from hive_common.testing.nats import EmbeddedNats
 from hive_executor.try_agent import run_once
 
@@ -197,6 +198,16 @@ async def test_a_long_log_travels_by_digest(home, control, gateway, agent):
     assert lines[-1]["text"].startswith("line 999 ")
 
 
+async def test_a_log_beyond_its_limit_keeps_to_it_as_json_too(home, control, gateway, agent):
+    async with home.running():
+        report = await control.outcome(control.assign(agent, {"log_lines": 5000}))
+    stored = gateway.blobs[report.log.digest]
+    assert len(stored) <= LOG_BYTES_MAX
+    lines = json.loads(stored)
+    assert "earlier lines did not fit" in lines[0]["text"]
+    assert "the log was cut" in lines[-1]["text"]
+
+
 async def test_a_blob_that_comes_damaged_is_fetched_again(home, control, gateway, agent):
     text = json.dumps({"text": f"{home.executor_id}"}).encode()
     gateway.corrupt.add(gateway.keep(text))
@@ -353,16 +364,32 @@ async def test_a_damaged_spool_is_set_aside_and_what_can_be_read_is_reported(hom
     assert len(list(home.spool_dir.glob("*.damaged"))) == 2
 
 
+def own_subjects_only(executor_id):
+    return f"""
+authorization {{
+  users = [
+    {{user: services, password: anything}}
+    {{user: executor, password: anything, permissions: {{
+      publish: ["hive.exec.{executor_id}.>"]
+      subscribe: ["hive.exec.{executor_id}.control", "hive.control.>", "_INBOX.{executor_id}.>"]
+    }}}}
+  ]
+}}
+"""
+
+
 async def test_a_restart_of_nats_disturbs_neither_guests_nor_outcomes(
     tmp_path, server_dir, gateway, cache_dir, package, new_home, new_control
 ):
-    nats = EmbeddedNats(server_dir)
+    """With the permissions of an executor, which this shows to be enough."""
+    executor_id = new_id()
+    nats = EmbeddedNats(server_dir, own_subjects_only(executor_id))
     nats.start()
     folder = tmp_path / "home"
     folder.mkdir()
-    home = new_home(folder, nats, gateway, cache_dir)
+    home = new_home(folder, nats, gateway, cache_dir, executor_id)
     control = new_control(home.executor_id, gateway)
-    await control.start(home.nats)
+    await control.start(home.services_nats)
     agent = gateway.publish(package)
     try:
         async with home.running():
@@ -377,6 +404,11 @@ async def test_a_restart_of_nats_disturbs_neither_guests_nor_outcomes(
             assert control.pulls[-1].session == control.pulls[0].session
             await control.outcome(control.assign(agent, {}))
             assert len(control.outcomes(running)) == 1
+            pulls = len(control.pulls)
+            control.answer_s = 3600
+            await until(lambda: len(control.pulls) > pulls, "a pull that stays open")
+            await control.announce(epoch=2)
+            await until(lambda: len(control.pulls) > pulls + 1, "it heard of the new leader")
     finally:
         await control.stop()
         nats.stop()
@@ -386,7 +418,7 @@ async def test_without_a_scheduler_it_asks_again_for_ever_and_then_works(home, g
     async with home.running():
         await asyncio.sleep(1.0)
         control = new_control(home.executor_id, gateway)
-        await control.start(home.nats)
+        await control.start(home.services_nats)
         await control.outcome(control.assign(agent, {}))
         await control.stop()
 

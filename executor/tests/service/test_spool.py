@@ -43,7 +43,7 @@ async def test_outcomes_survive_a_restart_in_their_order_and_with_their_bytes(tm
         await asyncio.gather(*(spool.add(report(n)) for n in range(50)))
     async with opened(tmp_path) as spool:
         assert spool.keys == tuple(key(n) for n in range(50))
-        assert [msgspec.json.decode(s.body, type=AttemptReport) for s in spool.batch(1 << 20)] == [
+        assert [msgspec.json.decode(s.body, type=AttemptReport) for s in spool.batch(1 << 20, 1000)] == [
             report(n) for n in range(50)
         ]
 
@@ -77,9 +77,10 @@ async def test_a_batch_keeps_to_its_size_and_has_at_least_one(tmp_path):
     async with opened(tmp_path) as spool:
         for n in range(4):
             await spool.add(report(n, output=b'"' + b"x" * 1000 + b'"'))
-        assert [s.key for s in spool.batch(10)] == [key(0)]
-        assert len(spool.batch(2500)) == 2
-        assert len(spool.batch(1 << 20)) == 4
+        assert [s.key for s in spool.batch(10, 1000)] == [key(0)]
+        assert len(spool.batch(2500, 1000)) == 2
+        assert len(spool.batch(1 << 20, 1000)) == 4
+        assert len(spool.batch(1 << 20, 3)) == 3
 
 
 async def test_it_is_full_by_number_and_by_bytes(tmp_path):
@@ -127,7 +128,7 @@ async def test_every_single_flipped_byte_is_survived(tmp_path):
         (folder / segment.name).write_bytes(damaged)
         spool = Spool(folder, reports_max=10, bytes_max=1 << 20)
         spool.open()
-        kept = {s.key: msgspec.json.decode(s.body, type=AttemptReport) for s in spool.batch(1 << 20)}
+        kept = {s.key: msgspec.json.decode(s.body, type=AttemptReport) for s in spool.batch(1 << 20, 1000)}
         assert kept.items() <= originals.items()
         assert len(kept) < 3
         assert list(folder.glob("*.damaged"))
