@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from .histories import event, fill, life
 
 
 @pytest.fixture
-def nats(tmp_path: Path) -> EmbeddedNats:
+def nats(tmp_path: Path) -> Iterator[EmbeddedNats]:
     server = EmbeddedNats(tmp_path / "nats")
     server.start()
-    yield server  # type: ignore[misc]
+    yield server
     server.stop()
 
 

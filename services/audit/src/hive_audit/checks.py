@@ -43,11 +43,8 @@ async def verify_log(source: LogSource, against: Head | None = None, *, streams_
     until = head.position if head else 0
     async with aclosing(source.pages(BEFORE_FIRST, until)) as pages:
         async for rows in pages:
-            if heads.complete:
-                bad = await asyncio.to_thread(verifier.feed, rows)
-            else:
-                await learn_streams(source, heads, rows)
-                bad = verifier.feed(rows)
+            await learn_streams(source, heads, rows)
+            bad = await asyncio.to_thread(verifier.feed, rows)
             if bad is not None:
                 return verifier.finish()
             heads.trim()
