@@ -37,7 +37,8 @@ class AgentLoader(importlib.abc.InspectLoader):
         Raises:
             FileNotFoundError: the folder has no such file.
         """
-        content = self._bundle.files.get(path.removeprefix("./"))
+        # The import machinery makes paths absolute; the agent's folder is the root then.
+        content = self._bundle.files.get(path.removeprefix("./").removeprefix("/"))
         if content is None:
             raise FileNotFoundError(f"the agent's folder has no file {path!r}")
         return content.encode() if isinstance(content, str) else base64.b64decode(content["base64"])

@@ -89,7 +89,7 @@ class _TimerLoop(asyncio.BaseEventLoop):
         pass
 
 
-class _TimerPolicy(asyncio.events._AbstractEventLoopPolicy if sys.version_info >= (3, 14) else object):
+class _TimerPolicy(asyncio.AbstractEventLoopPolicy):
     """Makes `asyncio.run` use `_TimerLoop`."""
 
     _loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +135,11 @@ def _is_runtime(filename: str) -> bool:
 
 
 def _summary(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the agent's own exceptions may fail even here
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _call(bundle_json: str, input_json: str) -> Any:

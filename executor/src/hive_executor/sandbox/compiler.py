@@ -24,6 +24,11 @@ COMPILE_S_MAX: Final = 180.0
 BUILD_S_MAX: Final = 300.0
 _GUEST_FILES: Final = ("_hive_bundle.py", "_hive_runtime.py", "_hive_stdlib.py", "agent.wit", "hive.py")
 
+_BUILD_SCRIPT: Final = (
+    "from hive_executor.sandbox.confine import die_with_parent; die_with_parent(); "
+    "from componentize_py import script; script()"
+)
+
 Progress = Callable[[str], None]
 T = TypeVar("T")
 

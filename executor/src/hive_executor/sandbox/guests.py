@@ -270,7 +270,8 @@ GUESTS: Final[dict[str, Callable[[Sandbox, str], Guest]]] = {
 def _set_stdin(wasi: wasmtime.WasiConfig, data: bytes) -> None:
     # The public way is a file; this call of the C API takes the bytes and saves its round trip.
     vector = ffi.wasm_byte_vec_t()
-    ffi.wasm_byte_vec_new(ctypes.byref(vector), len(data), ctypes.create_string_buffer(data, len(data) or 1))
+    content = (ffi.wasm_byte_t * len(data)).from_buffer_copy(data)
+    ffi.wasm_byte_vec_new(ctypes.byref(vector), len(data), content)
     ffi.wasi_config_set_stdin_bytes(wasi.ptr(), ctypes.byref(vector))
 
 

@@ -1,0 +1,20 @@
+;; Answers a list of three digits: how many environment variables and arguments it sees (at most 9), and the error
+;; of asking for the first preopened directory (8 is EBADF: there is none).
+(module
+  (import "wasi_snapshot_preview1" "environ_sizes_get" (func $environ (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "args_sizes_get" (func $args (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_prestat_get" (func $prestat (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "[0,0,0]")
+  (func $digit (param i32) (result i32)
+    (i32.add (i32.const 48) (select (i32.const 9) (local.get 0) (i32.gt_u (local.get 0) (i32.const 9)))))
+  (func (export "_start")
+    (drop (call $environ (i32.const 16) (i32.const 20)))
+    (i32.store8 (i32.const 65) (call $digit (i32.load (i32.const 16))))
+    (drop (call $args (i32.const 16) (i32.const 20)))
+    (i32.store8 (i32.const 67) (call $digit (i32.load (i32.const 16))))
+    (i32.store8 (i32.const 69) (call $digit (call $prestat (i32.const 3) (i32.const 16))))
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 7))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
