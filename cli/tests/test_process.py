@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from hive_cli.supervisor.leash import leashed
+from hive_cli.supervisor.logs import LOG_BYTES_MAX, bound_log, log_tail
 from hive_cli.supervisor.probes import Answer, Probed
-from hive_cli.supervisor.process import LOG_BYTES_MAX, Child, ProcessSpec, bound_log, log_tail
+from hive_cli.supervisor.process import Child, ProcessSpec
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = (

@@ -10,16 +10,17 @@ from hive_common.kernel.clock import iso
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
-from hive_cli.api import Api
 from hive_cli.commands.agent_template import write_agent
-from hive_cli.home import find_home
 from hive_cli.inputs import build_input
 from hive_cli.options import HomeOption, InputFileOption, InputOption, JsonOption, LimitOption
 from hive_cli.output import FAILED, clean, err, out, print_json, print_table, show_json
+from hive_cli.session import connect
 
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
     from hive_executor.sandbox import LogLine, Outcome
+
+    from hive_cli.api import Api
 
 app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, publish it.")
 
@@ -98,7 +99,7 @@ def push(
 
     packages = [(folder, pack(folder)) for folder in folders]
     versions = []
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         for folder, package in packages:
             version = _publish(api, folder, package)
             versions.append(version)
@@ -111,7 +112,7 @@ def push(
         print_json({"versions": versions})
 
 
-def _publish(api: Api, folder: Path, package: "AgentPackage") -> dict[str, Any]:
+def _publish(api: "Api", folder: Path, package: "AgentPackage") -> dict[str, Any]:
     try:
         for digest, data in package.blobs.items():
             api.put_blob(data, digest)
@@ -131,7 +132,7 @@ def list_agents(
     home: HomeOption = None,
 ) -> None:
     """List published versions."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         path = f"/v1/agents/{name}" if name else "/v1/agents"
         pages = api.pages(path, "versions", "after", limit=min(limit, 1000))
         versions = [version for version, _ in zip(pages, range(limit), strict=False)]

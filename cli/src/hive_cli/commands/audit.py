@@ -8,10 +8,9 @@ import typer
 from hive_common.kernel.errors import InvalidArgument, Unavailable
 from rich.markup import escape
 
-from hive_cli.api import Api
-from hive_cli.home import find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import FAILED, clean, err, out, print_json
+from hive_cli.session import connect
 
 app = typer.Typer(no_args_is_help=True, help="Check the log, and take a copy that can be checked elsewhere.")
 
@@ -57,7 +56,7 @@ def _verify_log(home: Path | None, against: Path | None) -> dict[str, Any]:
 
         head = head_of(against)
         position, digest = head.position, head.hash.hex()
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         found = api.get("/v1/audit/verify", against_position=position, against_hash=digest)
     return _shape(found["ok"], found["events"], found["head"], found["first_bad_position"], found["reason"])
 
@@ -87,7 +86,7 @@ def export(
     size = 0
     try:
         with (
-            Api(find_home(home)) as api,
+            connect(home) as api,
             draft.open("wb") as target,
             api.download("/v1/audit/export", to=to) as chunks,
         ):

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hive_cli.api import Api
-from hive_cli.home import find_home
 from hive_cli.options import HomeOption, JsonOption, LimitOption
 from hive_cli.output import out, print_json, print_table
+from hive_cli.session import connect
 
 app = typer.Typer(no_args_is_help=True, help="Look at executors, and take them out of work.")
 ExecutorArgument = Annotated[str, typer.Argument(metavar="EXECUTOR", help="Name or id of an executor.")]
@@ -17,7 +16,7 @@ ExecutorArgument = Annotated[str, typer.Argument(metavar="EXECUTOR", help="Name 
 @app.command("list")
 def list_executors(limit: LimitOption = 1000, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List executors and what they do at the moment."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         pages = api.pages("/v1/executors", "executors", "after", limit=min(limit, 1000))
         found = [one for one, _ in zip(pages, range(limit), strict=False)]
     if as_json:
@@ -52,7 +51,7 @@ def undrain(executor: ExecutorArgument, as_json: JsonOption = False, home: HomeO
 
 
 def _set(executor: str, verb: str, reason: str, as_json: bool, home: Any) -> None:
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         answer = api.post(f"/v1/executors/{executor}/{verb}", {"reason": reason})
     if as_json:
         print_json(answer)

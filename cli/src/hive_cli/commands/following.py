@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hive_cli.api import Api
 from hive_cli.commands.tracking import TASK_STATES, TERMINAL_STATES, Tracker
 from hive_cli.output import err
+
+if TYPE_CHECKING:
+    from hive_cli.api import Api
 
 PLAIN_S = 5.0
 """Without a terminal, one line this often."""
@@ -80,7 +82,7 @@ class JobView:
         return (self.note + "   " if self.note else "") + (shown + more or "nothing runs") + failures
 
 
-def follow(api: Api, job_id: str, name: str) -> dict[str, Any]:
+def follow(api: "Api", job_id: str, name: str) -> dict[str, Any]:
     """Watch a job until it has ended and return it. The first Ctrl-C cancels it, the second leaves.
 
     Raises:
@@ -103,14 +105,14 @@ def follow(api: Api, job_id: str, name: str) -> dict[str, Any]:
     return _job(api, job_id, view.tracker.position)
 
 
-def _cancel(api: Api, job_id: str) -> None:
+def _cancel(api: "Api", job_id: str) -> None:
     try:
         api.delete(f"/v1/jobs/{job_id}", reason="interrupted")
     except KeyboardInterrupt:
         raise Left from None
 
 
-def _take(api: Api, job_id: str, view: JobView) -> None:
+def _take(api: "Api", job_id: str, view: JobView) -> None:
     position = str(view.tracker.position) if view.tracker.position else ""
     told = time.monotonic()
     for event in api.events(f"/v1/jobs/{job_id}/stream", position):
@@ -120,7 +122,7 @@ def _take(api: Api, job_id: str, view: JobView) -> None:
             err.print(escape(view.plain()))
 
 
-def _job(api: Api, job_id: str, position: int) -> dict[str, Any]:
+def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
     job: dict[str, Any] = api.get(f"/v1/jobs/{job_id}", min_position=position)
     return job
 
@@ -135,11 +137,11 @@ def _shown(view: JobView) -> Iterator[None]:
         yield
 
 
-def _executor_names(api: Api) -> dict[str, str]:
+def _executor_names(api: "Api") -> dict[str, str]:
     return {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
 
 
-def result_of(api: Api, job: dict[str, Any]) -> dict[str, Any]:
+def result_of(api: "Api", job: dict[str, Any]) -> dict[str, Any]:
     """Return what `hive run --json` prints, with an output that is a blob fetched."""
     output = job.get("output")
     if job.get("output_digest"):

@@ -10,10 +10,10 @@ import typer
 from hive_common.kernel.errors import FailedPrecondition, HiveError
 from rich.markup import escape
 
-from hive_cli.api import Api
 from hive_cli.home import Home, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
+from hive_cli.session import connect_to
 from hive_cli.supervisor.state import ProcessState, read_state
 
 ExecutorsOption = Annotated[
@@ -130,7 +130,7 @@ def _endpoints(home: Home) -> dict[str, str | None]:
 
 def _executors(home: Home) -> list[dict[str, Any]]:
     try:
-        with Api(home, patience_s=_STATUS_PATIENCE_S) as api:
+        with connect_to(home, _STATUS_PATIENCE_S) as api:
             found = api.get("/v1/executors", limit=1000)["executors"]
     except HiveError:
         return [

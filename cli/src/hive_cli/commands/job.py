@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from hive_common.kernel.clock import iso
 from rich.markup import escape
 
-from hive_cli.api import Api
 from hive_cli.commands.following import Left, follow
 from hive_cli.commands.run import finish
-from hive_cli.home import find_home
 from hive_cli.options import HomeOption, JsonOption, LimitOption
 from hive_cli.output import INTERRUPTED, clean, err, out, print_json, print_json_line, print_table, show_json
+from hive_cli.session import connect
+
+if TYPE_CHECKING:
+    from hive_cli.api import Api
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, end them.")
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
@@ -31,7 +33,7 @@ def list_jobs(
     home: HomeOption = None,
 ) -> None:
     """List jobs, newest first."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         jobs = _first(api.pages("/v1/jobs", "jobs", "after", state=state, limit=min(limit, 1000)), limit)
     if as_json:
         print_json({"jobs": jobs})
@@ -52,7 +54,7 @@ def list_jobs(
 @app.command("show")
 def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Show a job: its steps, its tasks, its output or what went wrong."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         found = api.get(f"/v1/jobs/{job}")
         tasks = _first(api.pages(f"/v1/jobs/{job}/tasks", "tasks", "after", limit=min(limit, 1000)), limit)
         if found.get("output_digest"):
@@ -81,7 +83,7 @@ def _print_job(job: dict[str, Any]) -> None:
 @app.command("watch")
 def watch(job: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Follow a job to its end, as `hive run` does. Ctrl-C cancels it, a second one leaves."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         try:
             ended = follow(api, job, api.get(f"/v1/jobs/{job}")["name"])
         except Left:
@@ -97,7 +99,7 @@ def cancel(
     home: HomeOption = None,
 ) -> None:
     """Ask for the end of a job. What ended before stands."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         answer = api.delete(f"/v1/jobs/{job}", reason=reason or None)
     if as_json:
         print_json(answer)
@@ -112,7 +114,7 @@ def explain(
     home: HomeOption = None,
 ) -> None:
     """Say why a task was placed where it was, or why it waits."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         found = api.get(f"/v1/tasks/{task}/explain")
     if as_json:
         print_json(found)
@@ -140,7 +142,7 @@ def events(
     home: HomeOption = None,
 ) -> None:
     """Print the events of a job and its tasks, one a line, in the order of the log."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         found: Iterator[dict[str, Any]]
         if follow_on:
             found = (json.loads(event.data) for event in api.events(f"/v1/jobs/{job}/stream"))
@@ -174,7 +176,7 @@ def logs(
     home: HomeOption = None,
 ) -> None:
     """Print what the agents of a job logged."""
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         if follow_on:
             _follow_logs(api, job, task, as_json)
             return
@@ -193,7 +195,7 @@ def logs(
         err.print("[dim]nothing was logged[/dim]")
 
 
-def _follow_logs(api: Api, job: str, task: str | None, as_json: bool) -> None:
+def _follow_logs(api: "Api", job: str, task: str | None, as_json: bool) -> None:
     for event in api.events(f"/v1/jobs/{job}/logs/stream"):
         data = json.loads(event.data)
         if event.name == "dropped":

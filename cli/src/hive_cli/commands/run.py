@@ -1,7 +1,7 @@
 """`hive run`: submit a job file, watch it, print its output."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from hive_common.contracts.values import digest_of
@@ -9,13 +9,15 @@ from hive_common.kernel.errors import HiveError, InvalidArgument
 from hive_common.kernel.ids import new_id
 from rich.markup import escape
 
-from hive_cli.api import Api
 from hive_cli.commands.following import Left, follow, result_of
-from hive_cli.home import find_home
 from hive_cli.inputs import build_input
 from hive_cli.jobfile import in_file, load_job, split_input
 from hive_cli.options import HomeOption, InputFileOption, InputOption, JsonOption
 from hive_cli.output import FAILED, INTERRUPTED, clean, err, out, print_json, show_json
+from hive_cli.session import connect
+
+if TYPE_CHECKING:
+    from hive_cli.api import Api
 
 
 def run(
@@ -33,7 +35,7 @@ def run(
     """
     document = load_job(file)
     body, blob = split_input(document, build_input(document.get("input"), inputs or [], input_file))
-    with Api(find_home(home)) as api:
+    with connect(home) as api:
         job_id = _submit(api, body, blob, file)
         if detach:
             _print_detached(api, job_id, as_json)
@@ -46,7 +48,7 @@ def run(
         finish(api, job, as_json)
 
 
-def _submit(api: Api, body: dict[str, Any], blob: bytes | None, file: Path) -> str:
+def _submit(api: "Api", body: dict[str, Any], blob: bytes | None, file: Path) -> str:
     try:
         if blob is not None:
             api.put_blob(blob, digest_of(blob))
@@ -58,7 +60,7 @@ def _submit(api: Api, body: dict[str, Any], blob: bytes | None, file: Path) -> s
     return job_id
 
 
-def _print_detached(api: Api, job_id: str, as_json: bool) -> None:
+def _print_detached(api: "Api", job_id: str, as_json: bool) -> None:
     if as_json:
         print_json(result_of(api, api.get(f"/v1/jobs/{job_id}")))
     else:
@@ -66,7 +68,7 @@ def _print_detached(api: Api, job_id: str, as_json: bool) -> None:
         err.print(f"[dim]follow it with: hive job watch {job_id}[/dim]")
 
 
-def finish(api: Api, job: dict[str, Any], as_json: bool) -> None:
+def finish(api: "Api", job: dict[str, Any], as_json: bool) -> None:
     """Print how a job ended and leave with the exit code that says the same."""
     result = result_of(api, job)
     if as_json:
@@ -78,7 +80,7 @@ def finish(api: Api, job: dict[str, Any], as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _print_failure(api: Api, job: dict[str, Any]) -> None:
+def _print_failure(api: "Api", job: dict[str, Any]) -> None:
     error = job.get("error") or {"code": "", "message": "", "task": None}
     parts = [f"{error['code']}: {error['message']}"] if error["code"] else []
     parts += [f"task {error['task']}"] if error.get("task") else []
@@ -88,7 +90,7 @@ def _print_failure(api: Api, job: dict[str, Any]) -> None:
     err.print(f"[dim]more: hive job show {job['job_id']}   hive job logs {job['job_id']}[/dim]")
 
 
-def _print_traceback(api: Api, job_id: str, task_id: str) -> None:
+def _print_traceback(api: "Api", job_id: str, task_id: str) -> None:
     try:
         events = api.pages(f"/v1/jobs/{job_id}/events", "events", "from_position", limit=10_000)
         details = [

@@ -8,8 +8,8 @@ import sys
 from hive_common.kernel.errors import Internal
 
 from hive_cli.home import Home
+from hive_cli.supervisor.logs import bound_log, log_tail
 from hive_cli.supervisor.names import SUPERVISOR
-from hive_cli.supervisor.process import bound_log, log_tail
 from hive_cli.supervisor.progress import Report, Reporter, from_pipe
 
 

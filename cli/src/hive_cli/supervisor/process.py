@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hive_cli.supervisor.logs import bound_log
 from hive_cli.supervisor.probes import Answer, Probe, Probed
 from hive_cli.supervisor.state import ProcessState, created_at
 
@@ -25,7 +25,6 @@ STOP_S = 10.0
 START_SILENCE_S = 60.0
 PROBE_START_S = 0.1
 PROBE_S = 2.0
-LOG_BYTES_MAX = 32 * 1024 * 1024
 LOG_CHECK_S = 30.0
 CANNOT_START = 127
 SUPERSEDED = 3
@@ -237,29 +236,3 @@ def describe_exit(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
-
-
-def bound_log(path: Path) -> None:
-    """Keep a log below `LOG_BYTES_MAX`: what is above goes to `<name>.1`, in place of what was there.
-
-    Writers append (O_APPEND), so that a running one goes on at the new end. Lines written between copying and
-    cutting are lost, which is why this is for logs only.
-    """
-    try:
-        if path.stat().st_size <= LOG_BYTES_MAX:
-            return
-        shutil.copyfile(path, path.with_name(path.name + ".1"))
-        os.truncate(path, 0)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        log.warning("%s: cannot be cut: %s", path, error.strerror)
-
-
-def log_tail(path: Path, lines: int = 8, bytes_max: int = 65_536) -> str:
-    """Return the end of a log, for an error message."""
-    try:
-        data = path.read_bytes()[-bytes_max:]
-    except OSError:
-        return ""
-    return "\n".join(data.decode(errors="replace").strip().splitlines()[-lines:])

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -18,8 +17,9 @@ from hive_common.ops.telemetry import configure_logging
 from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, postgres, runtime
 from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.logs import bound_log, log_tail, readable
 from hive_cli.supervisor.plan import executor_spec, nats_spec, postgres_spec, service_spec
-from hive_cli.supervisor.process import Child, ProcessSpec, bound_log, describe_exit, log_tail
+from hive_cli.supervisor.process import Child, ProcessSpec, describe_exit
 from hive_cli.supervisor.progress import Report, Reporter
 from hive_cli.supervisor.provision import active_executors, provision, write_private
 from hive_cli.supervisor.state import InstallationState, end_leftovers, write_state
@@ -30,7 +30,6 @@ READY_S = 90.0
 """From the start of a process until it is ready, all its tries together."""
 
 TRIES = 3
-LINE_CHARACTERS_MAX = 600
 BAD_CONFIGURATION = 2
 """Exit code of a service that cannot read its configuration: trying again does not help."""
 
@@ -241,18 +240,3 @@ class Supervisor:
         if state == "ready" and any(service.state != "ready" for service in services):
             state = "degraded"
         write_state(self._home, InstallationState(state, os.getpid(), services))
-
-
-def readable(lines: Iterable[str]) -> list[str]:
-    """Return log lines for people: level and message of those that are JSON, others as they are."""
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            text = f"{entry['level']}: {entry['message']}"
-            if entry.get("exception"):
-                text += " | " + str(entry["exception"]).strip().splitlines()[-1]
-            found.append(text[:LINE_CHARACTERS_MAX])
-        except (ValueError, KeyError, TypeError):
-            found.append(line[:LINE_CHARACTERS_MAX])
-    return found
