@@ -104,6 +104,7 @@ class Attempts:
         self._on_started = on_started
         self._held: dict[AttemptKey, Held] = {}
         self._seen: OrderedDict[AttemptKey, None] = OrderedDict()
+        self._unfinished = 0
         self._is_closing = False
 
     @property
@@ -112,11 +113,20 @@ class Attempts:
         return tuple(self._held)
 
     @property
+    def is_busy(self) -> bool:
+        """Say whether attempts wait for a slot here, so that doing several things at once costs no time."""
+        return self._unfinished > self._gate.slots
+
+    @property
     def slots_free(self) -> int:
-        """How many more attempts are wanted now."""
-        if self._is_closing:
+        """How many more attempts are wanted now.
+
+        None while enough wait here already: asking for each one that ends would make a message of each.
+        """
+        depth = self._prefetch.depth
+        if self._is_closing or self._unfinished >= self._gate.slots + (depth + 1) // 2:
             return 0
-        wanted = self._gate.slots + self._prefetch.depth - len(self._held)
+        wanted = self._gate.slots + depth - self._unfinished
         return max(0, min(wanted, self._spool.room - len(self._held)))
 
     @property
@@ -133,6 +143,7 @@ class Attempts:
             return
         ASSIGNMENTS.labels("taken").inc()
         held = self._held[key] = Held(assignment, key)
+        self._unfinished += 1
         if self._is_closing:
             held.ending, held.reason = Ending.GIVEN_BACK, "the executor stops"
         held.task = asyncio.create_task(self._attempt(held), name=f"attempt {key.task}-{key.attempt}")
@@ -190,8 +201,11 @@ class Attempts:
         """From the assignment to the outcome on disk, however it ends."""
         held.has_begun = True
         try:
-            report = await self._outcome(held)
-            held.has_ended = True
+            try:
+                report = await self._outcome(held)
+            finally:
+                held.has_ended = True
+                self._unfinished -= 1
             if report is not None:
                 ATTEMPTS.labels(report.status, report.code or "").inc()
                 await self._spool.add(report)

@@ -16,7 +16,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,6 +33,8 @@ SEGMENT_BYTES_MAX: Final = 4 << 20
 RECORD_BYTES_MAX: Final = 2 << 20
 QUARANTINED_MAX: Final = 8
 RETRY_S: Final = 1.0
+GATHER_S: Final = 0.004
+"""While there is more to do anyway, outcomes of this time share a sync, and then a report."""
 
 _HEADER: Final = struct.Struct(">cII")
 _REPORT: Final = b"R"
@@ -66,12 +68,16 @@ class Spool:
         folder: made when missing; this process MUST be the only one that uses it.
         reports_max: `is_full` from here on. What runs already may still be added.
         bytes_max: the same in bytes.
+        is_busy: whether more outcomes are about to come, so that waiting for them a moment costs nothing.
     """
 
-    def __init__(self, folder: Path, *, reports_max: int, bytes_max: int) -> None:
+    def __init__(
+        self, folder: Path, *, reports_max: int, bytes_max: int, is_busy: Callable[[], bool] = lambda: False
+    ) -> None:
         self._folder = folder
         self._reports_max = reports_max
         self._bytes_max = bytes_max
+        self._is_busy = is_busy
         self._pending: dict[AttemptKey, Spooled] = {}
         self._pending_bytes = 0
         self._segments: dict[int, int] = {}  # pending records by segment
@@ -110,9 +116,18 @@ class Spool:
         self._measure()
 
     async def close(self) -> None:
-        """Let go of the files. What is pending stays on disk."""
-        await asyncio.get_running_loop().run_in_executor(self._disk, self._close_file)
-        self._disk.shutdown()
+        """Write down what was settled and let go of the files; `run` has ended. What is pending stays on disk."""
+        loop = asyncio.get_running_loop()
+        try:
+            if self._file is not None:
+                await loop.run_in_executor(
+                    self._disk, self._flush, self._additions, self._settled, not self._pending
+                )
+        except OSError as error:
+            log.error("%s: cannot be written: %s", self._folder, error.strerror or error)
+        finally:
+            await loop.run_in_executor(self._disk, self._close_file)
+            self._disk.shutdown()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -167,16 +182,26 @@ class Spool:
 
     async def run(self) -> None:
         """Write what is added, one sync for all that came meanwhile. Ends only by being cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
+            if self._is_busy():
+                await asyncio.sleep(GATHER_S)
             self._wake.clear()
             additions, self._additions = self._additions, []
             settled, self._settled = self._settled, []
             # Decided here: `settle` may run on this thread while the disk works.
             is_empty = not self._pending
+            flushing = asyncio.get_running_loop().run_in_executor(
+                self._disk, self._flush, additions, settled, is_empty
+            )
             try:
-                segment = await loop.run_in_executor(self._disk, self._flush, additions, settled, is_empty)
+                await asyncio.shield(flushing)
+            except asyncio.CancelledError:
+                # The disk goes on; what it wrote must be known to whoever closes this.
+                await asyncio.wait({flushing})
+                if flushing.exception() is None:
+                    self._take(additions, flushing.result())
+                raise
             except OSError as error:
                 self.problem = f"{self._folder}: cannot be written: {error.strerror or error}"
                 log.error("%s; trying again", self.problem)
@@ -184,13 +209,17 @@ class Spool:
                 self._settled = settled + self._settled
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
-                continue
-            self.problem = None
-            for report, body, done in additions:
-                key = AttemptKey(report.task, report.attempt)
-                self._remember(Spooled(key, report.session, body, segment))
+            else:
+                self.problem = None
+                self._take(additions, flushing.result())
+
+    def _take(self, additions: list[Addition], segment: int) -> None:
+        """Count outcomes that are on disk now."""
+        for report, body, done in additions:
+            self._remember(Spooled(AttemptKey(report.task, report.attempt), report.session, body, segment))
+            if not done.done():
                 done.set_result(None)
-            self._measure()
+        self._measure()
 
     def _flush(self, additions: list[Addition], settled: list[AttemptKey], is_empty: bool) -> int:
         """Runs on the disk thread, while `run` waits for it."""

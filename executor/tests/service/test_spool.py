@@ -53,9 +53,29 @@ async def test_settled_outcomes_do_not_come_back(tmp_path):
         for n in range(3):
             await spool.add(report(n))
         spool.settle([key(0), key(2)])
-        await spool.add(report(3))  # the settled records are written at the latest with the next outcome
+        await spool.add(report(3))
+        spool.settle([key(3)])
     async with opened(tmp_path) as spool:
-        assert spool.keys == (key(1), key(3))
+        assert spool.keys == (key(1),)
+        spool.settle([key(1)])
+    assert disk_bytes(tmp_path) == len(spool_module.MAGIC)
+
+
+async def test_an_outcome_that_is_being_written_while_it_closes_is_kept(tmp_path):
+    for n in range(20):
+        spool = Spool(tmp_path, reports_max=100, bytes_max=1 << 20)
+        spool.open()
+        writer = asyncio.create_task(spool.run())
+        adding = asyncio.create_task(spool.add(report(n)))
+        for _ in range(n % 5):
+            await asyncio.sleep(0)
+        writer.cancel()
+        await asyncio.wait({writer})
+        await spool.close()
+        adding.cancel()
+        await asyncio.wait({adding})
+    async with opened(tmp_path) as spool:
+        assert {key(n) for n in range(20) if n % 5 > 1} <= set(spool.keys)
 
 
 async def test_the_disk_is_given_back_once_everything_is_settled(tmp_path):
