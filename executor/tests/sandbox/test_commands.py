@@ -60,6 +60,7 @@ async def test_stdout_flood_ends_with_output_exceeded(pool: RunnerPool, module: 
     assert outcome.output is None
 
 
+@pytest.mark.slow
 async def test_a_million_one_byte_writes_are_bounded(pool: RunnerPool, module: Module) -> None:
     outcome = await pool.run(module("million_writes"), b"{}", limits(wall_ms=60_000, log_bytes=10_000))
     assert outcome.status == "succeeded"

@@ -7,7 +7,9 @@ from hive_executor.sandbox import Outcome, Program, RunnerPool
 from .conftest import MIB, limits, python
 
 
-async def output_of(pool: RunnerPool, source: str, input_: Any = None, siblings: dict[str, str | bytes] | None = None) -> Any:
+async def output_of(
+    pool: RunnerPool, source: str, input_: Any = None, siblings: dict[str, str | bytes] | None = None
+) -> Any:
     outcome = await pool.run(python(source, siblings), json.dumps(input_ or {}).encode(), limits())
     assert outcome.status == "succeeded", outcome
     assert outcome.output is not None
@@ -58,7 +60,9 @@ async def test_a_sibling_wins_over_the_standard_module_of_its_name(pool: RunnerP
 
 
 async def test_each_attempt_starts_fresh(pool: RunnerPool) -> None:
-    source = "import json\ndef run(input):\n    seen = hasattr(json, 'mark'); json.mark = 1\n    return {'seen': seen}"
+    source = (
+        "import json\ndef run(input):\n    seen = hasattr(json, 'mark'); json.mark = 1\n    return {'seen': seen}"
+    )
     for _ in range(3):
         assert await output_of(pool, source) == {"seen": False}
 
@@ -235,7 +239,9 @@ async def test_small_objects_without_end_are_stopped_by_the_same_limit(pool: Run
 
 
 async def test_output_over_its_limit(pool: RunnerPool) -> None:
-    outcome = await pool.run(python("def run(input):\n    return {'x': 'y' * 5000}"), b"{}", limits(output_bytes=1000))
+    outcome = await pool.run(
+        python("def run(input):\n    return {'x': 'y' * 5000}"), b"{}", limits(output_bytes=1000)
+    )
     assert outcome.code == "output_exceeded"
 
 

@@ -67,11 +67,20 @@ class LineStream:
         self._log = log
         self._level = level
         self._rest = b""
-        self.tail = b""
+        self._recent = bytearray()
+
+    @property
+    def tail(self) -> str:
+        """Return the end of all that was written."""
+        return self._recent[-_STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
     def write(self, data: bytes) -> int:
         """Take bytes as the guest wrote them; all of them are always taken."""
-        self.tail = (self.tail + data)[-_STDERR_TAIL_BYTES:]
+        self._recent += data
+        if len(self._recent) > 2 * _STDERR_TAIL_BYTES:
+            del self._recent[:-_STDERR_TAIL_BYTES]
+        if self._log.truncated:
+            return len(data)
         *lines, rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._log.write(self._level, line.decode("utf-8", "replace").removesuffix("\r"))

@@ -192,7 +192,7 @@ class CommandGuest:
                 raise GuestFailed(
                     model.AGENT_ERROR,
                     f"the program exited with code {exit_.code}",
-                    stderr.tail.decode("utf-8", "replace"),
+                    stderr.tail,
                 ) from None
         finally:
             stderr.finish()
@@ -235,7 +235,7 @@ class ComponentGuest:
             raise GuestFailed(
                 model.AGENT_ERROR,
                 f"the agent exited with code {exit_.code} instead of returning",
-                stderr.tail.decode("utf-8", "replace"),
+                stderr.tail,
             ) from None
         finally:
             stdout.finish()
