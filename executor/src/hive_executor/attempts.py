@@ -276,7 +276,7 @@ class Attempts:
         return await self._report_of(held, outcome)
 
     def _runs_long(self, held: Held, live: LiveLog) -> None:
-        live.is_open = True
+        self._live_logs.open(live)
         self._on_started(self._report(held, "started"))
 
     async def _report_of(self, held: Held, outcome: Outcome) -> AttemptReport:

@@ -71,7 +71,11 @@ def architecture() -> str:
 
 def power() -> Power:
     """Return the state of battery and charger; a device without a battery counts as charging."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    try:
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    except (OSError, NotImplementedError) as error:
+        log.info("the battery cannot be read: %s", error)
+        battery = None
     if battery is None:
         return Power()
     # Where the charger cannot be told, a battery is taken to be draining: that spares it.

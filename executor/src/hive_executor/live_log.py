@@ -51,12 +51,18 @@ class LiveLogs:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._logs: set[LiveLog] = set()
+        self._any_open = asyncio.Event()
 
     def begin(self, assignment: Assignment) -> LiveLog:
-        """Return where the lines of an attempt go. Nothing is sent before `is_open` is set."""
+        """Return where the lines of an attempt go. Nothing is sent before `open`."""
         live = LiveLog(assignment)
         self._logs.add(live)
         return live
+
+    def open(self, live: LiveLog) -> None:
+        """Send the lines of an attempt from now on, those that came before included."""
+        live.is_open = True
+        self._any_open.set()
 
     def end(self, live: LiveLog) -> None:
         """Forget an attempt; what still waits is in its report."""
@@ -65,8 +71,12 @@ class LiveLogs:
     async def run(self) -> None:
         """Send what has come every 50 ms. Ends only by being cancelled."""
         while True:
+            await self._any_open.wait()
             await asyncio.sleep(BATCH_S)
-            for live in [live for live in self._logs if live.is_open]:
+            is_open = [live for live in self._logs if live.is_open]
+            if not is_open:
+                self._any_open.clear()
+            for live in is_open:
                 lines = live.take()
                 if lines:
                     await self._send(live.assignment, lines)

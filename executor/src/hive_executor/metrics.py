@@ -9,7 +9,7 @@ ATTEMPT_DURATION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 HELD = Gauge("hive_executor_attempts_held", "Attempts that wait or run here")
-RUNNING = Gauge("hive_executor_attempts_running", "Attempts whose guest runs")
+RUNNING = Gauge("hive_executor_slots_busy", "Attempts whose guest runs")
 SLOTS = Gauge("hive_executor_slots", "Guests that may run at the same time")
 SPOOL_REPORTS = Gauge("hive_executor_spool_reports", "Outcomes on disk that are not yet committed")
 SPOOL_BYTES = Gauge("hive_executor_spool_bytes", "Size of those outcomes")

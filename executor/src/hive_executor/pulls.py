@@ -192,7 +192,8 @@ class Pulls:
                 return True
 
     async def _receive(self, message: Msg) -> None:
-        sequence = int(message.subject.rpartition(".")[2])
+        token = message.subject.rpartition(".")[2]
+        sequence = int(token) if token.isdecimal() else 0
         sent = self._sent.pop(sequence, None)
         if sent is None:
             return
