@@ -316,8 +316,8 @@ async def test_sigterm_gives_back_what_does_not_end_in_time(home, control, agent
 
 async def test_sigterm_lets_an_attempt_that_is_about_to_end_do_so(home, control, agent):
     async with home.process(stop_grace_ms=20_000) as child:
-        key = control.assign(agent, {"sleep_s": 1})
-        await until(lambda: any(key in pull.held for pull in control.pulls), "it runs")
+        key = control.assign(agent, {"sleep_s": 3})
+        await until(lambda: control.reports, "its start was reported")
         child.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(child.wait(), 30) == 0
     assert (await control.outcome(key)).status == "succeeded"
