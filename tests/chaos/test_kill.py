@@ -2,12 +2,13 @@
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from hive_common.testing.installation import assert_exactly_once, wait_until
+from hive_common.testing.installation import TERMINAL, assert_exactly_once, wait_until
 
 JOB = Path(__file__).parent / "job.yaml"
 TASKS = 30
@@ -20,10 +21,23 @@ def numbers(count):
     return f"numbers={json.dumps(list(range(count)))}"
 
 
-def finished(job, timeout_s=180):
-    out, err = job.communicate(timeout=timeout_s)
-    assert job.returncode == 0, f"{out}\n{err}"
+def finished(installation, job, timeout_s=100):
+    try:
+        out, err = job.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        job.kill()
+        pytest.fail(f"the job hangs\n{what_hangs(installation)}\n{installation.logs()}")
+    assert job.returncode == 0, f"{out}\n{err}\n{installation.logs()}"
     return json.loads(out)
+
+
+def what_hangs(installation):
+    """Return the events of the newest job's tasks that have not ended, and the executors as they are seen."""
+    newest = installation.json("job", "list")["jobs"][0]["job_id"]
+    events = installation.events(newest)
+    ended = {event["stream"] for event in events if event["type"] in TERMINAL}
+    lines = [json.dumps(event) for event in events if event["stream"] not in ended]
+    return "\n".join([*lines, json.dumps(installation.json("status"))])
 
 
 def assert_as_if_nothing_had_happened(installation, result, count=TASKS):
@@ -42,7 +56,7 @@ def test_a_job_does_not_notice_the_death_of(victim, installation, rng):
     job = installation.start_job(JOB, "--input", numbers(TASKS), "--input", "ms=80")
     time.sleep(rng.uniform(0.3, 2.0))
     installation.kill(pid)
-    assert_as_if_nothing_had_happened(installation, finished(job), TASKS)
+    assert_as_if_nothing_had_happened(installation, finished(installation, job), TASKS)
     installation.wait_ready()
     if victim != "runner":
         restarted = {one["name"]: one for one in installation.json("status")["services"]}[victim]
@@ -60,7 +74,7 @@ def test_everything_is_killed_one_after_the_other_during_one_job(installation, r
         pid = installation.pids().get(victim)
         if pid is not None:
             installation.kill(pid)
-    assert_as_if_nothing_had_happened(installation, finished(job, timeout_s=240), count)
+    assert_as_if_nothing_had_happened(installation, finished(installation, job, timeout_s=240), count)
 
 
 def test_what_was_acknowledged_survives_the_death_of_the_database(installation, rng):
@@ -92,7 +106,7 @@ def test_an_executor_that_slept_past_its_lease_changes_nothing(installation):
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
     try:
-        result = finished(job)
+        result = finished(installation, job)
     finally:
         for process in frozen:
             process.send_signal(signal.SIGCONT)
