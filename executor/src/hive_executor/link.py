@@ -30,6 +30,7 @@ class Link:
         self.epoch = 0
         """The highest epoch of a leader that was seen."""
         self._client: Client | None = None
+        self._is_closing = False
         self._reset: asyncio.Future[None] | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -67,6 +68,7 @@ class Link:
 
     async def close(self) -> None:
         """Disconnect."""
+        self._is_closing = True
         if self._client is not None:
             await self._client.close()
 
@@ -110,8 +112,9 @@ class Link:
             listener()
 
     async def _disconnected(self) -> None:
-        log.warning("the connection to NATS is lost")
-        self._signal_reset()
+        if not self._is_closing:
+            log.warning("the connection to NATS is lost")
+            self._signal_reset()
 
     async def _reconnected(self) -> None:
         log.info("connected to NATS again")
