@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hive_common.kernel.errors import FailedPrecondition
-from hive_executor.sandbox import InvalidModule, Program, RunnerPool, engine, prepare
+from hive_executor.sandbox import InvalidModule, Program, RunnerPool, cache, engine, prepare
 from hive_executor.sandbox.cache import CompiledCache
 
 from .conftest import limits
@@ -14,21 +14,21 @@ from .conftest import limits
 Module = Callable[[str], Program]
 
 
-def compiled_files(cache: Path) -> list[Path]:
-    return sorted(cache.glob("*.cwasm"))
+def compiled_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.cwasm"))
 
 
 async def test_compiles_once_and_keeps_it_private(tmp_path: Path, module: Module) -> None:
-    cache = tmp_path / "cache"
-    await prepare(module("noop"), cache)
-    (first,) = compiled_files(cache)
-    written = first.stat().st_mtime_ns
-    await prepare(module("noop"), cache)
+    folder = tmp_path / "cache"
+    await prepare(module("noop"), folder)
+    (first,) = compiled_files(folder)
+    written = first.stat().st_ino
+    await prepare(module("noop"), folder)
 
-    assert [path.stat().st_mtime_ns for path in compiled_files(cache)] == [written]
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-    assert stat.S_IMODE((cache / "key").stat().st_mode) == 0o600
-    assert not list(cache.glob("new-*")) + list(cache.glob("build-*"))
+    assert [path.stat().st_ino for path in compiled_files(folder)] == [written]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
+    assert not list(folder.glob("new-*")) + list(folder.glob("build-*"))
 
 
 async def test_two_at_once_compile_once(tmp_path: Path, module: Module) -> None:
@@ -37,21 +37,21 @@ async def test_two_at_once_compile_once(tmp_path: Path, module: Module) -> None:
 
 
 async def test_machine_code_that_was_not_compiled_here_is_never_loaded(tmp_path: Path, module: Module) -> None:
-    cache = tmp_path / "cache"
-    await prepare(module("noop"), cache)
-    await prepare(module("not_json"), cache)
+    folder = tmp_path / "cache"
+    await prepare(module("noop"), folder)
+    await prepare(module("not_json"), folder)
     # Swap the code of the two modules, as somebody would who can write files but does not know the key.
-    first, second = compiled_files(cache)
+    first, second = compiled_files(folder)
     first_code, second_code = first.read_bytes(), second.read_bytes()
     first.write_bytes(second_code)
     second.write_bytes(first_code)
 
-    assert await _run(cache, module("noop")) == b"{}"
-    assert await _run(cache, module("not_json")) is None
+    assert await _run(folder, module("noop")) == b"{}"
+    assert await _run(folder, module("not_json")) is None
 
 
-async def _run(cache: Path, program: Program) -> bytes | None:
-    pool = RunnerPool(size=1, cache_dir=cache)
+async def _run(folder: Path, program: Program) -> bytes | None:
+    pool = RunnerPool(size=1, cache_dir=folder)
     await pool.start()
     try:
         return (await pool.run(program, b"{}", limits())).output
@@ -60,14 +60,31 @@ async def _run(cache: Path, program: Program) -> bytes | None:
 
 
 async def test_code_that_this_engine_cannot_load_is_compiled_again(tmp_path: Path, module: Module) -> None:
-    cache = tmp_path / "cache"
-    await prepare(module("noop"), cache)
-    (path,) = compiled_files(cache)
+    folder = tmp_path / "cache"
+    await prepare(module("noop"), folder)
+    (path,) = compiled_files(folder)
     scratch = tmp_path / "other"
     scratch.write_bytes(b"\x7fELF code of another processor")
-    CompiledCache(cache).admit(path.stem, scratch, 0)
+    CompiledCache(folder).admit(path.stem, scratch, 0)
 
-    assert await _run(cache, module("noop")) == b"{}"
+    assert await _run(folder, module("noop")) == b"{}"
+
+
+async def test_what_was_unused_for_longest_goes_when_the_cache_is_full(
+    tmp_path: Path, module: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    for name in ("noop", "echo"):
+        await prepare(module(name), folder)
+    noop, echo = sorted(compiled_files(folder), key=lambda path: path.stat().st_mtime)
+    os.utime(noop, (2_000_000_000, 2_000_000_000))
+    monkeypatch.setattr(cache, "CACHE_BYTES_MAX", noop.stat().st_size + 2 * echo.stat().st_size - 1)
+
+    await prepare(module("not_json"), folder)
+
+    assert noop.exists()
+    assert not echo.exists()
+    assert len(compiled_files(folder)) == 2
 
 
 async def test_refused_modules_leave_nothing(tmp_path: Path, module: Module) -> None:

@@ -139,7 +139,7 @@ async def test_runner_has_no_environment_descriptors_or_files_of_ours(
     assert set(environment) == {"LC_ALL", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
     assert list(Path(psutil.Process(pid).cwd()).iterdir()) == []
     assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
-    links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
     assert not {link for link in links if link.startswith(str(Path.home())) and not link.endswith(".cwasm")}
 
 

@@ -56,10 +56,14 @@ class Bundle(importlib.abc.MetaPathFinder):
         self._paths: dict[str, str] = {}
         self._folders = {path.rpartition("/")[0] for path in files}
 
-    @property
-    def entry_module(self) -> str:
-        """Return the name under which the entry file is imported."""
-        return self.entry.removeprefix(self._prefix).removesuffix(".py")
+    def load_entry(self) -> ModuleType:
+        """Import the entry file under its own name; without the locks and look-ups that others need."""
+        name = self.entry.removeprefix(self._prefix).removesuffix(".py")
+        spec = self.find_spec(name, None)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        self.loader.exec_module(module)
+        return module
 
     def path_of(self, fullname: str) -> str:
         """Return the path of a module that `find_spec` has found.

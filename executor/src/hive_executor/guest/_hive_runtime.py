@@ -11,7 +11,6 @@ _hive_stdlib.import_all()
 
 import asyncio  # noqa: E402
 import gc  # noqa: E402
-import importlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
@@ -32,6 +31,7 @@ from wit_world import Failure, FailureKind  # noqa: E402
 _DETAIL_CHARS_MAX = 16_384
 _MESSAGE_CHARS_MAX = 1_024
 _LINE_BYTES_MAX = 8_192
+_PRACTICE_RUNS = 100
 
 
 class _LogLines(io.RawIOBase):
@@ -60,6 +60,15 @@ class _LogLines(io.RawIOBase):
 
     def _emit(self, line: bytes) -> None:
         hive.log(line.decode("utf-8", "replace").rstrip("\r"), level=self._level)
+
+
+def _printing_to(lines: _LogLines) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(lines), "utf-8", "backslashreplace", line_buffering=True)
+
+
+# Made here and not for each guest, because all of them get a copy.
+_OUTPUTS = [(_printing_to(lines), lines) for lines in (_LogLines("info"), _LogLines("warning"))]
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class _SleepSelector:
@@ -146,7 +155,7 @@ def _call(bundle_json: str, input_json: str) -> Any:
     described = json.loads(bundle_json)
     bundle = Bundle(described["entry"], described["files"])
     bundle.install()
-    module = importlib.import_module(bundle.entry_module)
+    module = bundle.load_entry()
     run = getattr(module, "run", None)
     if not callable(run):
         raise _failed(
@@ -168,7 +177,7 @@ def _encoded(result: Any) -> str:
             f"run() returned {type(result).__name__}; expected a dict that can be written as JSON",
         )
     try:
-        return json.dumps(result, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(result)
     except (TypeError, ValueError, RecursionError) as error:
         raise _failed(
             FailureKind.INVALID_OUTPUT, f"what run() returned cannot be written as JSON: {_summary(error)}"
@@ -181,11 +190,6 @@ class WitWorld(wit_world.WitWorld):
     def run(self, bundle: str, input: str) -> str:
         """Run an agent; see `agent.wit`."""
         random.seed(int.from_bytes(os.urandom(16), "little"))
-        outputs = (_LogLines("info"), _LogLines("warning"))
-        sys.stdout, sys.stderr = (
-            io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-            for raw in outputs
-        )
         try:
             return _encoded(_call(bundle, input))
         except Err:
@@ -198,20 +202,35 @@ class WitWorld(wit_world.WitWorld):
         except BaseException as error:  # noqa: BLE001 - whatever an agent raises is its outcome
             raise _failed(FailureKind.AGENT_ERROR, _summary(error), _traceback(error)) from None
         finally:
-            for stream, raw in zip((sys.stdout, sys.stderr), outputs, strict=True):
+            for stream, lines in _OUTPUTS:
                 stream.flush()
-                raw.finish()
+                lines.finish()
+
+
+def _practise() -> None:
+    """Run small agents, so that the interpreter has specialised the code on the way before its state is copied.
+
+    Otherwise each guest does that again, and writes to the pages on which this code lies.
+    """
+    bundle = json.dumps({"entry": "agent.py", "files": {"agent.py": "def run(input):\n    return {}\n"}})
+    finders = sys.meta_path.copy()
+    for _ in range(_PRACTICE_RUNS):
+        WitWorld.run(None, bundle, '{"n": [1, 2.5, "x", null]}')
+        sys.meta_path[:] = finders
+        del sys.modules["agent"]
 
 
 def _settle() -> None:
     """Leave the interpreter as every guest shall find it."""
     asyncio.set_event_loop_policy(_TimerPolicy())
+    sys.stdout, sys.stderr = (stream for stream, _ in _OUTPUTS)
     sys.stdin = io.TextIOWrapper(io.BytesIO())
     sys.argv = [""]
     # There are no files: looking for them would only turn a missing module into a slow error.
     sys.path.clear()
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder.__name__ != "PathFinder"]
     sys.path_importer_cache.clear()
+    _practise()
     gc.collect()
     # Objects that live for ever are not walked again, which keeps their pages shared between guests.
     gc.freeze()

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import os
 import secrets
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +22,10 @@ from hive_executor.sandbox.engine import fingerprint
 
 _KEY_BYTES: Final = 32
 _LOCK_POLL_S: Final = 0.05
+_ABANDONED_S: Final = 3_600
+
+# Room for a dozen versions of the CPython component (60 MB) and thousands of usual modules.
+CACHE_BYTES_MAX: Final = 1 << 30
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -71,7 +77,10 @@ class CompiledCache:
             genuine = hmac.compare_digest(seal.mac, self._mac(path, seal.image_bytes))
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return Compiled(path, seal.image_bytes) if genuine else None
+        if not genuine:
+            return None
+        os.utime(path)  # what is used is pruned last
+        return Compiled(path, seal.image_bytes)
 
     def scratch(self) -> Path:
         """Return a fresh path in the cache for a compiler to write to; the caller moves or removes it."""
@@ -87,6 +96,7 @@ class CompiledCache:
         draft = self.scratch()
         draft.write_bytes(msgspec.json.encode(seal))
         draft.replace(self._seal_path(key))
+        self._prune(keep=path)
         return Compiled(path, image_bytes)
 
     def discard(self, key: str) -> None:
@@ -105,6 +115,25 @@ class CompiledCache:
                 except BlockingIOError:
                     await asyncio.sleep(_LOCK_POLL_S)
             yield
+
+    def _prune(self, keep: Path) -> None:
+        """Remove the modules unused for longest while all together are too large, and what crashes left behind."""
+        found = {path: facts for path in self.root.glob("*.cwasm") if (facts := _stat(path))}
+        total = sum(facts.st_size for facts in found.values())
+        for path, facts in sorted(found.items(), key=lambda item: item[1].st_mtime):
+            if total <= CACHE_BYTES_MAX:
+                break
+            if path != keep:
+                self.discard(path.stem)
+                total -= facts.st_size
+        abandoned = time.time() - _ABANDONED_S
+        for path in [*self.root.glob("new-*"), *self.root.glob("build-*")]:
+            left = _stat(path)
+            if left is not None and left.st_mtime < abandoned:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.root / f"{key}.cwasm"
@@ -134,3 +163,11 @@ class CompiledCache:
         if len(key) != _KEY_BYTES:
             raise FailedPrecondition(f"{path} holds {len(key)} bytes; expected {_KEY_BYTES}; remove the folder")
         return key
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return what is known of a file; None when another process has removed it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None

@@ -10,8 +10,8 @@ import wasmtime
 # Below this a guest can escape its preopened directories (fixed in 50.0.1, August 2026).
 VERSION_FLOOR: Final = (50, 0, 1)
 
-# Wasm frames live on the stack of the runner's main thread, which has 8 MiB. The engine aborts the process when this
-# is more than its async stack size, 2 MiB.
+# Wasm frames live on the stack of the runner's main thread, which has 8 MiB. The engine aborts the process when
+# this is more than its async stack size, 2 MiB.
 WASM_STACK_BYTES: Final = 2 << 20
 
 # What a store may hold. CPython as a component needs 14 instances, 2 tables, 5,700 elements and one memory.
