@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from hive_common.contracts.messages import (
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import derive_id, new_id
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.client import bearer, call, open_channel
@@ -41,7 +43,7 @@ REQUEST_S = 20.0
 
 
 class Control:
-    """A scheduler process's worth of parts, in a task; and what a client needs to talk to it."""
+    """A scheduler that runs in this process, and what a client needs to talk to it."""
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
@@ -53,8 +55,12 @@ class Control:
     async def start(self, wait: bool = True) -> None:
         self.stop = Stop()
         self._task = asyncio.create_task(main(self.config, self.stop))
-        while wait:
-            assert not self._task.done(), self._task.exception()
+        if wait:
+            await self.ready()
+
+    async def ready(self) -> None:
+        while True:
+            assert self._task is None or not self._task.done(), self._task.exception()
             with contextlib.suppress(HiveError):
                 await call(self.jobs.List(jobs_pb2.ListRequest(limit=1), metadata=bearer(KEY), timeout=2))
                 return
@@ -63,8 +69,7 @@ class Control:
     async def shut_down(self) -> None:
         self.stop.set("test")
         if self._task is not None:
-            with contextlib.suppress(HiveError, Exception):
-                await self._task
+            await self._task
             self._task = None
 
     async def close(self) -> None:
@@ -96,7 +101,49 @@ class Control:
         return await call(getattr(self.jobs, method)(request, metadata=bearer(KEY), timeout=REQUEST_S))
 
 
-Behaviour = Callable[[Assignment], Awaitable[AttemptReport | None]]
+class ControlProcess(Control):
+    """A scheduler in a process of its own, which can be killed and stopped for real."""
+
+    def __init__(self, config: ServiceConfig, folder: Path) -> None:
+        super().__init__(config)
+        self.file = folder / f"scheduler-{config.grpc_port}.json"
+        write_config(self.file, config)
+        self.process: asyncio.subprocess.Process | None = None
+        self.restarts = 0
+
+    async def start(self, wait: bool = True) -> None:
+        command = (sys.executable, "-m", "hive_scheduler", "--config", str(self.file))
+        with self.file.with_suffix(".log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        if wait:
+            await self.ready()
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def crash(self) -> None:
+        """kill -9."""
+        self.send(signal.SIGKILL)
+        assert self.process is not None
+        await self.process.wait()
+
+    async def supervise(self) -> None:
+        """Start it again whenever it ends, as the supervisor does."""
+        while True:
+            await self.start(wait=False)
+            assert self.process is not None
+            await self.process.wait()
+            self.restarts += 1
+
+    async def shut_down(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.send(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self.process.wait(), 10)
+            except TimeoutError:
+                self.process.kill()
+                raise
 
 
 def succeeded(assignment: Assignment, session: str, output: Any) -> AttemptReport:
@@ -281,7 +328,7 @@ class Cluster:
         self.executors: list[FakeExecutor] = []
         self._clients: list[Any] = []
 
-    def config(self, dsn: str | None = None) -> ServiceConfig:
+    def config(self, dsn: str | None = None, lease_ms: int = 0) -> ServiceConfig:
         info = conninfo_to_dict(dsn or self.database.role_dsn("scheduler"))
         secrets_dir = self.folder / "secrets"
         secrets_dir.mkdir(exist_ok=True)
@@ -302,12 +349,18 @@ class Cluster:
             nats=NatsConfig(url=self.nats.url, user="services", password_file=str(secrets_dir / "nats")),
             ops_port=free_port(),
             grpc_port=free_port(),
+            extra={"lease_ms": msgspec.Raw(b"%d" % lease_ms)} if lease_ms else {},
             service_key_file=str(secrets_dir / "key"),
             artifacts_dir=str(self.folder / "artifacts"),
         )
 
-    def control(self, dsn: str | None = None) -> Control:
-        control = Control(self.config(dsn))
+    def control(self, dsn: str | None = None, lease_ms: int = 0) -> Control:
+        control = Control(self.config(dsn, lease_ms))
+        self.controls.append(control)
+        return control
+
+    def control_process(self, dsn: str | None = None, lease_ms: int = 0) -> ControlProcess:
+        control = ControlProcess(self.config(dsn, lease_ms), self.folder)
         self.controls.append(control)
         return control
 

@@ -254,7 +254,10 @@ async def test_large_values_travel_by_digest_and_can_be_looked_into(cluster, con
     document = {**SQUARES, "tasks": [
         {"id": "make", "agent": "square@1.0.0", "input": {"n": 1}},
         {"id": "whole", "needs": ["make"], "agent": "total@1.0.0", "input": "${tasks.make.output}"},
-        {"id": "part", "needs": ["make"], "agent": "total@1.0.0", "input": {"w": "${length(tasks.make.output.text)}"}},
+        {
+            "id": "part", "needs": ["make"], "agent": "total@1.0.0",
+            "input": {"w": "${length(tasks.make.output.text)}"},
+        },
     ], "output": {"copy": "${tasks.make.output.text}", "width": "${tasks.part.output}"}}  # fmt: skip
     seen = {}
 

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+import msgspec
 import psycopg
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus import nats as bus
+from hive_common.contracts.limits import LEASE_MS
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.errors import InvalidArgument, Unavailable
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.telemetry import Health, OpsServer
@@ -28,8 +30,29 @@ T = TypeVar("T")
 
 START_WITHIN_S: Final = 30.0
 RETRY_S: Final = 0.25
+LEASE_MIN_MS: Final = 1_000
 LAG_MAX: Final = 10_000
 """A view that is further behind than this makes the service not ready."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What `config.extra` may say to the scheduler. `lease_ms` is at least a second."""
+
+    lease_ms: int = LEASE_MS
+
+    @classmethod
+    def of(cls, config: ServiceConfig) -> "Settings":
+        """Decode the settings. Raises `InvalidArgument`."""
+        known = {field.name for field in msgspec.structs.fields(cls)}
+        if unknown := config.extra.keys() - known:
+            raise InvalidArgument(f"extra: unknown settings {', '.join(sorted(unknown))}", path="extra")
+        try:
+            settings = msgspec.json.decode(msgspec.json.encode(config.extra), type=cls)
+        except msgspec.ValidationError as error:
+            raise InvalidArgument(f"extra: {error}", path="extra") from error
+        if settings.lease_ms < LEASE_MIN_MS:
+            raise InvalidArgument(f"extra.lease_ms: expected {LEASE_MIN_MS} at least", path="extra.lease_ms")
+        return settings
 
 
 class _State:
@@ -98,6 +121,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
 
 async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     clock = SystemClock()
+    settings = Settings.of(config)
     dsn = config.postgres.dsn()
     await _patiently(lambda: prepare_database(dsn))
     store = FolderStore(config.artifacts_dir)
@@ -108,7 +132,7 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     )
     try:
         conn, epoch = await lead(dsn, clock, state.stand_by)
-        leader = Leader(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop)
+        leader = Leader(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms)
         rpc = RpcServer(config.grpc_host, config.grpc_port, key_check(read_secret(config.service_key_file)))
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(

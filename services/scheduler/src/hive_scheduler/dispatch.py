@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from hive_common.contracts.events import AgentRef
-from hive_common.contracts.limits import KIB, LEASE_MS, PULL_ANSWER_MS, PULL_REPLY_BYTES_MAX
+from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
 from hive_common.kernel.clock import Clock
 
@@ -28,10 +28,6 @@ from hive_scheduler.metrics import ATTEMPTS_LIVE, EXECUTORS_ONLINE, LOST, PLACEM
 
 log = logging.getLogger(__name__)
 
-ANSWER_AFTER_MS: Final = PULL_ANSWER_MS * 9 // 10
-"""When a pull is answered with nothing: a bit before its third of the lease, for the way there and back."""
-CANCEL_AGAIN_MS: Final = PULL_ANSWER_MS
-"""A cancel that an executor has been told is not a reason to answer its pull at once before this time."""
 PAST_SESSIONS_MAX: Final = 16
 """Sessions of one executor that are remembered as over."""
 STALL_MS: Final = 1_000
@@ -92,14 +88,28 @@ class Dispatcher:
         catalogue: executors as the log has them.
         clock: leases run on its boot clock.
         epoch: of this leader.
+        lease_ms: how long attempts of an executor stay live without a pull.
     """
 
-    def __init__(self, engine: Engine, fleet: Fleet, catalogue: Catalogue, clock: Clock, epoch: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        clock: Clock,
+        epoch: int,
+        lease_ms: int = LEASE_MS,
+    ) -> None:
         self._engine = engine
         self._fleet = fleet
         self._catalogue = catalogue
         self._clock = clock
         self._epoch = epoch
+        self._lease_ms = lease_ms
+        # Within a third of the lease, so that two answers may be lost; a bit before, for the way there and back.
+        self._answer_after_ms = lease_ms * 3 // 10
+        # A cancel that an executor was told is no reason to answer its next pull at once for this long.
+        self._cancel_again_ms = lease_ms // 3
         self._executors: dict[str, _Executor] = {}
         self._pulls: OrderedDict[str, _Pull] = OrderedDict()
         self._leases: OrderedDict[str, None] = OrderedDict()
@@ -158,7 +168,7 @@ class Dispatcher:
 
     def _renew(self, state: _Executor, now_ms: int) -> None:
         state.last_seen_us = self._clock.now_us()
-        state.lease_until_ms = now_ms + LEASE_MS
+        state.lease_until_ms = now_ms + self._lease_ms
         self._leases[state.id] = None
         self._leases.move_to_end(state.id)
 
@@ -196,7 +206,7 @@ class Dispatcher:
 
     def _cancels_due(self, state: _Executor) -> bool:
         now_ms = self._clock.boot_ms()
-        return any(now_ms - told >= CANCEL_AGAIN_MS for told in state.cancels.values())
+        return any(now_ms - told >= self._cancel_again_ms for told in state.cancels.values())
 
     def _give_again(self, pull: _Pull, key: Key) -> None:
         found = self._engine.find_task(key[0])
@@ -231,7 +241,7 @@ class Dispatcher:
             state.cancels = dict.fromkeys(state.cancels, now_ms)
         return PullReply(
             epoch=self._epoch,
-            lease_ms=LEASE_MS,
+            lease_ms=self._lease_ms,
             assignments=() if pull is None else tuple(pull.assignments),
             cancel=cancel,
             drained=known.drained,
@@ -275,7 +285,7 @@ class Dispatcher:
 
     def _assign(self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked) -> None:
         assert state.session is not None
-        command = tasks.Assign(state.id, state.session, LEASE_MS, self._clock.now_us(), picked.placement)
+        command = tasks.Assign(state.id, state.session, self._lease_ms, self._clock.now_us(), picked.placement)
         number = len(task.attempts) + 1
         self.hold(state.id, state.session, job, task, number)
         assignment = self._assignment(job, task, number)
@@ -382,7 +392,7 @@ class Dispatcher:
         self._refresh()
 
     def _refresh(self) -> None:
-        until_ms = self._clock.boot_ms() + LEASE_MS
+        until_ms = self._clock.boot_ms() + self._lease_ms
         for executor in self._leases:
             self._executors[executor].lease_until_ms = until_ms
 
@@ -392,7 +402,7 @@ class Dispatcher:
         if now_ms - self._last_tick_ms > STALL_MS:
             self._refresh()
         self._last_tick_ms = now_ms
-        due = takewhile(lambda item: now_ms - item[1].arrived_ms >= ANSWER_AFTER_MS, self._pulls.items())
+        due = takewhile(lambda item: now_ms - item[1].arrived_ms >= self._answer_after_ms, self._pulls.items())
         for executor, pull in list(due):
             if not pull.sealed:
                 self._answer_after_commit(self._executors[executor], pull)

@@ -73,6 +73,7 @@ class Leader:
         ns, owner: of new jobs.
         clock: of this machine.
         stop: set when a part fails: the process has to end (DESIGN 7.6).
+        lease_ms: how long attempts of an executor stay live without a pull.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Leader:
         owner: str,
         clock: Clock,
         stop: Stop,
+        lease_ms: int,
     ) -> None:
         self._conn = conn
         self._client = client
@@ -100,7 +102,7 @@ class Leader:
         self.engine = Engine(ns, clock, blobs)
         self._catalogue_reader = LogReader(dsn)
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed)
-        self.dispatcher = Dispatcher(self.engine, self.fleet, self.catalogue, clock, epoch)
+        self.dispatcher = Dispatcher(self.engine, self.fleet, self.catalogue, clock, epoch, lease_ms)
         self.reports = Reports(self.engine, blobs, self.reader, clock)
         self.submissions = Submissions(
             self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner
