@@ -84,7 +84,8 @@ def _print_failure(api: "Api", job: dict[str, Any]) -> None:
     error = job.get("error") or {"code": "", "message": "", "task": None}
     parts = [f"{error['code']}: {error['message']}"] if error["code"] else []
     parts += [f"task {error['task']}"] if error.get("task") else []
-    err.print(f"[red]the job {job['state']}[/red]" + escape(clean(": " + ", ".join(parts) if parts else "")))
+    how = "was cancelled" if job["state"] == "cancelled" else job["state"]
+    err.print(f"[red]the job {how}[/red]" + escape(clean(": " + ", ".join(parts) if parts else "")))
     if error.get("task"):
         _print_traceback(api, job["job_id"], error["task"])
     err.print(f"[dim]more: hive job show {job['job_id']}   hive job logs {job['job_id']}[/dim]")

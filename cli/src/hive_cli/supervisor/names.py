@@ -4,11 +4,12 @@ POSTGRES = "postgres"
 NATS = "nats"
 SUPERVISOR = "supervisor"
 GATEWAY = "gateway"
+AUDIT = "audit"
 MODULES = {
     "registry": "hive_registry",
     "scheduler": "hive_scheduler",
     "router": "hive_router",
-    "audit": "hive_audit",
+    AUDIT: "hive_audit",
     GATEWAY: "hive_gateway",
 }
 """Services and the packages that they are started from."""

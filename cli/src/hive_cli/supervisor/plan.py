@@ -11,10 +11,12 @@ from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, postgres
 from hive_cli.supervisor.leash import leashed
 from hive_cli.supervisor.probes import http_probe, postgres_probe
-from hive_cli.supervisor.process import ProcessSpec
+from hive_cli.supervisor.process import READY_S, ProcessSpec
 
 POSTGRES_SILENCE_S = 60.0
 NATS_UNREADY_S = 60.0
+
+AUDIT_READY_S = 20.0
 EXECUTOR_SILENCE_S = 60.0
 """Longer than a service's: what an executor does is fenced by its lease, and a device may freeze for a while."""
 
@@ -52,6 +54,9 @@ def service_spec(home: Home, settings: Settings, service: str, session: aiohttp.
         command=_python(names.MODULES[service], home.config_file(service)),
         log_file=home.log_file(service),
         probe=http_probe(session, settings.ports[names.ops_port(service)]),
+        # An auditor that has found something must not keep its owner from looking into it.
+        essential=service != names.AUDIT,
+        ready_s=AUDIT_READY_S if service == names.AUDIT else READY_S,
     )
 
 

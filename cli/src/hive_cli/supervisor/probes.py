@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 import aiohttp
+import msgspec
 import psycopg
 
 HOST = "127.0.0.1"
 ANSWER_S = 2.0
+PROBLEM_CHARACTERS_MAX = 500
 
 
 class Answer(Enum):
@@ -28,6 +30,10 @@ class Probed:
     problem: str = ""
 
 
+class _Readiness(msgspec.Struct):
+    problems: dict[str, str]
+
+
 Probe = Callable[[], Awaitable[Probed]]
 
 
@@ -43,9 +49,18 @@ def http_probe(session: aiohttp.ClientSession, port: int, path: str = "/readyz")
             return Probed(Answer.SILENT, f"{url}: {error or type(error).__name__}")
         if response.status == 200:
             return Probed(Answer.READY)
-        return Probed(Answer.UNREADY, text[:500])
+        return Probed(Answer.UNREADY, _problems_in(text))
 
     return probe
+
+
+def _problems_in(text: str) -> str:
+    """Return the sentences of a `/readyz` that says no, or its text where it has another shape."""
+    try:
+        problems = msgspec.json.decode(text, type=_Readiness).problems
+    except msgspec.DecodeError:
+        return text[:PROBLEM_CHARACTERS_MAX]
+    return "; ".join(f"{name}: {problem}" for name, problem in problems.items())[:PROBLEM_CHARACTERS_MAX]
 
 
 def postgres_probe(dsn: Callable[[], str]) -> Probe:

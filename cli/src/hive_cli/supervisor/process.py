@@ -21,6 +21,7 @@ BACKOFF_MAX_S = 5.0
 HEALTHY_S = 30.0
 """A process that lived this long is restarted at once again."""
 
+READY_S = 90.0
 STOP_S = 10.0
 START_SILENCE_S = 60.0
 PROBE_START_S = 0.1
@@ -41,6 +42,8 @@ class ProcessSpec:
         stop_signal: asks it to end.
         silence_s: how long it may stay without an answer before it is killed and started anew.
         unready_s: how long it may call itself unready before the same happens; None is for ever.
+        ready_s: how long a start of everything waits until this one is ready.
+        essential: a start fails without it; else one that runs but is not ready is only pointed out.
         may_be_superseded: exit code 3 means that it must not be started again.
         before_start: awaited before each start.
     """
@@ -52,6 +55,8 @@ class ProcessSpec:
     stop_signal: signal.Signals = signal.SIGTERM
     silence_s: float = 15.0
     unready_s: float | None = None
+    ready_s: float = READY_S
+    essential: bool = True
     may_be_superseded: bool = False
     before_start: Callable[[], Awaitable[None]] | None = None
     environment: dict[str, str] = field(default_factory=dict)

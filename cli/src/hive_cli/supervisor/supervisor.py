@@ -26,9 +26,6 @@ from hive_cli.supervisor.state import InstallationState, end_leftovers, write_st
 
 log = logging.getLogger(__name__)
 
-READY_S = 90.0
-"""From the start of a process until it is ready, all its tries together."""
-
 TRIES = 3
 BAD_CONFIGURATION = 2
 """Exit code of a service that cannot read its configuration: trying again does not help."""
@@ -162,14 +159,17 @@ class Supervisor:
             DeadlineExceeded: it took too long.
         """
         name = child.spec.name
-        until = time.monotonic() + READY_S
+        until = time.monotonic() + child.spec.ready_s
         while not child.is_ready.is_set():
             if len(child.exits) >= TRIES or BAD_CONFIGURATION in child.exits:
                 how = describe_exit(child.exits[-1])
                 raise FailedPrecondition(f"{name} does not start: {how}{self._tail(name)}")
             if time.monotonic() > until:
-                problem = child.snapshot().problem
-                raise DeadlineExceeded(f"{name} is not ready after {READY_S:g} s: {problem}{self._tail(name)}")
+                problem = f"{name} is not ready after {child.spec.ready_s:g} s: {child.snapshot().problem}"
+                if not child.spec.essential and child.pid is not None:
+                    self._report(Report("note", problem))
+                    return
+                raise DeadlineExceeded(problem + self._tail(name))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.is_ready.wait(), 0.1)
         self._report(Report("done", title))
