@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 from hive_common.testing.installation import HIVE, Installation, wait_until
 
@@ -138,3 +139,18 @@ def test_a_service_that_is_frozen_is_replaced(hive_home: Installation) -> None:
     wait_until(lambda: hive_home.pids().get("router") not in (pid, None), 60, "the frozen router is replaced")
     hive_home.wait_ready()
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_a_log_that_was_tampered_with_can_still_be_looked_into_after_a_restart(scratch: Installation) -> None:
+    scratch.up(executors=1)
+    with psycopg.connect(scratch.admin_dsn(), autocommit=True) as superuser:
+        superuser.execute("ALTER TABLE log.events DISABLE TRIGGER ALL")
+        superuser.execute("UPDATE log.events SET hash = sha256(hash) WHERE position = 2")
+    scratch.down()
+    started = scratch.hive("up", "--detach")
+    assert "audit is not ready" in started.stderr
+    assert scratch.json("status")["state"] == "degraded"
+    done = scratch.hive("audit", "verify", "--json", check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["first_bad_position"] == 2

@@ -14,7 +14,7 @@ from hive_cli.home import Home, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
 from hive_cli.session import connect_to
-from hive_cli.supervisor.state import ProcessState, read_state
+from hive_cli.supervisor.state import read_state
 
 ExecutorsOption = Annotated[
     int | None,
@@ -152,17 +152,21 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
         err.print("[dim]start it with: hive up[/dim]")
         return
     figures = read_figures(home, [one.name for one in state.services])
-    rows = (
+    memory = {one.name: _memory_bytes(one.pid) for one in state.services}
+    memory["supervisor"] = _memory_bytes(state.supervisor_pid, children=False)
+    rows = [
         (
             one.name,
             one.state,
             str(one.pid or ""),
             str(one.restarts),
-            _memory(one),
-            figures.get(one.name, one.problem),
+            _mib(memory[one.name]),
+            figures.get(one.name, ""),
         )
         for one in state.services
-    )
+    ]
+    rows.append(("supervisor", "", str(state.supervisor_pid), "", _mib(memory["supervisor"]), ""))
+    rows.append(("together", "", "", "", _mib(sum(memory.values())), ""))
     print_table(("process", "state", "pid", "restarts", "memory", ""), rows)
     for name, where in found["endpoints"].items():
         out.print(f"{name:>9}  {where}", style="dim")
@@ -175,16 +179,19 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
             err.print(f"[yellow]![/yellow] {one.name}: {escape(clean(one.problem))}")
 
 
-def _memory(one: ProcessState) -> str:
+def _memory_bytes(pid: int | None, *, children: bool = True) -> int:
     """Return the memory of a process and its children, shared pages by their share (PSS) where that is told."""
-    if one.pid is None:
-        return ""
+    if pid is None:
+        return 0
     try:
-        process = psutil.Process(one.pid)
-        total = sum(_bytes_of(one) for one in (process, *process.children(recursive=True)))
+        process = psutil.Process(pid)
+        return sum(_bytes_of(one) for one in (process, *(process.children(recursive=True) if children else ())))
     except psutil.Error:
-        return ""
-    return f"{total / 2**20:.0f} MiB"
+        return 0
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB" if size_bytes else ""
 
 
 def _bytes_of(process: psutil.Process) -> int:

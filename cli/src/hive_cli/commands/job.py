@@ -121,7 +121,7 @@ def explain(
         return
     out.print(f"[bold]{escape(found.get('task') or task)}[/bold]   {found.get('state', '')}")
     for decision in found.get("decisions") or ():
-        out.print(escape(clean(json.dumps(decision, ensure_ascii=False))), style="dim")
+        out.print(escape(clean(_decision(decision))), style="dim")
     rows = (
         (
             str(one.get("name") or one.get("executor", "")),
@@ -233,6 +233,16 @@ def _who(task: dict[str, Any], names: dict[str, str]) -> str:
 def _error(task: dict[str, Any]) -> str:
     error = task.get("error")
     return f"{error['code']}: {error['message']}" if error else ""
+
+
+def _decision(decision: dict[str, Any]) -> str:
+    placement = decision.get("placement") or {}
+    rejected = ", ".join(f"{count} {reason}" for reason, count in (placement.get("rejected") or {}).items())
+    parts = [
+        f"attempt {decision.get('attempt')} went to {decision.get('executor')}",
+        f"score {_number(placement.get('score'))} of {placement.get('considered', 0)} looked at",
+    ]
+    return "; ".join([*parts, f"rejected: {rejected}"] if rejected else parts)
 
 
 def _number(value: float | None) -> str:
