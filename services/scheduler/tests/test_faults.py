@@ -131,11 +131,12 @@ async def test_a_pull_that_comes_twice_gives_one_attempt(cluster, control, one_s
     pulls = [asyncio.create_task(fake.pull(request)) for _ in range(3)]
     job_id = await control.submit(one_step)
     replies = await asyncio.gather(*pulls)
-    assert {reply.assignments[0].attempt for reply in replies} == {1}
+    assert len({reply.assignments for reply in replies}) == 1
     # Asked again without the attempt in hand, as when the reply was lost: it is sent again, not made anew.
-    again = await fake.pull(fake.pull_request())
-    assert [(one.task, one.attempt) for one in again.assignments] == [(replies[0].assignments[0].task, 1)]
-    await fake.report(ok(fake, again.assignments[0]))
+    again = [await first_assignment(fake) for _ in range(2)]
+    given = {(one.task, one.attempt) for reply in replies for one in reply.assignments}
+    assert given | {(one.task, one.attempt) for one in again} == {(again[0].task, 1)}
+    await fake.report(ok(fake, again[0]))
     assert (await control.finish(job_id)).attempts == 1
 
 
@@ -367,7 +368,7 @@ async def test_connections_cut_at_commit_lose_and_double_nothing(cluster, one_st
         control = cluster.control_process(dsn)
         supervisor = asyncio.create_task(control.supervise())
         ids = []
-        for number in range(6):
+        for number in range(4):
             cut = proxy.cut_next_answer(POSTGRES_READY) if number % 2 else proxy.cut_next_request()
             job_id = None
             while job_id is None:
@@ -388,7 +389,7 @@ async def test_connections_cut_at_commit_lose_and_double_nothing(cluster, one_st
         await control.shut_down()
     assert len(fake.ran) == len(set(fake.ran))
     counts = await assert_the_laws_hold(cluster)
-    assert (counts["JobSubmitted"], counts["JobSucceeded"], counts["TaskSucceeded"]) == (6, 6, 30)
+    assert (counts["JobSubmitted"], counts["JobSucceeded"], counts["TaskSucceeded"]) == (4, 4, 20)
 
 
 async def test_timeouts_count_against_the_retries(cluster, control, one_step):

@@ -47,7 +47,7 @@ class _Live(NamedTuple):
     """A live attempt. `until_ms`: when it is given up although its executor still holds it."""
 
     session: str
-    job: str
+    timeout_ms: int
     until_ms: int
 
 
@@ -287,7 +287,7 @@ class Dispatcher:
         assert state.session is not None
         command = tasks.Assign(state.id, state.session, self._lease_ms, self._clock.now_us(), picked.placement)
         number = len(task.attempts) + 1
-        self.hold(state.id, state.session, job, task, number)
+        self.hold(state.id, state.session, task, number)
         assignment = self._assignment(job, task, number)
         first = not pull.assignments
         pull.assignments.append(assignment)
@@ -349,15 +349,23 @@ class Dispatcher:
 
     # --- what the engine tells ---
 
-    def hold(self, executor: str, session: str, job: JobState, task: TaskState, attempt: int) -> None:
+    def hold(self, executor: str, session: str, task: TaskState, attempt: int) -> None:
         """Count an attempt as live: assigned now, or by an earlier leader."""
         state = self._executors.setdefault(executor, _Executor(executor))
         started = attempt in task.attempts and task.attempts[attempt].status == "running"
         grace_ms = OVERTIME_MS if started else OVERTIME_MS + START_GRACE_MS
         until_ms = self._clock.boot_ms() + task.timeout_ms + grace_ms
-        state.live[task.id, attempt] = _Live(session, job.id, until_ms)
+        state.live[task.id, attempt] = _Live(session, task.timeout_ms, until_ms)
         if executor not in self._leases:
             self._renew(state, self._clock.boot_ms())
+
+    def attempt_started(self, executor: str, task: str, attempt: int) -> None:
+        """Count the attempt's time from now (engine.Listener)."""
+        live = self._executors[executor].live
+        known = live.get((task, attempt))
+        if known is not None:
+            until_ms = self._clock.boot_ms() + known.timeout_ms + OVERTIME_MS
+            live[task, attempt] = known._replace(until_ms=until_ms)
 
     def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
         """Forget an attempt (engine.Listener)."""

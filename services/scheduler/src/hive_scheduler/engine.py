@@ -47,6 +47,10 @@ ACTOR: Final = "scheduler"
 class Listener(Protocol):
     """What the engine tells the dispatcher. Calls come while a decision is applied: they MUST NOT decide."""
 
+    def attempt_started(self, executor: str, task: str, attempt: int) -> None:
+        """The executor says that the attempt runs."""
+        ...
+
     def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
         """The attempt is not live any more because of what its executor said, or did not say."""
         ...
@@ -282,6 +286,8 @@ class Engine:
                     self.enqueue(job, task)
             case events.TaskReady() | events.TaskRetryScheduled():
                 self.enqueue(job, task)
+            case events.AttemptStarted():
+                self.listener.attempt_started(task.attempts[event.attempt].executor, task.id, event.attempt)
             case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():
                 attempt = task.attempts[event.attempt]
                 self.listener.attempt_ended(attempt.executor, attempt.session, task.id, event.attempt)

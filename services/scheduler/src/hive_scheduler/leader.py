@@ -168,7 +168,7 @@ class Leader:
                     self.engine.enqueue(job, task)
                 for number, attempt in task.attempts.items():
                     if attempt.status in LIVE:
-                        self.dispatcher.hold(attempt.executor, attempt.session, job, task, number)
+                        self.dispatcher.hold(attempt.executor, attempt.session, task, number)
             self.engine.poke(job.id)
 
     def _run(self, work: Any, name: str) -> None:

@@ -1,0 +1,284 @@
+"""Leases, overtime and cancels of the dispatcher, on a clock that the test moves."""
+
+import asyncio
+
+import msgspec
+import pytest
+from hive_common.contracts import events, values
+from hive_common.contracts.events import AgentRef, Capabilities, JobCancelRequested, JobSubmitted
+from hive_common.contracts.messages import AttemptKey, PullRequest
+from hive_scheduler.blobs import Blobs
+from hive_scheduler.catalogue import KnownExecutor
+from hive_scheduler.commits import Committer
+from hive_scheduler.dispatch import OVERTIME_MS, START_GRACE_MS, Dispatcher
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.jobfile import parse_job
+from hive_scheduler.domain.placement import Fleet
+from hive_scheduler.engine import Engine
+
+TIMEOUT_MS = 5_000
+LEASE_MS = 6_000
+
+
+class MovedClock:
+    def __init__(self) -> None:
+        self.ms = 1_000_000
+
+    def now_us(self) -> int:
+        return self.ms * 1_000
+
+    def boot_ms(self) -> int:
+        return self.ms
+
+
+class MemoryLog:
+    """Takes every append; the log's own rules have their own tests."""
+
+    def __init__(self) -> None:
+        self.events = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def append(self, append):
+        await self.gate.wait()
+        self.events += append.events
+        return len(self.events)
+
+    def types(self):
+        return [event.type for event in self.events]
+
+
+class NoCatalogue:
+    def __init__(self, *executors: str) -> None:
+        capabilities = Capabilities("linux", "x86_64", 4, 1 << 34, 4, ("python",))
+        self.executors = {name: KnownExecutor(name, "owner", name, capabilities) for name in executors}
+
+    async def catch_up(self) -> None:
+        pass
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = MovedClock()
+        self.log = MemoryLog()
+        self.engine = Engine("default", self.clock, Blobs(None))
+        self.catalogue = NoCatalogue("e", "f")
+        self.dispatcher = Dispatcher(self.engine, Fleet(), self.catalogue, self.clock, 1, LEASE_MS)
+        self.engine.committer = Committer(self.log, self.dispatcher.seal, lambda batch: None)
+        self.committing = asyncio.create_task(self.engine.committer.run())
+        self.sequence = 0
+
+    async def submit(self, count: int = 1) -> JobState:
+        retry = {"max_attempts": 1}
+        task = {"id": "s", "agent": "a@1.0.0", "fork": "${input}", "input": "${item}", "retry": retry}
+        document = msgspec.json.encode(
+            {"apiVersion": "hive/v1", "kind": "Job", "name": "j", "tasks": [task], "limits": {"deadline": "1h"}}
+        )
+        ref = AgentRef("a", "1.0.0", "sha256:0", "python", 1, TIMEOUT_MS, 1)
+        event = JobSubmitted(
+            name="j",
+            document=msgspec.Raw(document),
+            input=values.inline(values.encode_json(list(range(count)))),
+            agents={"a@1.0.0": ref},
+            request_digest="",
+            deadline_us=self.clock.now_us() + 3_600_000_000,
+        )
+        job = JobState(f"job-{len(self.engine.jobs)}", "owner", event, parse_job(document))
+        self.engine.submit(job, event, "me", lambda position: None)
+        await self.settled()
+        return job
+
+    def pull(self, executor: str = "e", session: str = "s1", slots: int = 1, **fields):
+        self.sequence += 1
+        request = PullRequest(
+            session=session, sequence=self.sequence, slots_free=slots, memory_free_bytes=1 << 30, **fields
+        )
+        return asyncio.create_task(self.dispatcher.pull(executor, request))
+
+    async def settled(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def pass_time(self, ms: int, step_ms: int = 500) -> None:
+        """Let time go by with a tick every `step_ms`, as in life."""
+        await self.settled()
+        for _ in range(ms // step_ms):
+            self.clock.ms += step_ms
+            self.dispatcher.tick()
+            self.engine.tick()
+            await self.settled()
+
+
+@pytest.fixture
+async def bench():
+    bench = Bench()
+    yield bench
+    bench.committing.cancel()
+    await asyncio.gather(bench.committing, return_exceptions=True)
+
+
+def keys_of(assignments):
+    return tuple(AttemptKey(one.task, one.attempt) for one in assignments)
+
+
+async def test_a_pull_without_work_is_answered_within_a_third_of_the_lease(bench):
+    pull = bench.pull()
+    await bench.pass_time(LEASE_MS // 3)
+    reply = await pull
+    assert (reply.assignments, reply.lease_ms) == ((), LEASE_MS)
+
+
+async def test_an_assignment_leaves_only_after_its_commit(bench):
+    await bench.submit()
+    bench.log.gate.clear()
+    pull = bench.pull()
+    await bench.settled()
+    assert not pull.done()
+    assert "TaskAssigned" not in bench.log.types()
+    bench.log.gate.set()
+    assert len((await pull).assignments) == 1
+    assert bench.log.types()[-1] == "TaskAssigned"
+
+
+async def test_a_pull_that_times_out_during_a_commit_does_not_leak_what_is_not_committed(bench):
+    await bench.submit()
+    (first,) = (await bench.pull()).assignments
+    bench.log.gate.clear()
+    # A commit is under way; meanwhile a pull gets old, and then a task becomes ready that could go with it.
+    bench.engine.lose(first.task, 1, "test")
+    pull = bench.pull("f", slots=1, held=())
+    await bench.settled()
+    await bench.pass_time(2_000)
+    assert not pull.done()
+    bench.log.gate.set()
+    reply = await pull
+    assigned = [event for event in bench.log.events if event.type == "TaskAssigned"]
+    assert len(assigned) == 1 + len(reply.assignments)
+
+
+async def test_attempts_are_lost_when_the_lease_runs_out_and_not_before(bench):
+    job = await bench.submit()
+    (given,) = (await bench.pull()).assignments
+    await bench.pass_time(LEASE_MS - 500)
+    assert job.tasks[given.task].status == "active"
+    await bench.pass_time(1_000)
+    assert bench.log.types()[-2:] == ["AttemptLost", "TaskRetryScheduled"]
+    assert [online for *_, online in bench.dispatcher.present()] == [False]
+
+
+async def test_a_pull_renews_the_lease(bench):
+    job = await bench.submit()
+    given = (await bench.pull()).assignments
+    for _ in range(4):
+        pull = bench.pull(slots=0, held=keys_of(given))
+        await bench.pass_time(LEASE_MS // 2)
+        await pull
+    assert job.tasks[given[0].task].status == "active"
+
+
+async def test_a_process_that_stood_still_gives_everybody_a_fresh_lease(bench):
+    job = await bench.submit()
+    (given,) = (await bench.pull()).assignments
+    bench.clock.ms += 60_000
+    bench.dispatcher.tick()
+    await bench.pass_time(LEASE_MS - 500)
+    assert job.tasks[given.task].status == "active"
+    await bench.pass_time(1_000)
+    assert job.tasks[given.task].status == "ready"
+
+
+async def test_leases_are_frozen_while_nats_is_away(bench):
+    job = await bench.submit()
+    (given,) = (await bench.pull()).assignments
+    bench.dispatcher.freeze()
+    await bench.pass_time(10 * LEASE_MS)
+    assert job.tasks[given.task].status == "active"
+    bench.dispatcher.thaw()
+    await bench.pass_time(LEASE_MS - 500)
+    assert job.tasks[given.task].status == "active"
+    await bench.pass_time(1_000)
+    assert job.tasks[given.task].status == "ready"
+
+
+async def keep(bench, given, ms):
+    """Pull like an executor that holds what it was given, for `ms`; return what it was told to cancel."""
+    told = []
+    for _ in range(ms // 2_000):
+        pull = bench.pull(slots=0, held=keys_of(given))
+        await bench.pass_time(2_000)
+        told += (await pull).cancel
+    return told
+
+
+async def test_an_attempt_that_is_held_far_beyond_its_timeout_is_given_up_and_cancelled(bench):
+    job = await bench.submit()
+    given = (await bench.pull()).assignments
+    started = tasks.Start(1, "e", "s1", bench.clock.now_us())
+    bench.engine.report(job, job.tasks[given[0].task], started)
+    assert await keep(bench, given, TIMEOUT_MS + OVERTIME_MS - 2_000) == []
+    told = await keep(bench, given, 6_000)
+    assert set(told) == set(keys_of(given))
+    assert "AttemptLost" in bench.log.types()
+
+
+async def test_an_attempt_that_has_not_started_has_longer(bench):
+    await bench.submit()
+    given = (await bench.pull()).assignments
+    assert await keep(bench, given, TIMEOUT_MS + OVERTIME_MS + 4_000) == []
+    assert set(await keep(bench, given, START_GRACE_MS)) == set(keys_of(given))
+
+
+async def test_a_cancel_is_told_at_once_and_then_not_again_and_again(bench):
+    job = await bench.submit()
+    given = (await bench.pull()).assignments
+    pull = bench.pull(slots=0, held=keys_of(given))
+    await bench.settled()
+    assert not pull.done()
+    bench.engine.apply(job, job.id, [JobCancelRequested()])
+    bench.engine.settle()
+    await bench.settled()
+    assert (await pull).cancel == keys_of(given)
+    assert isinstance(job.end, events.JobCancelled)
+    slow = bench.pull(slots=0, held=keys_of(given))
+    await bench.settled()
+    assert not slow.done(), "an executor that needs a moment to stop must not be answered in a loop"
+    await bench.pass_time(2_500)
+    assert (await slow).cancel == keys_of(given)
+
+
+async def test_what_an_executor_holds_without_having_it_is_cancelled(bench):
+    pull = bench.pull(held=(AttemptKey("unknown", 1),))
+    await bench.settled()
+    assert (await pull).cancel == (AttemptKey("unknown", 1),)
+
+
+async def test_large_inputs_do_not_make_a_reply_too_large(bench):
+    task = {"id": "s", "agent": "a@1.0.0", "fork": "${input}", "input": "${item}"}
+    document = msgspec.json.encode({"apiVersion": "hive/v1", "kind": "Job", "name": "j", "tasks": [task]})
+    event = JobSubmitted(
+        name="j", document=msgspec.Raw(document),
+        agents={"a@1.0.0": AgentRef("a", "1.0.0", "d", "python", 1, 1, 1)},
+        input=values.inline(values.encode_json(["x" * 100_000] * 12)), request_digest="",
+        deadline_us=bench.clock.now_us() + 10**10,
+    )  # fmt: skip
+    job = JobState("job", "owner", event, parse_job(document))
+    bench.engine.submit(job, event, "me", lambda position: None)
+    await bench.settled()
+    held: tuple = ()
+    while len(held) < 12:
+        reply = await bench.pull(slots=20, held=held)
+        assert reply.assignments
+        assert len(msgspec.json.encode(reply)) < 512 * 1024
+        held += keys_of(reply.assignments)
+    assert len(set(held)) == 12
+
+
+async def test_priorities_go_first_and_jobs_take_turns(bench):
+    one, two = await bench.submit(3), await bench.submit(3)
+    order = []
+    for _ in range(4):
+        (given,) = (await bench.pull(slots=1, held=tuple(order))).assignments
+        order.append(AttemptKey(given.task, 1))
+    jobs = [bench.engine.task_jobs[key.task] for key in order]
+    assert jobs == [one.id, two.id, one.id, two.id]
