@@ -18,7 +18,7 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "HiveFabric needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which with: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "setting up .venv (once; some minutes on a slow line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.txt
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.txt
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation $(MEMBERS:%=-e ./%)
 	@touch $@

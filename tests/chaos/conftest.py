@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import shutil
@@ -12,8 +13,8 @@ ROUNDS = int(os.environ.get("HIVE_CHAOS_ROUNDS", "1"))
 SEED = int(os.environ.get("HIVE_CHAOS_SEED", "20261125"))
 
 
-@pytest.fixture(scope="session")
-def _installation():
+@contextlib.contextmanager
+def _running():
     home = Path(tempfile.mkdtemp(prefix="hive-chaos-"))
     made = Installation(home)
     try:
@@ -23,6 +24,20 @@ def _installation():
     finally:
         made.hive("down", check=False)
         shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _installation():
+    with _running() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tampered():
+    """An installation of its own: an auditor that once saw a break says so until somebody looks."""
+    with _running() as made:
+        made.hive("run", str(HERE / "job.yaml"), "--input", "numbers=[1,2,3]", "--input", "ms=1")
+        yield made
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`kill -9` of one process at a random moment of a running job: it ends as if nothing had happened."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -145,3 +146,15 @@ def test_the_death_of_the_supervisor_leaves_no_orphans_and_the_next_up_goes_on(i
     )
     assert_exactly_once(installation.events(job))
     assert installation.verify()["ok"]
+
+
+def test_deleting_the_nats_store_while_stopped_loses_nothing(installation):
+    before = installation.verify()
+    jobs = installation.json("job", "list")
+    installation.down()
+    shutil.rmtree(installation.home / "data" / "nats")
+    installation.up(executors=2)
+    after = installation.verify()
+    assert after["ok"]
+    assert after["head"] >= before["head"]
+    assert installation.json("job", "list") == jobs
