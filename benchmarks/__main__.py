@@ -37,7 +37,7 @@ def about() -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "durability": "Postgres with fsync and synchronous_commit on; NATS carries nothing that the log does not hold",
+        "durability": "Postgres: fsync and synchronous_commit on. NATS holds nothing that the log does not.",
     }
 
 

@@ -24,9 +24,8 @@ console = Console(highlight=False)
 def hive(*arguments: str, home: Path, capture: bool = False) -> str:
     """Run the command against the scratch home. Its progress goes to the terminal as it would for a user."""
     environment = {**os.environ, "HIVE_HOME": str(home)}
-    done = subprocess.run(
-        [HIVE, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE if capture else None, text=True, check=False
-    )
+    stdout = subprocess.PIPE if capture else None
+    done = subprocess.run([HIVE, *arguments], cwd=ROOT, env=environment, stdout=stdout, text=True, check=False)
     if done.returncode != 0:
         if done.stdout:
             console.print(done.stdout, markup=False)
@@ -46,11 +45,13 @@ def planted(files: list[str]) -> list[tuple[str, str, str]]:
 
 def show(report: dict) -> None:
     """Print the report as a table."""
-    table = Table(title=f"Code review: {report['files']} files, {report['findings']} findings", title_justify="left")
+    table = Table(
+        title=f"Code review: {report['files']} files, {report['findings']} findings", title_justify="left"
+    )
     for column in ("#", "severity", "rule", "value", "where"):
-        table.add_column(column, justify="right" if column in ("#", "severity", "value") else "left", overflow="fold")
+        table.add_column(column, justify="left" if column in ("rule", "where") else "right", overflow="fold")
     for rank, finding in enumerate(report["ranked"], 1):
-        where = f"{finding['path']}:{finding['line']}" + (f"  {finding['function']}" if finding["function"] else "")
+        where = f"{finding['path']}:{finding['line']}  {finding['function']}".rstrip()
         table.add_row(str(rank), str(finding["severity"]), finding["rule"], str(finding["value"]), where)
     console.print(table)
     console.print("by rule: " + ", ".join(f"{rule} {count}" for rule, count in report["rules"].items()))
@@ -76,7 +77,7 @@ def run(home: Path) -> None:
     check(result["output"], files)
     audit = json.loads(hive("audit", "verify", "--json", home=home, capture=True))
     if not audit["ok"]:
-        raise SystemExit(f"demo: the log does not verify: {audit['reason']} at position {audit['first_bad_position']}")
+        raise SystemExit(f"demo: the log does not verify: {audit['reason']}")
     console.print(
         f"{result['tasks']['total']} tasks, {EXECUTORS} executors, {result['attempts']} attempts, "
         f"{time.monotonic() - start:.1f} s, {audit['events']} events, log verified"
@@ -92,7 +93,8 @@ def main() -> None:
         run(home)
     except SystemExit:
         for log in sorted((home / "logs").glob("*.log")):
-            console.print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-5:], sep="\n", markup=False)
+            last = log.read_text(errors="replace").splitlines()[-5:]
+            console.print(f"--- {log.name}", *last, sep="\n", markup=False)
         raise
     except KeyboardInterrupt:
         sys.exit(130)

@@ -36,8 +36,8 @@ def holds(finding: dict, tree: ast.Module | None) -> bool:
     if tree is None:
         return False
     if finding["rule"] == "bare-except":
-        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
-        return finding["line"] in lines
+        handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+        return any(node.type is None and node.lineno == finding["line"] for node in handlers)
     name = finding["function"].rsplit(".", 1)[-1]
     for node in ast.walk(tree):
         if isinstance(node, DEFINITIONS) and node.name == name and node.lineno == finding["line"]:

@@ -35,9 +35,8 @@ def review(path: str, text: str) -> tuple[list[dict], int]:
             "deep-nesting": (measures.nesting(node), NESTING_MAX),
             "many-branches": (measures.branches(node), BRANCHES_MAX),
         }
-        for rule, (value, most) in measured.items():
-            if value > most:
-                findings.append(finding(path, node.lineno, name, rule, value))
+        over = {rule: value for rule, (value, most) in measured.items() if value > most}
+        findings += [finding(path, node.lineno, name, rule, value) for rule, value in over.items()]
         public = not any(part.startswith("_") for part in name.split("."))
         if public and ast.get_docstring(node) is None:
             findings.append(finding(path, node.lineno, name, "missing-docstring", 1))

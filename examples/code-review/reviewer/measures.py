@@ -41,7 +41,8 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or isinstance(child, (*FUNCTIONS, ast.ClassDef, ast.Lambda)):
                 continue
-            is_elif = isinstance(node, ast.If) and field == "orelse" and len(value) == 1 and isinstance(child, ast.If)
+            chained = isinstance(node, ast.If) and field == "orelse" and len(value) == 1
+            is_elif = chained and isinstance(child, ast.If)
             inner = depth + 1 if isinstance(child, NESTING) and not is_elif else depth
             deepest = max(deepest, nesting(child, inner))
     return deepest
