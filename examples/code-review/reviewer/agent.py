@@ -37,7 +37,7 @@ def review(path: str, text: str) -> tuple[list[dict], int]:
         }
         over = {rule: value for rule, (value, most) in measured.items() if value > most}
         findings += [finding(path, node.lineno, name, rule, value) for rule, value in over.items()]
-        public = not any(part.startswith("_") for part in name.split("."))
+        public = not any(part.startswith(("_", "test_")) for part in name.split("."))
         if public and ast.get_docstring(node) is None:
             findings.append(finding(path, node.lineno, name, "missing-docstring", 1))
     for node in ast.walk(tree):
