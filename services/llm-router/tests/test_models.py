@@ -157,12 +157,15 @@ async def test_the_view_goes_on_where_it_was_and_can_be_rebuilt(
         assert await models_once(config, channel, bool) == before
 
 
-async def test_an_event_it_does_not_know_stops_the_router(config: ServiceConfig, log: Log) -> None:
-    await log.append(new_id(), "ExecutorRegistered", SCHEMA + 1, b"{}")
+@pytest.mark.parametrize(("type_name", "schema"), [("ExecutorRegistered", SCHEMA + 1), ("ExecutorRevoked", SCHEMA)])
+async def test_an_event_it_does_not_know_stops_the_router(
+    config: ServiceConfig, log: Log, type_name: str, schema: int
+) -> None:
+    await log.append(new_id(), type_name, schema, b"{}")
     stop = Stop()
     await main(config, stop)
     assert stop.exit_code == 1
-    assert "ExecutorRegistered" in stop.reason
+    assert type_name in stop.reason
 
 
 async def test_limits_and_keys_are_checked(config: ServiceConfig) -> None:

@@ -238,7 +238,10 @@ async def test_erased_payload_reads_as_none(database: Database) -> None:
     assert genesis.type == "LogCreated"
 
 
-async def test_rare_types_are_found_without_reading_the_tasks(database: Database, new_append: NewAppend) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["filtered", "with unknown ones"])
+async def test_rare_types_are_found_without_reading_the_tasks(
+    database: Database, new_append: NewAppend, known: bool
+) -> None:
     async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
         slots = asyncio.Semaphore(64)
 
@@ -249,7 +252,7 @@ async def test_rare_types_are_found_without_reading_the_tasks(database: Database
         await asyncio.gather(*(one(number) for number in range(3000)))
     async with await connect(database.dsn) as conn:
         await conn.execute("ANALYZE log.events")
-        query = sql.SQL("EXPLAIN ") + _read_query(True, True, False, False, True)
-        parameters = {"after": 0, "types": ["AgentNoted"], "limit": 1000}
+        query = sql.SQL("EXPLAIN ") + _read_query(True, known, True, False, False, True)
+        parameters = {"after": 0, "types": ["AgentNoted"], "known": ["AgentNoted"], "limit": 1000}
         rows = await (await conn.execute(query, parameters)).fetchall()
     assert "events_rare" in str(rows)

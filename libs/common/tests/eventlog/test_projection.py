@@ -183,6 +183,25 @@ async def test_unknown_event_stops_the_projection_and_is_not_skipped(
 
 
 @pytest.mark.usefixtures("table")
+async def test_unknown_event_stops_a_projection_that_wants_other_types(
+    database: Database, new_append: NewAppend
+) -> None:
+    projection = Counts()
+    projection.types = ["AgentVersionPublished"]
+    async with (
+        await LogWriter.open(database.role_dsn("registry")) as writer,
+        LogReader(database.role_dsn("gateway")) as reader,
+    ):
+        for type_name in ("ExecutorUndrained", "AgentVersionPublished", "Mystery", "AgentVersionPublished"):
+            await writer.append(new_append(new_id(), 1, type_name))
+        runner = ProjectionRunner(database.role_dsn("gateway"), reader, projection, "gateway", batch_events=1)
+        with pytest.raises(UnknownEvent):
+            await runner.run()
+        assert runner.position == 3
+    assert await counts(database) == {"AgentVersionPublished": 1}
+
+
+@pytest.mark.usefixtures("table")
 async def test_projection_of_some_types_reaches_the_head_through_the_others(
     database: Database, new_append: NewAppend
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from hive_common.contracts.events import TYPES
 from hive_common.eventlog.connection import Connect, connector, is_lost
 from hive_common.eventlog.envelope import Stored
 from hive_common.eventlog.reader import BACKOFF_S, LogReader, Scan
@@ -39,7 +40,8 @@ class Projection(Protocol):
 
     Attributes:
         name: unique in the schema.
-        types: the types it wants, or None for all of them.
+        types: the types it wants, or None for all of them. Types that the catalogue of events does not have
+            come all the same: a filter may leave out what is known, and nothing else (law 11).
     """
 
     name: str
@@ -173,6 +175,7 @@ class ProjectionRunner:
             self._written,
             wake=self._wake,
             types=self._projection.types,
+            known=None if self._projection.types is None else (*TYPES, *self._projection.types),
             limit=self._batch_events,
             poll_s=self._poll_s,
         )

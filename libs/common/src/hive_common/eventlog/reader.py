@@ -81,6 +81,7 @@ class LogReader:
         limit: int = 1000,
         *,
         types: Sequence[str] | None = None,
+        known: Sequence[str] | None = None,
         streams: Sequence[str] | None = None,
         until: int | None = None,
         payloads: bool = True,
@@ -91,6 +92,8 @@ class LogReader:
             after: 0 for the beginning.
             limit: 1 to `READ_EVENTS_MAX`.
             types: only these.
+            known: with `types`: what is outside of this catalogue comes too, so that it can stop its reader
+                (law 11); where no type of a task or attempt is wanted, unknown ones of that name are left out.
             streams: only of these.
             until: no position beyond this one.
             payloads: False leaves them out (`payload` is None).
@@ -103,11 +106,14 @@ class LogReader:
         if not 0 < limit <= READ_EVENTS_MAX:
             raise InvalidArgument(f"limit {limit}: expected 1 to {READ_EVENTS_MAX}")
         rare = types is not None and not any(name.startswith(FREQUENT_PREFIXES) for name in types)
-        query = _read_query(types is not None, rare, streams is not None, until is not None, payloads)
+        query = _read_query(
+            types is not None, known is not None, rare, streams is not None, until is not None, payloads
+        )
         parameters = {
             "after": after,
             "limit": limit,
             "types": None if types is None else list(types),
+            "known": None if known is None else list(known),
             "streams": None if streams is None else list(streams),
             "until": until,
         }
@@ -115,12 +121,18 @@ class LogReader:
         return [stored_of(position, event, hash_, payload) for position, event, hash_, payload in rows]
 
     async def scan(
-        self, after: int, limit: int = 1000, *, types: Sequence[str] | None = None, payloads: bool = True
+        self,
+        after: int,
+        limit: int = 1000,
+        *,
+        types: Sequence[str] | None = None,
+        known: Sequence[str] | None = None,
+        payloads: bool = True,
     ) -> Scan:
         """Read like `read`, and say up to where the log was looked through, which may be past the last event."""
         # The head has to be known before: what commits in between is not looked at.
         head = None if types is None else await self.head()
-        events = await self.read(after, limit, types=types, until=head, payloads=payloads)
+        events = await self.read(after, limit, types=types, known=known, until=head, payloads=payloads)
         if len(events) == limit or head is None:
             return Scan(events, events[-1].position if events else after)
         return Scan(events, max(head, after))
@@ -153,6 +165,7 @@ class LogReader:
         *,
         wake: asyncio.Event | None = None,
         types: Sequence[str] | None = None,
+        known: Sequence[str] | None = None,
         limit: int = 1000,
         poll_s: float = 1.0,
     ) -> AsyncIterator[Scan]:
@@ -161,7 +174,7 @@ class LogReader:
             if wake is not None:
                 wake.clear()
             try:
-                scan = await self.scan(after, limit, types=types)
+                scan = await self.scan(after, limit, types=types, known=known)
             except Unavailable:
                 await asyncio.sleep(BACKOFF_S)
                 continue
@@ -206,7 +219,7 @@ async def _woken(wake: asyncio.Event | None, poll_s: float) -> None:
 
 
 @functools.cache
-def _read_query(types: bool, rare: bool, streams: bool, until: bool, payloads: bool) -> sql.Composed:
+def _read_query(types: bool, known: bool, rare: bool, streams: bool, until: bool, payloads: bool) -> sql.Composed:
     parts = [
         sql.SQL("SELECT e.position, e.event, e.hash,"),
         sql.SQL("p.payload FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position")
@@ -216,7 +229,9 @@ def _read_query(types: bool, rare: bool, streams: bool, until: bool, payloads: b
     ]
     if until:
         parts.append(sql.SQL("AND e.position <= %(until)s"))
-    if types:
+    if types and known:
+        parts.append(sql.SQL("AND (e.type = ANY(%(types)s) OR e.type <> ALL(%(known)s))"))
+    elif types:
         parts.append(sql.SQL("AND e.type = ANY(%(types)s)"))
     if rare:
         # Said in words of the index, or the planner could not know that it holds all of them.
