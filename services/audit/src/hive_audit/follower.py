@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 from hive_common.contracts.events import KIND_OF
 from hive_common.kernel.errors import HiveError, Unavailable
+from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG
 from prometheus_client import Gauge
 from psycopg import AsyncConnection
 
@@ -28,8 +29,6 @@ OTHER_KIND: Final = "other"
 """Types of extensions, which are verified like all others but not known here."""
 
 POSITION = Gauge("hive_audit_position", "Last position that was verified")
-LOG_HEAD = Gauge("hive_log_head", "Last position of the log")
-LAG = Gauge("hive_projection_lag", "Positions behind the head of the log", ["projection"])
 BROKEN = Gauge("hive_audit_broken", "1 when the log does not verify")
 EVENTS = Gauge("hive_audit_events", "Events verified, by kind", ["kind"])
 
@@ -151,7 +150,7 @@ class Follower:
         self.head, self.position = head, verifier.position
         POSITION.set(self.position)
         LOG_HEAD.set(head)
-        LAG.labels("audit").set(max(0, head - self.position))
+        PROJECTION_LAG.labels("audit").set(max(0, head - self.position))
         for kind, events in self.counts.items():
             EVENTS.labels(kind).set(events)
 

@@ -9,8 +9,7 @@ from hive_common.artifacts import manifest as manifests
 from hive_common.contracts import events
 from hive_common.contracts.events import AgentRef, Capabilities
 from hive_common.eventlog.log import LogReader, Stored
-
-from hive_scheduler.metrics import LOG_HEAD
+from hive_common.ops.telemetry import LOG_HEAD
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from hive_common.eventlog.projection import ProjectionRunner, create_projection_
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from psycopg import AsyncConnection
@@ -49,9 +50,30 @@ log = logging.getLogger(__name__)
 SCHEMA = "scheduler"
 TICK_S = 0.1
 MEASURE_S = 1.0
+VIEWS_DELAY_S = 0.025
+"""How long the views let events gather while nobody waits for them: a batch costs about the same, small or big."""
+CATALOGUE_DELAY_S = 0.1
+"""The same for executors and agents; who names an unknown one makes it look at once."""
 
 _PULLS = "hive.exec.*.pull"
 _REPORTS = "hive.exec.*.report"
+
+
+class _Later:
+    """Sets an event a moment after the first call, so that what comes close together is one wake-up."""
+
+    def __init__(self, event: asyncio.Event, delay_s: float) -> None:
+        self._event = event
+        self._delay_s = delay_s
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> None:
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(self._delay_s, self._set)
+
+    def _set(self) -> None:
+        self._handle = None
+        self._event.set()
 
 
 async def prepare_database(dsn: str) -> None:
@@ -107,9 +129,11 @@ class Leader:
         self.submissions = Submissions(
             self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner
         )
-        self._views_wake = asyncio.Event()
+        self.views_wake = asyncio.Event()
+        self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
+        self._catalogue_later = _Later(self.catalogue.wake, CATALOGUE_DELAY_S)
         self._views_reader = LogReader(dsn)
-        self.views = ProjectionRunner(dsn, self._views_reader, JobsProjection(), SCHEMA, wake=self._views_wake)
+        self.views = ProjectionRunner(dsn, self._views_reader, JobsProjection(), SCHEMA, wake=self.views_wake)
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Any] = []
         self._writer: LogWriter | None = None
@@ -178,7 +202,7 @@ class Leader:
 
     def _committed(self, batch: list[Committed]) -> None:
         self.hub.publish(batch)
-        self._views_wake.set()
+        self._views_later()
 
     def _executor_changed(self, executor: str) -> None:
         self.dispatcher.executor_changed(executor)
@@ -188,8 +212,8 @@ class Leader:
             await self._client.publish(HEAD_SUBJECT, msgspec.json.encode(HeadHint(position=position)))
 
     async def _on_head(self, message: Msg) -> None:
-        self.catalogue.wake.set()
-        self._views_wake.set()
+        self._catalogue_later()
+        self._views_later()
 
     async def _watch_writer(self, writer: LogWriter) -> None:
         await writer.failed.wait()
@@ -215,8 +239,8 @@ class Leader:
         for name, count in totals.items():
             metrics.TASKS.labels(name).set(count)
         metrics.JOBS_OPEN.set(len(self.engine.jobs))
-        metrics.PROJECTION_LAG.labels("jobs").set(self.views.lag)
-        metrics.LOG_HEAD.set(max(self.engine.committer.position, self.views.head))
+        PROJECTION_LAG.labels("jobs").set(self.views.lag)
+        LOG_HEAD.set(max(self.engine.committer.position, self.views.head))
 
 
 def _pull_error(error: BaseException) -> PullReply:

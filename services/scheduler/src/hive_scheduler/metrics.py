@@ -17,6 +17,4 @@ APPEND_SECONDS = Histogram(
     "Time to commit a batch of decisions",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
-LOG_HEAD = Gauge("hive_log_head", "Highest position of the log that was seen")
-PROJECTION_LAG = Gauge("hive_projection_lag", "Positions by which a view is behind the log", ["projection"])
 LEADER = Gauge("hive_leader", "1 while this process leads, 0 while it stands by")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from hive_common.kernel.clock import iso
 
@@ -17,10 +17,15 @@ Check = Callable[[], str | None]
 REQUESTS = Counter("hive_requests_total", "Calls handled, by method and code of the answer", ["method", "code"])
 DURATION = Histogram(
     "hive_request_duration_seconds",
-    "Time to answer a call",
+    "Time to answer a call; of a stream, to its first message",
     ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+IN_FLIGHT = Gauge("hive_requests_in_flight", "Calls that are being handled; open streams and long polls are such")
+
+LOG_HEAD = Gauge("hive_log_head", "The last position of the log that this process has seen")
+PROJECTION_POSITION = Gauge("hive_projection_position", "The log is projected up to here", ["projection"])
+PROJECTION_LAG = Gauge("hive_projection_lag_events", "Positions the view is behind the head", ["projection"])
 
 
 class _JsonFormatter(logging.Formatter):
