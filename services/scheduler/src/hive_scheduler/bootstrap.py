@@ -143,6 +143,8 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
                 leader.reader,
                 leader.hub,
                 leader.fleet,
+                leader.catalogue,
+                leader.views_wake,
             ),
             rpc.server,
         )

@@ -38,7 +38,9 @@ R = TypeVar("R")
 CHUNK_BYTES_MAX: Final = 4 * MIB
 """Payload bytes that one job decides between two commits."""
 ENDED_JOBS_MAX: Final = 1_000
-"""Jobs that have ended and stay in memory, for reports that come late and keys that are used again."""
+ENDED_TASKS_MAX: Final = 200_000
+"""Jobs that have ended, and their tasks, which stay in memory for reports that come late; older ones are read
+from the log."""
 FETCH_BACKOFF_S: Final = 0.5
 
 ACTOR: Final = "scheduler"
@@ -81,6 +83,7 @@ class Engine:
         self.jobs: dict[str, JobState] = {}
         self.ended: OrderedDict[str, JobState] = OrderedDict()
         self.task_jobs: dict[str, str] = {}
+        self._ended_tasks = 0
         self.queue = ReadyQueue()
         self.committer: Committer
         self.listener: Listener
@@ -308,9 +311,12 @@ class Engine:
             return
         del self.jobs[job.id]
         self._loaded.pop(job.id, None)
+        jobs.forget_values(job)
         self.ended[job.id] = job
-        while len(self.ended) > ENDED_JOBS_MAX:
+        self._ended_tasks += len(job.tasks)
+        while len(self.ended) > ENDED_JOBS_MAX or (self._ended_tasks > ENDED_TASKS_MAX and len(self.ended) > 1):
             _, dropped = self.ended.popitem(last=False)
+            self._ended_tasks -= len(dropped.tasks)
             for task_id in dropped.tasks:
                 self.task_jobs.pop(task_id, None)
 

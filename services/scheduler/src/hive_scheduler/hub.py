@@ -1,13 +1,18 @@
 """Committed events of jobs, handed to those who watch them without another look at the database."""
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import Final
 
 from hive_scheduler.commits import Committed
 
 BUFFER_EVENTS_MAX: Final = 5_000
 """A watcher that falls further behind reads the log again instead."""
+
+
+RECENT_EVENTS_MAX: Final = 20_000
+RECENT_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Latest events that are kept: a job that has just begun is watched without a look at the database."""
 
 
 class Subscription:
@@ -41,19 +46,43 @@ class Subscription:
 
 
 class Hub:
-    """Fan-out of committed events to watchers, by job."""
+    """Fan-out of committed events to watchers, by job, and the latest events for those who begin to watch."""
 
     def __init__(self) -> None:
         self._watchers: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._recent: dict[str, deque[Committed]] = {}
+        self._order: deque[Committed] = deque()
+        self._recent_bytes = 0
         self.position = 0
 
     def publish(self, batch: list[Committed]) -> None:
         """Hand out events; called in order of position."""
         self.position = batch[-1].position
+        self._remember(batch)
         if self._watchers:
             for committed in batch:
                 for watcher in self._watchers.get(committed.event.correlation, ()):
                     watcher.put(committed)
+
+    def recent(self, job_id: str) -> list[Committed] | None:
+        """Return every event of a job so far, or None where some of them are not at hand."""
+        found = self._recent.get(job_id)
+        if found is None or found[0].event.type != "JobSubmitted":
+            return None
+        return list(found)
+
+    def _remember(self, batch: list[Committed]) -> None:
+        for committed in batch:
+            self._recent.setdefault(committed.event.correlation, deque()).append(committed)
+            self._order.append(committed)
+            self._recent_bytes += len(committed.event.payload)
+        while len(self._order) > RECENT_EVENTS_MAX or self._recent_bytes > RECENT_BYTES_MAX:
+            oldest = self._order.popleft()
+            self._recent_bytes -= len(oldest.event.payload)
+            job_id = oldest.event.correlation
+            self._recent[job_id].popleft()
+            if not self._recent[job_id]:
+                del self._recent[job_id]
 
     def subscribe(self, job_id: str) -> Subscription:
         """Return a subscription to what is committed from now on."""

@@ -1,5 +1,6 @@
 """The scheduler's gRPC services: Jobs, and Presence for the registry."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from hive_common.kernel.ids import is_id
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
+from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.commits import Committed
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
@@ -40,6 +42,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         reader: LogReader,
         hub: Hub,
         fleet: Fleet,
+        catalogue: Catalogue,
+        views_wake: asyncio.Event,
     ) -> None:
         self._engine = engine
         self._submissions = submissions
@@ -48,6 +52,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         self._reader = reader
         self._hub = hub
         self._fleet = fleet
+        self._catalogue = catalogue
+        self._views_wake = views_wake
 
     async def Submit(self, request: jobs_pb2.SubmitRequest, context: Any) -> jobs_pb2.SubmitResponse:
         """Commit a job and answer."""
@@ -69,7 +75,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Get(self, request: jobs_pb2.GetRequest, context: Any) -> jobs_pb2.Job:
         """Return one job from the view, which has seen `min_position`."""
-        await self._views.wait_for(max(request.min_position, 0))
+        await self._seen(max(request.min_position, 0))
         position = self._views.position
         row = await self._row(request.job_id)
         steps = await self._queries.steps([request.job_id])
@@ -131,11 +137,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             raise NotFound(f"there is no task {request.task_id[:80]}", task=request.task_id[:80])
         found = self._engine.find_task(request.task_id)
         if found is not None:
+            await self._catalogue.catch_up()
             state: str = found[1].status
             need = self._engine.need_of(*found)
             candidates = [msgspec.to_builtins(one) for one in self._fleet.explain(need)]
         else:
-            await self._views.wait_for(stored[-1].position)
+            await self._seen(stored[-1].position)
             state = (await self._queries.task(request.task_id))["state"]
             candidates = []
         explanation = {
@@ -149,18 +156,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvent]:
         """Send the events of a job and its tasks: what is committed, then what comes, until the job has ended."""
         position = max(request.from_position, 0)
-        known = self._engine.find_job(request.job_id) is not None
         while True:
             subscription = self._hub.subscribe(request.job_id)
             try:
-                await self._views.wait_for(subscription.position)
-                if not known:
-                    await self._queries.job(request.job_id)
-                    known = True
-                while page := await self._queries.history(request.job_id, position):
-                    for stored in page:
-                        position = stored.position
-                        yield _stored_event(stored)
+                async for event in self._past(request.job_id, position, subscription):
+                    position = event.position
+                    yield event
                 if request.history_only or await self._ended_by(request.job_id, position):
                     return
                 async for committed in _live(subscription, position):
@@ -173,6 +174,29 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             finally:
                 self._hub.unsubscribe(request.job_id, subscription)
 
+    async def _past(
+        self, job_id: str, position: int, subscription: Subscription
+    ) -> AsyncIterator[jobs_pb2.JobEvent]:
+        """Yield what had been committed after `position` when the subscription began."""
+        recent = self._hub.recent(job_id)
+        if recent is not None:
+            for committed in recent:
+                if position < committed.position:
+                    yield _live_event(committed)
+            return
+        await self._seen(subscription.position)
+        await self._row(job_id)
+        while page := await self._queries.history(job_id, position):
+            for stored in page:
+                position = stored.position
+                yield _stored_event(stored)
+
+    async def _seen(self, position: int) -> None:
+        """Wait until the views have seen a position of the log."""
+        if self._views.position < position:
+            self._views_wake.set()
+            await self._views.wait_for(position)
+
     async def _row(self, job_id: str) -> Row:
         """Return a job's row, waiting for the view where the job is newer than it. Raises `NotFound`."""
         try:
@@ -181,11 +205,16 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             if self._engine.find_job(job_id) is None:
                 raise
         await self._engine.committer.settled()
-        await self._views.wait_for(self._hub.position)
+        await self._seen(self._hub.position)
         return await self._queries.job(job_id)
 
     async def _ended_by(self, job_id: str, position: int) -> bool:
-        row = await self._queries.job(job_id)
+        """Whether the job's end was committed at or before `position`, so that nothing more is to be sent."""
+        recent = self._hub.recent(job_id)
+        if recent is not None:
+            ends = (committed.position for committed in recent if committed.event.type in events.JOB_TERMINAL)
+            return any(end <= position for end in ends)
+        row = await self._row(job_id)
         ended: int = row["ended_position"]
         return 0 < ended <= position
 

@@ -367,6 +367,14 @@ def _evolve_job(job: JobState, event: Event) -> None:
     job.version += 1
 
 
+def forget_values(job: JobState) -> None:
+    """Drop the outputs of a job that has ended: only who held which attempt is of interest from here on."""
+    for task in job.tasks.values():
+        task.outputs.clear()
+    for state in job.steps.values():
+        state.items = state.scope = None
+
+
 def snapshot(job: JobState) -> dict[str, Any]:
     """Return what the log determines of a job, for comparing a recovered state with a replayed one."""
     return {

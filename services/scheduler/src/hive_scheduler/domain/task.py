@@ -375,6 +375,7 @@ def _count(task: TaskState, code: str) -> None:
 
 
 def _end_live(task: TaskState) -> None:
+    task.input = None  # nobody asks for it any more, and a fork may have a hundred thousand of them
     for attempt in task.attempts.values():
         if attempt.status in LIVE:
             attempt.status = "cancelled"
