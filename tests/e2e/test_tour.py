@@ -10,8 +10,25 @@ import psutil
 import pytest
 import yaml
 from hive_common.testing.installation import Installation, assert_exactly_once
+from prometheus_client.parser import text_string_to_metric_families
 
 RUN_KEYS = {"job_id", "state", "output", "tasks", "attempts", "duration_ms"}
+CALLS = {"hive_requests", "hive_request_duration_seconds", "hive_requests_in_flight"}
+LOG = {"hive_log_head", "hive_projection_lag_events"}
+MEASURED = {
+    "registry": {*CALLS, *LOG, "hive_append_queue_events"},
+    "scheduler": {*CALLS, *LOG, "hive_queue_depth", "hive_pulls_pending", "hive_attempts_live"},
+    "router": {*CALLS, *LOG},
+    "audit": {*CALLS, *LOG, "hive_audit_position", "hive_audit_broken", "hive_relay_position"},
+    "gateway": {*CALLS, "hive_gateway_streams", "hive_gateway_peer_up"},
+    "executor": {
+        "hive_executor_attempts",
+        "hive_executor_attempt_duration_seconds",
+        "hive_executor_attempts_held",
+        "hive_executor_spool_reports",
+    },
+}
+"""Rate and errors (calls by code), duration, queues, head and lag, as far as a process has them."""
 PROCESSES = {"postgres", "nats", "registry", "scheduler", "router", "audit", "gateway", "executor-1", "executor-2"}
 
 
@@ -167,7 +184,11 @@ def test_prometheus_finds_every_process(hive_home: Installation) -> None:
     }
     assert set(targets) == PROCESSES - {"postgres", "nats"}
     for name, target in targets.items():
-        assert "hive_" in httpx.get(f"http://{target}/metrics", trust_env=False).text, name
+        text = httpx.get(f"http://{target}/metrics", trust_env=False).text
+        families = {family.name for family in text_string_to_metric_families(text)}
+        assert MEASURED["executor" if name.startswith("executor") else name] <= families, name
+        ready = httpx.get(f"http://{target}/readyz", trust_env=False)
+        assert (ready.status_code, ready.json()["problems"]) == (200, {}), name
 
 
 @pytest.mark.parametrize(

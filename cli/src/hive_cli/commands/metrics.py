@@ -10,11 +10,11 @@ from hive_cli.supervisor.names import ops_port
 
 SHOWN = {
     "hive_log_head": "head",
-    "hive_projection_lag": "lag",
     "hive_projection_lag_events": "lag",
     "hive_jobs_open": "open jobs",
-    "hive_tasks_ready": "ready tasks",
+    "hive_queue_depth": "waiting tasks",
     "hive_attempts_live": "live attempts",
+    "hive_append_queue_events": "queued events",
     "hive_executor_slots_busy": "busy slots",
     "hive_executor_spool_reports": "spooled",
     "hive_requests_total": "calls",

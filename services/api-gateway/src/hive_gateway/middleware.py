@@ -3,7 +3,7 @@
 import time
 
 from hive_common.kernel.errors import HiveError, PermissionDenied
-from hive_common.ops.telemetry import DURATION, REQUESTS
+from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -64,7 +64,8 @@ class Measured:
             await send(message)
 
         try:
-            await self._app(scope, receive, measure)
+            with IN_FLIGHT.track_inprogress():
+                await self._app(scope, receive, measure)
         finally:
             if not answered:
                 REQUESTS.labels(route_of(scope), str(CLIENT_CLOSED)).inc()

@@ -11,7 +11,7 @@ from hive_common.bus.heads import head_announcer, wake_on_head
 from hive_common.bus.nats import connect, respond
 from hive_common.contracts.messages import HelloRequest, hello_subject
 from hive_common.eventlog.log import LogReader, LogWriter
-from hive_common.eventlog.observed import observe_projection
+from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.kernel.clock import SystemClock
 from hive_common.ops.config import ServiceConfig, read_secret
@@ -72,6 +72,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         background(runner.run(), "projection")
         writer = await eventually(lambda: LogWriter.open(dsn, on_head=head_announcer(client, wake)), "the log")
         stack.push_async_callback(writer.close)
+        observe_writer(writer)
 
         heads = await stack.enter_async_context(LogReader(dsn))
         log = LogAccess(writer, heads, runner, clock, config.owner, config.ns)

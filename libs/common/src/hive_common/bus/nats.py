@@ -19,7 +19,7 @@ from nats.aio.subscription import Subscription
 from hive_common.contracts.messages import Message, inbox_prefix
 from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, Unavailable, body_of
 from hive_common.ops.config import NatsConfig, read_secret
-from hive_common.ops.telemetry import DURATION, REQUESTS
+from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 
 log = logging.getLogger(__name__)
 Q = TypeVar("Q", bound=Message)
@@ -126,7 +126,8 @@ async def respond(
                 body = decoder.decode(message.data)
             except msgspec.DecodeError as error:
                 raise InvalidArgument(f"{message.subject}: {error}") from error
-            reply = await handler(executor, body)
+            with IN_FLIGHT.track_inprogress():
+                reply = await handler(executor, body)
         except asyncio.CancelledError:
             raise
         except Exception as error:

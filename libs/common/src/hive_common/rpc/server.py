@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hive_common.kernel.errors import HiveError, Unauthenticated, body_of
-from hive_common.ops.telemetry import DURATION, REQUESTS
+from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from hive_common.rpc.errors import abort
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             start = time.perf_counter()
             try:
                 self._authorise(method, metadata)
-                response = await inner(request, context)
+                with IN_FLIGHT.track_inprogress():
+                    response = await inner(request, context)
             except Exception as error:  # noqa: BLE001 - the one place where errors become statuses
                 return await self._fail(method, context, error)
             finally:
@@ -98,12 +99,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, metadata: Any, inner: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            start = time.perf_counter()
+            answered = False
             try:
                 self._authorise(method, metadata)
-                async for response in inner(request, context):
-                    yield response
+                with IN_FLIGHT.track_inprogress():
+                    async for response in inner(request, context):
+                        if not answered:
+                            answered = True
+                            DURATION.labels(method).observe(time.perf_counter() - start)
+                        yield response
             except Exception as error:  # noqa: BLE001 - the one place where errors become statuses
                 await self._fail(method, context, error)
+            finally:
+                if not answered:
+                    DURATION.labels(method).observe(time.perf_counter() - start)
             REQUESTS.labels(method, "ok").inc()
 
         return call
