@@ -1,8 +1,10 @@
 from itertools import count
 from typing import Any
 
+import pytest
 from hive_cli.api import parse_events
 from hive_cli.commands.tracking import Tracker
+from hive_common.kernel.errors import UnknownEvent
 
 _positions = count(10)
 
@@ -47,9 +49,14 @@ def test_executors_are_counted_by_what_they_run() -> None:
     assert tracker.counts() == {"active": 2, "ready": 1}
 
 
-def test_erased_payloads_and_unknown_events_do_not_stop_the_view() -> None:
-    tracker = tracked(event("j", "JobSubmitted"), event("t", "SomethingNew"), event("j", "JobCancelled"))
+def test_an_erased_payload_does_not_stop_the_view() -> None:
+    tracker = tracked(event("j", "JobSubmitted"), event("j", "JobCancelled"))
     assert tracker.ended == "JobCancelled"
+
+
+def test_an_event_it_does_not_know_stops_the_view() -> None:
+    with pytest.raises(UnknownEvent, match="SomethingNew"):
+        tracked(event("j", "JobSubmitted"), event("t", "SomethingNew"), event("j", "JobCancelled"))
 
 
 def test_server_sent_events_are_taken_apart() -> None:

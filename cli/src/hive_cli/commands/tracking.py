@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hive_common.contracts.events import JOB_TERMINAL
+from hive_common.contracts.events import JOB_TERMINAL, KIND_OF
+from hive_common.kernel.errors import UnknownEvent
 
 TASK_STATES = ("blocked", "ready", "active", "succeeded", "failed", "cancelled")
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
@@ -52,8 +53,16 @@ class Tracker:
     started_us: int = 0
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Take in one event of the job, as the gateway's stream gives it."""
+        """Take in one event of the job, as the gateway's stream gives it.
+
+        Raises:
+            UnknownEvent: of a type that this version does not know: what it would show could be wrong (law 11).
+        """
         kind, data = event["type"], event["data"] or {}
+        if kind not in KIND_OF:
+            raise UnknownEvent(
+                f"position {event['position']}: this version of `hive` does not know the event {kind}", type=kind
+            )
         self.position = event["position"]
         self.started_us = self.started_us or event["ts_us"]
         if kind in JOB_TERMINAL:
