@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 
@@ -45,12 +45,16 @@ class Gate:
                 self._running -= 1
                 self._used_bytes -= memory_bytes
             else:
-                self._waiting.remove(waiter)
+                # Whoever left in the same tick may have taken it off the queue already.
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
             self._let_in()
 
     def _let_in(self) -> None:
         while self._waiting and self._fits(self._waiting[0].memory_bytes):
             waiter = self._waiting.popleft()
+            if waiter.admitted.cancelled():
+                continue
             self._running += 1
             self._used_bytes += waiter.memory_bytes
             waiter.admitted.set_result(None)

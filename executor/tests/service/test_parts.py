@@ -74,6 +74,25 @@ async def test_a_guest_that_is_cancelled_while_it_waits_takes_no_slot():
     assert gate.running == 0
 
 
+async def test_guests_that_run_and_wait_may_all_be_cancelled_at_once():
+    """As when a job is cancelled: the one that leaves must not let in one that has just been cancelled."""
+    gate = Gate(1, 100)
+    guests = [asyncio.create_task(_stay(gate)) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert gate.running == 1
+    for guest in guests:
+        guest.cancel()
+    ended = await asyncio.gather(*guests, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended), ended
+    await asyncio.wait_for(_enter(gate), 1)
+    assert gate.running == 0
+
+
+async def _stay(gate):
+    async with gate.admitted(1):
+        await asyncio.Event().wait()
+
+
 async def _enter(gate):
     async with gate.admitted(1):
         pass
