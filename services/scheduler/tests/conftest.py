@@ -58,9 +58,12 @@ class Control:
         if wait:
             await self.ready()
 
+    def assert_alive(self) -> None:
+        assert self._task is None or not self._task.done(), self._task.exception()
+
     async def ready(self) -> None:
         while True:
-            assert self._task is None or not self._task.done(), self._task.exception()
+            self.assert_alive()
             with contextlib.suppress(HiveError):
                 await call(self.jobs.List(jobs_pb2.ListRequest(limit=1), metadata=bearer(KEY), timeout=2))
                 return
@@ -117,6 +120,10 @@ class ControlProcess(Control):
             self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
         if wait:
             await self.ready()
+
+    def assert_alive(self) -> None:
+        assert self.process is not None
+        assert self.process.returncode is None, self.file.with_suffix(".log").read_text()[-2000:]
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -191,6 +198,7 @@ class FakeExecutor:
         self.reporting = True
         self._wake = asyncio.Event()
         self._freed = asyncio.Event()
+        self._new_leader = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -228,7 +236,12 @@ class FakeExecutor:
         request = ReportRequest(session=self.session, reports=reports)
         return await bus.request(self.client, messages.report_subject(self.id), request, ReportReply, 5.0)
 
+    async def _on_leader(self, message: Any) -> None:
+        self._freed.set()
+        self._new_leader.set()
+
     async def _pull_loop(self) -> None:
+        await self.client.subscribe(messages.LEADER_SUBJECT, cb=self._on_leader)
         while not self.superseded:
             reply = await self._pull_until_slots_are_free()
             if reply is None:
@@ -251,10 +264,10 @@ class FakeExecutor:
             request = self.pull_request()
             self._freed.clear()
             pull = asyncio.create_task(self.pull(request))
-            freed = asyncio.create_task(self._freed.wait())
+            freed = asyncio.create_task((self._new_leader if request.slots_free else self._freed).wait())
+            self._new_leader.clear()
             try:
-                waited = {pull} if request.slots_free else {pull, freed}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({pull, freed}, return_when=asyncio.FIRST_COMPLETED)
                 if pull.done():
                     return pull.result()
             except HiveError:

@@ -116,7 +116,7 @@ class Leader:
         self._stop = stop
         self.epoch = epoch
         self.reader = LogReader(dsn)
-        self.queries = Queries(dsn)
+        self.queries = Queries(dsn, ns)
         self.hub = Hub()
         self.fleet = Fleet()
         self.specs = Specs()

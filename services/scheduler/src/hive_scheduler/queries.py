@@ -1,4 +1,4 @@
-"""Reads of the views, for the gRPC API. Every query is bounded by a key or a LIMIT."""
+"""Reads of the views of one namespace, for the gRPC API. Every query is bounded by a key or a LIMIT."""
 
 from typing import Any, Final, NamedTuple
 
@@ -16,18 +16,21 @@ from hive_scheduler.domain.task import STATUSES
 PAGE_EVENTS: Final = 1_000
 TIMEOUT_S: Final = 10.0
 
-_JOB: Final = "SELECT * FROM scheduler.jobs WHERE job_id = %(job)s"
+_JOB: Final = "SELECT * FROM scheduler.jobs WHERE ns = %(ns)s AND job_id = %(job)s"
 _JOBS: Final = """
 SELECT * FROM scheduler.jobs
- WHERE submitted_position < %(before)s AND (%(state)s = '' OR state = %(state)s)
+ WHERE ns = %(ns)s AND submitted_position < %(before)s AND (%(state)s = '' OR state = %(state)s)
  ORDER BY submitted_position DESC LIMIT %(limit)s
 """
-_POSITION_OF: Final = "SELECT submitted_position FROM scheduler.jobs WHERE job_id = %(job)s"
-_STEPS: Final = "SELECT * FROM scheduler.steps WHERE job_id = ANY(%(jobs)s) ORDER BY first_position LIMIT 1000000"
-_TASK: Final = "SELECT * FROM scheduler.tasks WHERE task_id = %(task)s"
+_POSITION_OF: Final = "SELECT submitted_position FROM scheduler.jobs WHERE ns = %(ns)s AND job_id = %(job)s"
+_STEPS: Final = """
+SELECT * FROM scheduler.steps
+ WHERE ns = %(ns)s AND job_id = ANY(%(jobs)s) ORDER BY first_position LIMIT 1000000
+"""
+_TASK: Final = "SELECT * FROM scheduler.tasks WHERE ns = %(ns)s AND task_id = %(task)s"
 _TASKS: Final = """
 SELECT * FROM scheduler.tasks
- WHERE job_id = %(job)s AND created_position > %(after)s AND (%(state)s = '' OR state = %(state)s)
+ WHERE ns = %(ns)s AND job_id = %(job)s AND created_position > %(after)s AND (%(state)s = '' OR state = %(state)s)
    AND (NOT %(reported)s OR report_positions <> '{}')
  ORDER BY created_position LIMIT %(limit)s
 """
@@ -38,7 +41,7 @@ SELECT e.position, e.type, p.payload FROM log.events e LEFT JOIN log.payloads p 
 _HISTORY: Final = """
 SELECT e.position, e.event, e.hash, p.payload
   FROM (SELECT position FROM scheduler.job_positions, unnest(positions) AS position
-         WHERE job_id = %(job)s AND last_position > %(after)s AND position > %(after)s
+         WHERE ns = %(ns)s AND job_id = %(job)s AND last_position > %(after)s AND position > %(after)s
          ORDER BY position LIMIT %(limit)s) AS wanted
   JOIN log.events e ON e.position = wanted.position
   LEFT JOIN log.payloads p ON p.position = wanted.position
@@ -57,9 +60,15 @@ class AttemptLog(NamedTuple):
 
 
 class Queries:
-    """Reads views and what they point to in the log, over a few connections."""
+    """Reads views and what they point to in the log, over a few connections.
 
-    def __init__(self, dsn: str) -> None:
+    Args:
+        dsn: of the scheduler's role.
+        ns: the namespace.
+    """
+
+    def __init__(self, dsn: str, ns: str) -> None:
+        self._ns = ns
         self._pool = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -149,7 +158,7 @@ class Queries:
     async def _dicts(self, query: str, parameters: Row) -> list[Row]:
         try:
             async with self._pool.connection() as conn, conn.cursor(row_factory=dict_row) as cursor:
-                await cursor.execute(query, parameters)
+                await cursor.execute(query, {"ns": self._ns, **parameters})
                 return await cursor.fetchall()
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable(f"the views cannot be read: {error}") from error
@@ -157,7 +166,7 @@ class Queries:
     async def _tuples(self, query: str, parameters: Row) -> list[TupleRow]:
         try:
             async with self._pool.connection() as conn, conn.cursor(binary=True) as cursor:
-                await cursor.execute(query, parameters)
+                await cursor.execute(query, {"ns": self._ns, **parameters})
                 return await cursor.fetchall()
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable(f"the views cannot be read: {error}") from error

@@ -24,12 +24,13 @@ OPEN_JOBS_PAGE: Final = 500
 
 _POSITION = "SELECT position FROM scheduler.projections WHERE name = 'jobs'"
 _OPEN = """
-SELECT job_id, submitted_position FROM scheduler.jobs
+SELECT ns, job_id, submitted_position FROM scheduler.jobs
  WHERE ended_us = 0 AND submitted_position > %s ORDER BY submitted_position LIMIT %s
 """
 _POSITIONS = """
 SELECT position FROM scheduler.job_positions, unnest(positions) AS position
- WHERE job_id = ANY(%s) AND position > %s ORDER BY position LIMIT %s
+ WHERE (ns, job_id) IN (SELECT * FROM unnest(%s::text[], %s::text[])) AND position > %s
+ ORDER BY position LIMIT %s
 """
 _EVENTS = """
 SELECT e.position, e.event, e.hash, p.payload
@@ -111,14 +112,14 @@ async def _load_open(conn: AsyncConnection[Any], fold: Fold) -> None:
         page = await (await conn.execute(_OPEN, (after, OPEN_JOBS_PAGE))).fetchall()
         if not page:
             return
-        after = page[-1][1]
-        await _load_events(conn, fold, [job_id for job_id, _ in page])
+        after = page[-1][2]
+        await _load_events(conn, fold, [ns for ns, _, _ in page], [job_id for _, job_id, _ in page])
 
 
-async def _load_events(conn: AsyncConnection[Any], fold: Fold, job_ids: list[str]) -> None:
+async def _load_events(conn: AsyncConnection[Any], fold: Fold, namespaces: list[str], job_ids: list[str]) -> None:
     after = 0
     while True:
-        rows = await (await conn.execute(_POSITIONS, (job_ids, after, PAGE_EVENTS))).fetchall()
+        rows = await (await conn.execute(_POSITIONS, (namespaces, job_ids, after, PAGE_EVENTS))).fetchall()
         if not rows:
             return
         positions = [position for (position,) in rows]

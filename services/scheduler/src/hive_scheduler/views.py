@@ -20,6 +20,8 @@ CACHE_ROWS_MAX: Final = 50_000
 """Rows of tasks that have not ended, kept so that they need not be read back for each event."""
 
 _TASK_COLUMNS: Final = (
+    ("ns", "text"),
+    ("owner", "text"),
     ("task_id", "text"),
     ("job_id", "text"),
     ("step", "text"),
@@ -72,9 +74,12 @@ _sources = ", ".join(
 _UPSERT_TASKS: Final = (
     f"INSERT INTO scheduler.tasks ({_names}) SELECT {_sources}"  # noqa: S608
     f" FROM unnest({_unnest(_TASK_COLUMNS)}) AS n ({_names})"
-    " ON CONFLICT (task_id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _TASK_CHANGES)
+    " ON CONFLICT (ns, task_id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _TASK_CHANGES)
 )
-_SELECT_TASKS: Final = f"SELECT {_names} FROM scheduler.tasks WHERE task_id = ANY(%s)"  # noqa: S608
+_SELECT_TASKS: Final = (
+    f"SELECT {_names} FROM scheduler.tasks"  # noqa: S608
+    " WHERE (ns, task_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+)
 _job_names = ", ".join(name for name, _ in _JOB_COLUMNS)
 _INSERT_JOBS: Final = f"INSERT INTO scheduler.jobs ({_job_names}) SELECT * FROM unnest({_unnest(_JOB_COLUMNS)})"  # noqa: S608
 _CHANGE_JOBS: Final = """
@@ -82,28 +87,30 @@ UPDATE scheduler.jobs AS j
    SET state = coalesce(n.state, j.state), attempts = j.attempts + n.attempts, ended_us = n.ended_us,
        ended_position = n.ended_position, error_code = n.error_code, error_message = n.error_message,
        error_task = n.error_task
-  FROM unnest(%s::text[], %s::text[], %s::integer[], %s::bigint[], %s::bigint[], %s::text[], %s::text[],
-              %s::text[])
-       AS n (job_id, state, attempts, ended_us, ended_position, error_code, error_message, error_task)
- WHERE j.job_id = n.job_id
+  FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[], %s::bigint[], %s::bigint[], %s::text[],
+              %s::text[], %s::text[])
+       AS n (ns, job_id, state, attempts, ended_us, ended_position, error_code, error_message, error_task)
+ WHERE j.ns = n.ns AND j.job_id = n.job_id
 """
 _CHANGE_STEPS: Final = (
-    f"INSERT INTO scheduler.steps AS s (job_id, step, agent, first_position, {', '.join(STATUSES)})"  # noqa: S608
-    f" SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], {', '.join(['%s::integer[]'] * 6)})"
-    " ON CONFLICT (job_id, step) DO UPDATE SET "
+    f"INSERT INTO scheduler.steps AS s (ns, job_id, step, owner, agent, first_position, {', '.join(STATUSES)})"  # noqa: S608
+    f" SELECT * FROM unnest({', '.join(['%s::text[]'] * 5)}, %s::bigint[], {', '.join(['%s::integer[]'] * 6)})"
+    " ON CONFLICT (ns, job_id, step) DO UPDATE SET "
     + ", ".join(f"{name} = s.{name} + excluded.{name}" for name in STATUSES)
 )
 _INSERT_POSITIONS: Final = """
-INSERT INTO scheduler.job_positions (job_id, first_position, last_position, positions)
-SELECT n.job_id, n.first_position, n.last_position, n.positions::bigint[]
-  FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[])
-       AS n (job_id, first_position, last_position, positions)
+INSERT INTO scheduler.job_positions (ns, owner, job_id, first_position, last_position, positions)
+SELECT n.ns, n.owner, n.job_id, n.first_position, n.last_position, n.positions::bigint[]
+  FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::text[])
+       AS n (ns, owner, job_id, first_position, last_position, positions)
 """
 
 
 class TaskRow(msgspec.Struct):
     """A row of `scheduler.tasks` while a batch changes it; in order of `_TASK_COLUMNS`."""
 
+    ns: str
+    owner: str
     task_id: str
     job_id: str
     step: str
@@ -142,19 +149,21 @@ class _Changes:
     def __init__(self) -> None:
         self.tasks: dict[str, TaskRow] = {}
         self.new_jobs: list[tuple[Any, ...]] = []
-        self.jobs: defaultdict[str, _JobChange] = defaultdict(_JobChange)
-        self.steps: dict[tuple[str, str], tuple[str, int, dict[str, int]]] = {}
-        self.positions: defaultdict[str, list[int]] = defaultdict(list)
+        # By namespace and job; steps by their name besides, positions by their owner.
+        self.jobs: defaultdict[tuple[str, str], _JobChange] = defaultdict(_JobChange)
+        self.steps: dict[tuple[str, str, str], tuple[TaskRow, dict[str, int]]] = {}
+        self.positions: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
 
     def count(self, row: TaskRow, before: str | None, after: str) -> None:
         """Move a task from one state's count to another's."""
-        key = row.job_id, row.step
+        key = row.ns, row.job_id, row.step
         found = self.steps.get(key)
         if found is None:
-            found = self.steps[key] = (row.agent, row.created_position, dict[str, int].fromkeys(STATUSES, 0))
+            found = self.steps[key] = (row, dict[str, int].fromkeys(STATUSES, 0))
+        counts = found[1]
         if before is not None:
-            found[2][before] -= 1
-        found[2][after] += 1
+            counts[before] -= 1
+        counts[after] += 1
 
 
 class JobsProjection:
@@ -180,7 +189,7 @@ class JobsProjection:
         await self._load(conn, ours)
         changes = _Changes()
         for stored in ours:
-            changes.positions[stored.correlation].append(stored.position)
+            changes.positions[stored.ns, stored.owner, stored.correlation].append(stored.position)
             if stored.stream == stored.correlation:
                 _apply_job(changes, stored)
             else:
@@ -192,12 +201,14 @@ class JobsProjection:
 
     async def _load(self, conn: AsyncConnection[Any], ours: list[Stored]) -> None:
         created = {stored.stream for stored in ours if stored.type == "TaskCreated"}
-        touched = {stored.stream for stored in ours if stored.stream != stored.correlation}
-        missing = touched - created - self._open.keys()
+        touched = {stored.stream: stored.ns for stored in ours if stored.stream != stored.correlation}
+        missing = touched.keys() - created - self._open.keys()
         if missing:
-            rows = await (await conn.execute(_SELECT_TASKS, (list(missing),))).fetchall()
+            wanted = ([touched[task_id] for task_id in missing], list(missing))
+            rows = await (await conn.execute(_SELECT_TASKS, wanted)).fetchall()
             for columns in rows:
-                self._open[columns[0]] = TaskRow(*columns)
+                row = TaskRow(*columns)
+                self._open[row.task_id] = row
 
     def _apply_task(self, changes: _Changes, stored: Stored) -> None:
         if stored.type == "AttemptLate":
@@ -223,8 +234,8 @@ def _created(stored: Stored) -> TaskRow:
     state = "blocked" if event.input is None else "ready"
     index = -1 if event.index is None else event.index
     return TaskRow(
-        stored.stream, event.job, event.step, index, event.agent, state, 0, "", "", "", stored.ts_us, 0,
-        stored.position, 0, [],
+        stored.ns, stored.owner, stored.stream, event.job, event.step, index, event.agent, state, 0, "", "", "",
+        stored.ts_us, 0, stored.position, 0, [],
     )  # fmt: skip
 
 
@@ -236,7 +247,7 @@ def _evolve(changes: _Changes, row: TaskRow, stored: Stored) -> None:
             event = _decode(stored)
             assert isinstance(event, events.TaskAssigned)
             row.state, row.executor, row.attempts = "active", event.executor, event.attempt
-            changes.jobs[row.job_id].attempts += 1
+            changes.jobs[row.ns, row.job_id].attempts += 1
         case "AttemptSucceeded":
             # Without decoding: outputs can be large, and a view only says where they are.
             row.report_positions = [*row.report_positions, stored.position]
@@ -264,7 +275,7 @@ def _apply_job(changes: _Changes, stored: Stored) -> None:
             )
         )  # fmt: skip
         return
-    change = changes.jobs[stored.stream]
+    change = changes.jobs[stored.ns, stored.stream]
     change.state = STATE_AFTER[stored.type]
     if stored.type in events.JOB_TERMINAL:
         change.ended_us, change.ended_position = stored.ts_us, stored.position
@@ -290,24 +301,22 @@ async def _write(conn: AsyncConnection[Any], changes: _Changes) -> None:
 
 def _job_arrays(changes: _Changes) -> list[list[Any]]:
     rows = [
-        (job_id, change.state, change.attempts, change.ended_us, change.ended_position, *change.error)
-        for job_id, change in changes.jobs.items()
+        (*key, change.state, change.attempts, change.ended_us, change.ended_position, *change.error)
+        for key, change in changes.jobs.items()
     ]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _step_arrays(changes: _Changes) -> list[list[Any]]:
     rows = [
-        (job_id, step, agent, first, *(counts[name] for name in STATUSES))
-        for (job_id, step), (agent, first, counts) in changes.steps.items()
+        (*key, row.owner, row.agent, row.created_position, *(counts[name] for name in STATUSES))
+        for key, (row, counts) in changes.steps.items()
     ]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _position_arrays(changes: _Changes) -> list[list[Any]]:
-    rows = [
-        (job_id, positions[0], positions[-1], _array(positions)) for job_id, positions in changes.positions.items()
-    ]
+    rows = [(*key, positions[0], positions[-1], _array(positions)) for key, positions in changes.positions.items()]
     return [list(column) for column in zip(*rows, strict=True)]
 
 
