@@ -85,7 +85,7 @@ class Bench:
             deadline_us=self.clock.now_us() + 3_600_000_000,
         )
         job = JobState(f"job-{len(self.engine.jobs)}", "owner", event, parse_job(document))
-        self.engine.submit(job, event, "me", lambda position: None)
+        self.engine.submit(job, events.encode(event), "me", lambda position: None)
         await self.settled()
         return job
 
@@ -263,7 +263,7 @@ async def test_large_inputs_do_not_make_a_reply_too_large(bench):
         deadline_us=bench.clock.now_us() + 10**10,
     )  # fmt: skip
     job = JobState("job", "owner", event, parse_job(document))
-    bench.engine.submit(job, event, "me", lambda position: None)
+    bench.engine.submit(job, events.encode(event), "me", lambda position: None)
     await bench.settled()
     held: tuple = ()
     while len(held) < 12:

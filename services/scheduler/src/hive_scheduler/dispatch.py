@@ -16,6 +16,7 @@ from hive_common.contracts.events import AgentRef
 from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
 from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import InvalidArgument
 
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.domain import task as tasks
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PAST_SESSIONS_MAX: Final = 16
 """Sessions of one executor that are remembered as over."""
+SESSION_CHARACTERS_MAX: Final = 128
 STALL_MS: Final = 1_000
 """A tick that comes this late means that this process stood still, and that pulls may lie unread."""
 START_GRACE_MS: Final = 60_000
@@ -122,7 +124,13 @@ class Dispatcher:
     # --- pulls ---
 
     async def pull(self, executor: str, request: PullRequest) -> PullReply:
-        """Take a pull and return its answer once there is one (messages.PullRequest)."""
+        """Take a pull and return its answer once there is one (messages.PullRequest).
+
+        Raises:
+            InvalidArgument: a session's name that is empty or longer than `SESSION_CHARACTERS_MAX`.
+        """
+        if not 0 < len(request.session) <= SESSION_CHARACTERS_MAX:
+            raise InvalidArgument(f"session: expected 1 to {SESSION_CHARACTERS_MAX} characters", path="session")
         if executor not in self._catalogue.executors:
             await self._catalogue.catch_up()
             if executor not in self._catalogue.executors:

@@ -127,10 +127,9 @@ class Engine:
 
     # --- decisions ---
 
-    def submit(self, job: JobState, event: Event, caller: str, effect: Effect) -> None:
-        """Take a new job; `effect` gets the position of `JobSubmitted`."""
-        payload = events.encode(event)
-        new = self._new_event(job, job.id, 1, type(event).__name__, payload, caller)
+    def submit(self, job: JobState, payload: bytes, caller: str, effect: Effect) -> None:
+        """Take a new job; `payload` is that of `JobSubmitted`, whose position `effect` gets."""
+        new = self._new_event(job, job.id, 1, events.JobSubmitted.__name__, payload, caller)
         self.add(job)
 
         def committed(position: int) -> None:

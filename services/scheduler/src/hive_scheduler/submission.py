@@ -11,7 +11,7 @@ from hive_common.contracts import events, values
 from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmitted
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
-from hive_common.eventlog.log import LogReader
+from hive_common.eventlog.log import PAYLOAD_BYTES_MAX, LogReader
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, PayloadTooLarge
 from hive_common.kernel.ids import derive_id, is_id, new_id
@@ -28,6 +28,7 @@ SPECS_MAX: Final = 256
 THREAD_BYTES_MIN: Final = 32 * KIB
 """Documents and inputs from this size on are checked in a thread: the loop has leases to keep."""
 KEY_CHARACTERS_MAX: Final = 256
+CALLER_CHARACTERS_MAX: Final = 256
 
 
 class Specs:
@@ -99,6 +100,7 @@ class Submissions:
             Conflict: the idempotency key was used for another request.
             Unavailable: not committed as far as this process knows; the same key makes asking again safe.
         """
+        check_caller(request.caller)
         if not request.idempotency_key:
             return await self._create(new_id(self._clock.now_us() // 1_000), request)
         if len(request.idempotency_key) > KEY_CHARACTERS_MAX:
@@ -124,10 +126,7 @@ class Submissions:
 
     async def _create(self, job_id: str, request: Submission) -> Submitted:
         large = len(request.document) + len(request.input) >= THREAD_BYTES_MIN
-        if large:
-            spec = await asyncio.to_thread(self._specs.parse, request.document)
-        else:
-            spec = self._specs.parse(request.document)
+        spec = await self._parse(request.document, large)
         agents = await self._agents_of(spec)
         event = JobSubmitted(
             name=spec.name,
@@ -147,9 +146,17 @@ class Submissions:
             if not committed.done():
                 committed.set_result(position)
 
-        self._engine.submit(job, event, request.caller or "anonymous", resolve)
+        self._engine.submit(job, _payload_of(event), request.caller or "anonymous", resolve)
         await self._engine.committer.settled()
         return Submitted(job_id, await committed, False)
+
+    async def _parse(self, document: bytes, large: bool) -> JobSpec:
+        try:
+            if large:
+                return await asyncio.to_thread(self._specs.parse, document)
+            return self._specs.parse(document)
+        except RecursionError as error:
+            raise InvalidArgument("the job document is nested too deeply to be read", path="") from error
 
     async def _agents_of(self, spec: JobSpec) -> dict[str, AgentRef]:
         missing = spec.agents - self._catalogue.agents.keys()
@@ -200,6 +207,8 @@ class Submissions:
                 else:
                     check_static(job, evaluator)
                 return
+            except RecursionError as error:
+                raise InvalidArgument("the job's input is nested too deeply to be read", path="input") from error
             except BlobsNeeded as needed:
                 for digest in needed.load:
                     loaded[digest] = await self._blobs.load(digest)
@@ -216,6 +225,7 @@ class Submissions:
         Raises:
             NotFound: there is no such job.
         """
+        check_caller(caller)
         job = self._engine.find_job(job_id)
         if job is None:
             return await self._ended_state(job_id), self._engine.committer.position
@@ -231,6 +241,22 @@ class Submissions:
         if not found or found[0].type != "JobSubmitted":
             raise NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
         return STATE_AFTER.get(found[-1].type, "running")
+
+
+def check_caller(caller: str) -> None:
+    """Refuse a pseudonym that cannot stand in an envelope. Raises `InvalidArgument`."""
+    if len(caller) > CALLER_CHARACTERS_MAX or "\x00" in caller:
+        raise InvalidArgument(f"caller: expected {CALLER_CHARACTERS_MAX} characters at most, without NUL")
+
+
+def _payload_of(event: JobSubmitted) -> bytes:
+    payload = events.encode(event)
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"the job with its input and the schemas of its agents has {len(payload)} bytes,"
+            f" expected {PAYLOAD_BYTES_MAX} at most"
+        )
+    return payload
 
 
 STATE_AFTER: Final = {

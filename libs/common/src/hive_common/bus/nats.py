@@ -124,7 +124,7 @@ async def respond(
         try:
             try:
                 body = decoder.decode(message.data)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise InvalidArgument(f"{message.subject}: {error}") from error
             with IN_FLIGHT.track_inprogress():
                 reply = await handler(executor, body)
