@@ -20,8 +20,8 @@ WHERE m.ns = reported.ns AND m.executor = reported.executor
 """
 _REPORT = """
 INSERT INTO router.executor_models
-    (ns, executor, name, backend, family, size_bytes, quantisation, context_tokens, loaded)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    (ns, executor, owner, name, backend, family, size_bytes, quantisation, context_tokens, loaded)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 _LIST = """
 SELECT name, (array_agg(DISTINCT executor ORDER BY executor))[1:%s], max(family), max(size_bytes),
@@ -50,13 +50,14 @@ class ModelsProjection:
 
     async def apply(self, conn: AsyncConnection[Any], batch: Sequence[Stored]) -> None:
         """Replace the models of every executor in `batch` by those it reported last."""
-        reported = {(stored.ns, stored.stream): _models_of(stored) for stored in batch}
+        reported = {(stored.ns, stored.stream): (stored.owner, _models_of(stored)) for stored in batch}
         if not reported:
             return
         async with conn.cursor() as cursor:
             await cursor.execute(_FORGET, ([ns for ns, _ in reported], [executor for _, executor in reported]))
             await cursor.executemany(
-                _REPORT, [(*key, *_columns(model)) for key, models in reported.items() for model in models]
+                _REPORT,
+                [(*key, owner, *_columns(model)) for key, (owner, models) in reported.items() for model in models],
             )
 
 

@@ -37,8 +37,8 @@ UPDATE registry.executors SET drained = %s, version = %s, position = %s WHERE ns
 """
 _PUBLISH = """
 INSERT INTO registry.agent_versions
-    (ns, name, version, version_key, digest, manifest, size_bytes, published_us, position)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    (ns, owner, name, version, version_key, digest, manifest, size_bytes, published_us, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
 _EXECUTOR = "executor, name, owner, capabilities, drained, version, registered_us, position"
@@ -137,7 +137,7 @@ def _statement_of(stored: Stored) -> tuple[Any, tuple[Any, ...]]:
         case AgentVersionPublished():
             version = (event.name, event.version, sort_key(event.version), event.digest)
             what = (bytes(event.manifest), event.size_bytes, stored.ts_us, stored.position)
-            return _PUBLISH, (stored.ns, *version, *what)
+            return _PUBLISH, (stored.ns, stored.owner, *version, *what)
     raise UnknownEvent(f"position {stored.position}: the registry does not know {stored.type}")
 
 
