@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
-import psycopg
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus import nats as bus
 from hive_common.contracts.limits import LEASE_MS
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import InvalidArgument, Unavailable
+from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.startup import eventually
 from hive_common.ops.telemetry import Health, OpsServer
 from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.executors.v1 import executors_pb2_grpc
@@ -26,10 +25,7 @@ from hive_scheduler.leadership import lead
 from hive_scheduler.rpc import JobsService, PresenceService
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-START_WITHIN_S: Final = 30.0
-RETRY_S: Final = 0.25
 LEASE_MIN_MS: Final = 1_000
 LAG_MAX: Final = 10_000
 """A view that is further behind than this makes the service not ready."""
@@ -123,12 +119,13 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     clock = SystemClock()
     settings = Settings.of(config)
     dsn = config.postgres.dsn()
-    await _patiently(lambda: prepare_database(dsn))
+    await eventually(lambda: prepare_database(dsn), "Postgres")
     store = FolderStore(config.artifacts_dir)
-    state.client = client = await _patiently(
+    state.client = client = await eventually(
         lambda: bus.connect(
             config.nats, "scheduler", on_disconnect=state.disconnected, on_reconnect=state.reconnected
-        )
+        ),
+        "NATS",
     )
     try:
         conn, epoch = await lead(dsn, clock, state.stand_by)
@@ -159,16 +156,3 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
             await leader.close()
     finally:
         await client.close()
-
-
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Try for `START_WITHIN_S` while what is needed cannot be reached: services start side by side."""
-    until = asyncio.get_running_loop().time() + START_WITHIN_S
-    while True:
-        try:
-            return await call()
-        except (Unavailable, psycopg.OperationalError) as error:
-            if asyncio.get_running_loop().time() > until:
-                raise
-            log.info("waiting: %s", error)
-            await asyncio.sleep(RETRY_S)

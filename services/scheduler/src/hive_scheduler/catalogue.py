@@ -9,7 +9,6 @@ from hive_common.artifacts import manifest as manifests
 from hive_common.contracts import events
 from hive_common.contracts.events import AgentRef, Capabilities
 from hive_common.eventlog.log import LogReader, Stored
-from hive_common.ops.telemetry import LOG_HEAD
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ class Catalogue:
                     self._apply(stored)
                 reached_end = len(scan.events) == 0 or scan.through >= await self._reader.head()
                 self.position = scan.through
-                LOG_HEAD.set(max(self.position, 0))
                 if reached_end:
                     return
 
@@ -76,7 +74,6 @@ class Catalogue:
                     if stored.position > self.position:
                         self._apply(stored)
                 self.position = max(self.position, scan.through)
-            LOG_HEAD.set(self.position)
 
     def agents_named(self) -> Iterable[str]:
         """Return every `name@version`."""

@@ -20,11 +20,12 @@ from hive_common.contracts.messages import (
     ReportRequest,
 )
 from hive_common.eventlog.log import LogReader, LogWriter
-from hive_common.eventlog.migrate import migrate
+from hive_common.eventlog.observed import observe_writer
 from hive_common.eventlog.projection import ProjectionRunner, create_projection_table
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.migrate import migrate
 from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -141,6 +142,7 @@ class Leader:
     async def start(self) -> None:
         """Recover from the log, then take over: announce, subscribe, decide what is due."""
         self._writer = await LogWriter.open(self._conn, on_head=self._publish_head, reconnect=False)
+        observe_writer(self._writer)
         self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
         await self.queries.open()
         await self.catalogue.catch_up()
