@@ -180,5 +180,7 @@ async def test_an_unknown_job_is_404_before_the_first_byte(http, accept):
 
 async def test_an_id_that_is_none_is_refused_here(world, http):
     response = await http.get("/v1/jobs/not-an-id")
-    assert response.status == 400 and (await response.json())["path"] == "path.job_id"
+    problem = await response.json()
+    assert response.status == 400 and problem["path"] == "path.job_id"
+    assert "expected the id of a job" in problem["detail"]
     assert world.jobs.requests == []

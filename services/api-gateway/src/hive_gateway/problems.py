@@ -21,6 +21,12 @@ CLIENT_CLOSED = 499
 OPENAI_PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Codes that only HTTP has: the catalogue speaks of calls, not of verbs.
 _HTTP_ONLY = {405: ("method_not_allowed", "Method not allowed")}
+# In place of the regular expression that a parameter did not match.
+_WANTED = {
+    "job_id": "the id of a job: a UUID in lower case",
+    "task_id": "the id of a task: a UUID in lower case",
+    "digest": "`sha256:` and 64 hexadecimal digits in lower case",
+}
 _BY_STATUS = {400: "invalid_argument", 401: "unauthenticated", 403: "permission_denied", 404: "not_found"}
 
 
@@ -82,7 +88,11 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
-    return error_response(request.url.path, InvalidArgument(f"{path}: {first['msg']}", path=path))
+    wanted = _WANTED.get(str(first["loc"][-1])) if first["type"] == "string_pattern_mismatch" else None
+    if wanted is None:
+        return error_response(request.url.path, InvalidArgument(f"{path}: {first['msg']}", path=path))
+    message = f"{path}: got {str(first['input'])[:80]!r}; expected {wanted}"
+    return error_response(request.url.path, InvalidArgument(message, path=path, expected=wanted))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -71,7 +71,7 @@ def test_without_an_input_there_is_none_to_override():
         (changed(colour="red"), "", "colour: unknown field"),
         (changed(name="No Good"), "name", "lower-case"),
         (changed(tasks=[]), "tasks", "1 to 1000"),
-        (changed(priority="urgent"), "priority", "urgent"),
+        (changed(priority="urgent"), "priority", "got 'urgent'; expected one of high, normal, low"),
         (changed(limits={"fan_out": 0}), "limits.fan_out", "1 to 100000"),
         (changed(limits={"deadline": "soon"}), "limits.deadline", "soon"),
         (changed(limits={"deadline": "400d"}), "limits.deadline", ""),
@@ -102,6 +102,11 @@ def test_what_is_wrong_is_refused_with_its_path(document, path, words):
         parse_job(document)
     assert path in caught.value.fields["path"]
     assert words in caught.value.message
+
+
+def test_what_the_document_as_a_whole_lacks_is_said_without_a_path():
+    with pytest.raises(InvalidArgument, match=r"\Athe field `name` is missing"):
+        parse_job(b'{"apiVersion":"hive/v1","kind":"Job","tasks":[]}')
 
 
 def test_an_oversized_document_is_refused_unread():

@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Hashable, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 import yaml
@@ -22,6 +22,7 @@ _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
+_NOT_ONE_OF = re.compile(r"Invalid enum value (?P<value>.*)\Z", re.DOTALL)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -36,7 +37,7 @@ def refuse(file: str, path: str, problem: str, expected: str = "") -> NoReturn:
         expected: what would be right.
     """
     where = ": ".join(part for part in (file, path) if part)
-    message = f"{where}: {problem}" + (f"; expected {expected}" if expected else "")
+    message = (f"{where}: " if where else "") + problem + (f"; expected {expected}" if expected else "")
     raise InvalidArgument(message, file=file, path=path, expected=expected)
 
 
@@ -159,6 +160,8 @@ def refuse_validation(error: msgspec.ValidationError, file: str, kind: type[msgs
         refuse(file, inside, "unknown field", expected)
     if missing := _MISSING.match(problem):
         refuse(file, path, f"the field `{missing['field']}` is missing", f"`{missing['field']}: …`")
+    if wrong := _NOT_ONE_OF.match(problem):
+        refuse(file, path, f"got {wrong['value']}", _choices_at(kind, path))
     wanted, _, got = problem.partition(", got ")
     if got and wanted.startswith("Expected "):
         hint = " (put it in quotes)" if "`str`" in wanted and got in ("`float`", "`int`", "`bool`") else ""
@@ -174,14 +177,36 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
 
 def _fields_at(kind: type[msgspec.Struct], path: str) -> list[str]:
     """Return the names that the struct at `path` below `kind` knows, as they stand in documents."""
+    found = _struct_at(kind, path)
+    return [] if found is None else [field.encode_name for field in msgspec.structs.fields(found)]
+
+
+def _choices_at(kind: type[msgspec.Struct], path: str) -> str:
+    """Return what the field at `path` below `kind` may be, in words; empty where that is not known."""
+    parent, _, name = path.rpartition(".")
+    found = _struct_at(kind, parent)
+    for field in () if found is None else msgspec.structs.fields(found):
+        if field.encode_name == name:
+            choices = [str(choice) for choice in _literals_in(field.type)]
+            return "one of " + ", ".join(choices) if choices else ""
+    return ""
+
+
+def _literals_in(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for argument in get_args(annotation) for choice in _literals_in(argument)]
+
+
+def _struct_at(kind: type[msgspec.Struct], path: str) -> Any:
     current: Any = kind
     for part in filter(None, re.sub(r"\[[^\]]*\]", "", path).split(".")):
         for field in msgspec.structs.fields(current):
             if field.encode_name == part:
                 current = _struct_in(field.type)
         if current is None:
-            return []
-    return [field.encode_name for field in msgspec.structs.fields(current)]
+            return None
+    return current
 
 
 def _struct_in(annotation: Any) -> Any:

@@ -200,7 +200,7 @@ def _expression(source: str, path: str, allowed: frozenset[str]) -> _Expression:
     try:
         expression = _Expression(source, jmespath.compile(source).parsed)
     except jmespath.exceptions.JMESPathError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removesuffix(":")
         raise ExpressionError(f"{path}: `${{{source}}}` does not compile: {reason}", path=path) from error
     for root, step in _reads(expression.ast):
         if root not in allowed:
