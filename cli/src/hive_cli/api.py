@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 import httpx
 from hive_common.contracts.values import digest_of
-from hive_common.kernel.errors import CATALOGUE, ErrorBody, HiveError, Internal, NotFound, Unavailable
+from hive_common.kernel.errors import (
+    CATALOGUE,
+    ErrorBody,
+    HiveError,
+    Internal,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 
 from hive_cli.home import Home
 
@@ -159,6 +167,12 @@ class Api:
                 response = self._client.request(method, path, **arguments)
                 _raise_for(response)
                 return response
+            except Unauthenticated as error:
+                file = self._home.api_key_file
+                raise Unauthenticated(
+                    f"{file}: {self._url} does not take this key; expected the one that `hive up` wrote there",
+                    file=str(file),
+                ) from error
             except (httpx.TransportError, Unavailable) as error:
                 self._wait_or_raise(attempts, error)
 

@@ -163,8 +163,12 @@ class Home:
             found = msgspec.json.decode(file.read_bytes(), type=Settings)
         except OSError as error:
             raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=str(file)) from error
-        except msgspec.DecodeError as error:
+        except msgspec.ValidationError as error:
             raise InvalidArgument(f"{file}: {error}", file=str(file)) from error
+        except msgspec.DecodeError as error:
+            raise InvalidArgument(
+                f"{file}: is not JSON: {error}; expected what `hive up` wrote there", file=str(file)
+            ) from error
         if found.version != SETTINGS_VERSION:
             raise InvalidArgument(
                 f"{file}: $.version is {found.version}, expected {SETTINGS_VERSION}", file=str(file)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+from typing import Annotated
 
 import typer
 from hive_common.kernel.errors import HiveError
@@ -11,14 +12,31 @@ from hive_cli.commands import agent, audit, doctor, executor, installation, job,
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"hivefabric {importlib.metadata.version('hivefabric-cli')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="hive",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Runs agents on the devices you already own. Start with: hive up",
     epilog="Exit codes: 0 done, 1 the thing failed, 2 bad usage or input, 3 the control plane cannot be reached.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def hive(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Runs agents on the devices you already own. Start with: hive up"""
+
+
 app.command("init")(installation.init)
 app.command("up")(installation.up)
 app.command("down")(installation.down)

@@ -155,7 +155,9 @@ def _space(home: Home) -> Finding:
     text = f"{free // 2**20} MiB free at {place}"
     if free < FREE_BYTES_MIN:
         return Finding("disk", "fail", text, f"make room: {FREE_BYTES_MIN // 2**20} MiB are needed")
-    return Finding("disk", "warn" if free < 10 * FREE_BYTES_MIN else "ok", text, "it will be tight soon")
+    if free < 10 * FREE_BYTES_MIN:
+        return Finding("disk", "warn", text, "it will be tight soon")
+    return Finding("disk", "ok", text)
 
 
 def _existing(path: Path) -> Path:

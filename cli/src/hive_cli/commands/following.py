@@ -48,7 +48,6 @@ class JobView:
         self.note = ""
         self._title = title
         self._executors = executors
-        self._started = time.monotonic()
 
     def __rich__(self) -> RenderableType:
         """Render the table (called by Rich several times a second)."""
@@ -65,21 +64,31 @@ class JobView:
         """Return one line: how far it is."""
         counts = self.tracker.counts()
         ended = sum(counts[state] for state in TERMINAL_STATES)
-        elapsed = time.monotonic() - self._started
-        return f"{self._title}   {ended}/{counts.total()} tasks   {elapsed:.1f} s"
+        return f"{self._title}   {ended}/{counts.total()} tasks   {self._elapsed_s():.1f} s"
 
     def plain(self) -> str:
         """Return the same for a log."""
         counts = self.tracker.counts()
         states = ", ".join(f"{counts[state]} {state}" for state in TASK_STATES if counts[state])
-        return f"{self.summary()}   {states}"
+        return f"{self.summary()}   {states}{self._failures()}"
+
+    def _elapsed_s(self) -> float:
+        """From the submit on, also where somebody looks later; a log from another clock never counts below 0."""
+        tracker = self.tracker
+        if not tracker.started_us:
+            return 0.0
+        until_us = tracker.ended_us or time.time_ns() // 1000
+        return max(0, until_us - tracker.started_us) / 1e6
+
+    def _failures(self) -> str:
+        failures = self.tracker.failures
+        return f"   {failures} {'attempt' if failures == 1 else 'attempts'} failed" if failures else ""
 
     def _bottom(self) -> str:
         busy = sorted((self._executors.get(key, key[:8]), count) for key, count in self.tracker.busy().items())
         shown = ", ".join(f"{name} runs {count}" for name, count in busy[:6])
         more = f" and {len(busy) - 6} more" if len(busy) > 6 else ""
-        failures = f"   {self.tracker.failures} attempts failed" if self.tracker.failures else ""
-        return (self.note + "   " if self.note else "") + (shown + more or "nothing runs") + failures
+        return (self.note + "   " if self.note else "") + (shown + more or "nothing runs") + self._failures()
 
 
 def follow(api: "Api", job_id: str, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hive_common.kernel.clock import iso
 from rich.markup import escape
 
 from hive_cli.commands.following import Left, follow
-from hive_cli.commands.run import finish
+from hive_cli.commands.run import finish, traceback_of
 from hive_cli.options import HomeOption, JsonOption, LimitOption
 from hive_cli.output import INTERRUPTED, clean, err, out, print_json, print_json_line, print_table, show_json
 from hive_cli.session import connect
@@ -60,10 +60,14 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
         if found.get("output_digest"):
             found["output"] = json.loads(api.get_blob(found["output_digest"]))
         names = {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
+        failed_task = (found.get("error") or {}).get("task")
+        traceback = "" if as_json or not failed_task else traceback_of(api, job, failed_task)
     if as_json:
         print_json({**found, "counts": found["tasks"], "tasks": tasks})
         return
     _print_job(found)
+    if traceback:
+        out.print(escape(clean(traceback)), style="dim")
     rows = ((t["task_id"], _place(t), t["state"], str(t["attempts"]), _who(t, names), _error(t)) for t in tasks)
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
     if found["state"] == "succeeded":
@@ -75,7 +79,7 @@ def _print_job(job: dict[str, Any]) -> None:
     counts = ", ".join(f"{job['tasks'][state]} {state}" for state in _SHOWN_STATES if job["tasks"][state])
     out.print(f"[bold]{escape(job['name'])}[/bold] {job['job_id']}   {job['state']}   {counts}")
     ended = f", ended {iso(job['ended_us'])}" if job["ended_us"] else f", deadline {iso(job['deadline_us'])}"
-    out.print(f"submitted {iso(job['submitted_us'])}{ended}   {job['attempts']} attempts", style="dim")
+    out.print(f"submitted {iso(job['submitted_us'])}{ended}   {_attempts(job['attempts'])}", style="dim")
     if job.get("error"):
         out.print(f"[red]{escape(clean(job['error']['code'] + ': ' + job['error']['message']))}[/red]")
 
@@ -120,8 +124,11 @@ def explain(
         print_json(found)
         return
     out.print(f"[bold]{escape(found.get('task') or task)}[/bold]   {found.get('state', '')}")
+    candidates = found.get("candidates") or ()
+    names = {one["executor"]: one["name"] for one in candidates if one.get("executor") and one.get("name")}
     for decision in found.get("decisions") or ():
-        out.print(escape(clean(_decision(decision))), style="dim")
+        out.print(escape(clean(_decision(decision, names))))
+    out.print("as the executors are now:", style="dim")
     rows = (
         (
             str(one.get("name") or one.get("executor", "")),
@@ -129,7 +136,7 @@ def explain(
             _number(one.get("score")),
             str(one.get("reason") or _parts(one.get("parts"))),
         )
-        for one in found.get("candidates") or ()
+        for one in candidates
     )
     print_table(("executor", "feasible", "score", "why"), rows)
 
@@ -235,14 +242,20 @@ def _error(task: dict[str, Any]) -> str:
     return f"{error['code']}: {error['message']}" if error else ""
 
 
-def _decision(decision: dict[str, Any]) -> str:
+def _decision(decision: dict[str, Any], names: dict[str, str]) -> str:
     placement = decision.get("placement") or {}
-    rejected = ", ".join(f"{count} {reason}" for reason, count in (placement.get("rejected") or {}).items())
+    executor = str(decision.get("executor"))
     parts = [
-        f"attempt {decision.get('attempt')} went to {decision.get('executor')}",
-        f"score {_number(placement.get('score'))} of {placement.get('considered', 0)} looked at",
+        f"attempt {decision.get('attempt')} went to {names.get(executor, executor)} "
+        f"with the score {_number(placement.get('score'))}",
+        f"executors considered: {placement.get('considered', 0)}",
     ]
-    return "; ".join([*parts, f"rejected: {rejected}"] if rejected else parts)
+    parts += [f"{count} rejected: {reason}" for reason, count in (placement.get("rejected") or {}).items()]
+    return "; ".join(parts)
+
+
+def _attempts(count: int) -> str:
+    return f"{count} {'attempt' if count == 1 else 'attempts'}"
 
 
 def _number(value: float | None) -> str:

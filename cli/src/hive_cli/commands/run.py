@@ -86,18 +86,18 @@ def _print_failure(api: "Api", job: dict[str, Any]) -> None:
     parts += [f"task {error['task']}"] if error.get("task") else []
     how = "was cancelled" if job["state"] == "cancelled" else job["state"]
     err.print(f"[red]the job {how}[/red]" + escape(clean(": " + ", ".join(parts) if parts else "")))
-    if error.get("task"):
-        _print_traceback(api, job["job_id"], error["task"])
+    if error.get("task") and (text := traceback_of(api, job["job_id"], error["task"])):
+        err.print(escape(clean(text)), style="dim")
     err.print(f"[dim]more: hive job show {job['job_id']}   hive job logs {job['job_id']}[/dim]")
 
 
-def _print_traceback(api: "Api", job_id: str, task_id: str) -> None:
+def traceback_of(api: "Api", job_id: str, task_id: str) -> str:
+    """Return what the last attempt of a task left beside its message: a traceback, or nothing."""
     try:
         events = api.pages(f"/v1/jobs/{job_id}/events", "events", "from_position", limit=10_000)
         details = [
             e["data"]["detail"] for e in events if e["stream"] == task_id and (e["data"] or {}).get("detail")
         ]
     except HiveError:
-        return  # it only adds to what was said already
-    if details:
-        err.print(escape(clean(details[-1].rstrip())), style="dim")
+        return ""  # it only adds to what was said already
+    return str(details[-1]).rstrip() if details else ""

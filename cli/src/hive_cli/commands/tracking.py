@@ -42,6 +42,8 @@ class Tracker:
         failures: how many attempts failed or were lost.
         ended: type of the job's terminal event, empty while it runs.
         position: of the last event.
+        started_us: time of the first event, 0 before there is one.
+        ended_us: time of the terminal event, 0 while it runs.
     """
 
     tasks: dict[str, TrackedTask] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Tracker:
     ended: str = ""
     position: int = 0
     started_us: int = 0
+    ended_us: int = 0
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take in one event of the job, as the gateway's stream gives it.
@@ -67,6 +70,7 @@ class Tracker:
         self.started_us = self.started_us or event["ts_us"]
         if kind in JOB_TERMINAL:
             self.ended = kind
+            self.ended_us = event["ts_us"]
         if kind == "TaskCreated":
             self.steps.setdefault(data["step"])
             state = "ready" if data.get("input") is not None else "blocked"

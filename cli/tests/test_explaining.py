@@ -1,0 +1,36 @@
+"""What people read: placements with names, and times that are those of the job."""
+
+from hive_cli.commands.following import JobView
+from hive_cli.commands.job import _decision
+
+EXECUTOR = "01a21416-91e6-707d-ae29-64a11bf32601"
+
+
+def event(kind: str, ts_us: int, stream: str = "job", **data: object) -> dict[str, object]:
+    return {"position": ts_us, "type": kind, "ts_us": ts_us, "stream": stream, "data": data}
+
+
+def test_a_placement_is_told_with_the_name_of_the_executor_and_what_was_rejected() -> None:
+    placement = {"considered": 3, "score": 1.6, "rejected": {"drained": 1, "no_free_slot": 1}}
+    decision = {"attempt": 2, "executor": EXECUTOR, "placement": placement}
+    told = _decision(decision, {EXECUTOR: "executor-2"})
+    assert told == (
+        "attempt 2 went to executor-2 with the score 1.600; executors considered: 3; "
+        "1 rejected: drained; 1 rejected: no_free_slot"
+    )
+    assert EXECUTOR in _decision(decision, {})
+
+
+def test_a_job_that_has_ended_shows_its_own_time_and_the_attempts_that_failed() -> None:
+    view = JobView("name id", {})
+    for one in (
+        event("JobSubmitted", 1_000_000),
+        event("TaskCreated", 1_100_000, "task", step="a", input={"inline": 1}),
+        event("TaskAssigned", 1_200_000, "task", executor=EXECUTOR, attempt=1),
+        event("AttemptFailed", 2_000_000, "task", attempt=1),
+        event("TaskAssigned", 3_200_000, "task", executor=EXECUTOR, attempt=2),
+        event("TaskSucceeded", 4_400_000, "task", attempt=2),
+        event("JobSucceeded", 4_500_000),
+    ):
+        view.tracker.apply(one)
+    assert view.plain() == "name id   1/1 tasks   3.5 s   1 succeeded   1 attempt failed"
