@@ -8,6 +8,7 @@ import aiohttp
 import msgspec
 import pytest
 from hive_common.contracts.limits import INLINE_BYTES_MAX, LOG_BYTES_MAX
+from hive_common.contracts.messages import AttemptKey
 from hive_common.contracts.values import by_digest, digest_of
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import new_id
@@ -464,3 +465,29 @@ def _is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+async def test_a_restart_with_a_full_spool_pulls_nothing_until_there_is_room(home, control, agent):
+    control.report_mode = "refuse"
+    async with home.process(spool_reports_max=2) as child:
+        first = [control.assign(agent, {"n": n}) for n in range(2)]
+
+        def refused():
+            return {AttemptKey(one.task, one.attempt) for body in control.report_requests for one in body.reports}
+
+        await until(lambda: set(first) <= refused(), "both outcomes were sent, and refused")
+        first_session = control.pulls[-1].session
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+    later = [control.assign(agent, {"n": n}) for n in range(10, 13)]
+    pulls, requests = len(control.pulls), len(control.report_requests)
+    async with home.process(spool_reports_max=2):
+        await until(lambda: len(control.report_requests) >= requests + 3, "it tries to get rid of them")
+        assert len(control.pulls) == pulls
+        control.report_mode = "commit"
+        for key in (*first, *later):
+            await control.outcome(key)
+        await until(lambda: not control.spooled, "the spool is empty")
+    assert [control.outcomes(key)[0].session for key in first] == [first_session] * 2
+    assert all(control.outcomes(key)[0].session != first_session for key in later)
+    assert all(len(control.outcomes(key)) == 1 for key in (*first, *later))
