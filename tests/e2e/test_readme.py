@@ -1,0 +1,88 @@
+"""The documents as a new user types them: README's tour as one script, and the commands of the examples."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hive_common.testing.installation import Installation
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = Path(sys.prefix)
+SET_UP_ALREADY = "make setup"
+SECONDS_MAX = 180.0
+
+
+def tour() -> str:
+    """Return the shell blocks of the tour, without the set-up that has been done before any test runs."""
+    text = (ROOT / "README.md").read_text()
+    section = re.search(r"^## Five minutes$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section, "README.md has no tour"
+    blocks = re.findall(r"^```bash\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).splitlines()
+    assert lines.count(SET_UP_ALREADY) == 1
+    return "\n".join(line for line in lines if line != SET_UP_ALREADY)
+
+
+def typed(script: str, folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run lines as somebody types them, but stop at the first that fails; each is echoed before it runs."""
+    command = ["bash", "--noprofile", "--norc", "-euxo", "pipefail", "-c", script]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def scratch() -> Iterator[Installation]:
+    """A home where nothing has been started yet, and where nothing is left running."""
+    # A short path: those of sockets are limited to some hundred bytes.
+    home = Path(tempfile.mkdtemp(prefix="hive-tour-"))
+    installation = Installation(home / "home")
+    try:
+        yield installation
+    finally:
+        installation.hive("down", check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the tour shows REST with curl, which is not here")
+def test_the_tour_works_as_it_is_typed(scratch: Installation, tmp_path: Path) -> None:
+    # What the tour writes goes beside links to what it reads, not into the repository.
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / ".venv").symlink_to(VENV)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HIVE_HOME": str(scratch.home),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
+    }
+    done = typed(tour(), tmp_path, environment)
+    out = done.stdout
+    assert out.count('"greeting": "Hello, Ada!"') == 2, "tried in the sandbox, then run as a job"
+    assert '"total": 30' in out
+    assert out.count("log verified") == 2, "in the database, then in the export"
+    assert "1 LogCreated" in out, "the extension reads from the first event on"
+    assert '{"jobs":[{"job_id":' in out, "REST takes the key"
+    assert out.count("data: [DONE]") == 1
+    assert scratch.hive("status", check=False).returncode == 3, "the tour ends with `hive down`"
+
+
+@pytest.mark.parametrize(
+    ("example", "folder"),
+    [("squares", "examples/squares"), ("code-review", "examples/code-review"), ("extension", "")],
+)
+def test_the_commands_of_an_example_work_where_its_readme_says(
+    example: str, folder: str, hive_home: Installation
+) -> None:
+    text = (ROOT / "examples" / example / "README.md").read_text()
+    commands = re.findall(r"^    ((?:hive|python) .*)$", text, re.MULTILINE)
+    assert commands
+    environment = {**hive_home.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    assert typed("\n".join(commands), ROOT / folder, environment).stdout
