@@ -3,10 +3,11 @@
 import importlib.metadata
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from hive_common.kernel.errors import HiveError
+from rich.markup import escape
 
 from hive_cli.commands import agent, audit, doctor, executor, installation, job, run
 from hive_cli.options import JsonOption
@@ -69,12 +70,18 @@ def main() -> None:
         print_error(error)
         sys.exit(exit_code_of(error))
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        # Whoever read our output has seen enough.
+        _leave_unwritten()
     except OSError as error:
-        err.print(f"[red]error:[/red] {error.filename or ''}: {error.strerror or error}")
-        sys.exit(FAILED)
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[red]error:[/red] {escape(where + (error.strerror or str(error)))}")
+        _leave_unwritten()
+
+
+def _leave_unwritten() -> NoReturn:
+    """End with 1, without Python's complaint at exit about output that could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(FAILED)
 
 
 if __name__ == "__main__":
