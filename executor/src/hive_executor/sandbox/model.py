@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+from hive_common.contracts.limits import TASK_INPUT_BYTES_MAX
 
 MEBIBYTE: Final = 1 << 20
 
@@ -12,7 +13,7 @@ MEBIBYTE: Final = 1 << 20
 PROGRAM_BYTES_MAX: Final = 8 * MEBIBYTE  # all sources of a Python agent; they are copied into each guest
 PROGRAM_FILES_MAX: Final = 1_000
 MODULE_BYTES_MAX: Final = 64 * MEBIBYTE  # a component that carries CPython is 20 to 40 MB
-INPUT_BYTES_MAX: Final = 64 * MEBIBYTE
+INPUT_BYTES_MAX: Final = TASK_INPUT_BYTES_MAX
 LOG_LINE_BYTES_MAX: Final = 16_384
 LOG_LINE_OVERHEAD_BYTES: Final = 32  # what a line costs beside its text, so that empty lines are bounded too
 DETAIL_CHARS_MAX: Final = 16_384

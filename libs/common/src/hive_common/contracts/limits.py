@@ -53,6 +53,9 @@ AGENT_SOURCE_FILES_MAX: Final = 500
 AGENT_MODULE_BYTES_MAX: Final = 64 * MIB
 """A WebAssembly module. Compiling one costs some seventy times its size in memory (FACTS, wasmtime)."""
 
+TASK_INPUT_BYTES_MAX: Final = 64 * MIB
+"""The input of one task: it enters a guest in one piece."""
+
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB
 DETAIL_BYTES_MAX: Final = 16 * KIB

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.contracts import values
-from hive_common.contracts.limits import MIB
+from hive_common.contracts.limits import MIB, TASK_INPUT_BYTES_MAX
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
@@ -54,7 +54,7 @@ class Evaluator(Inputs):
         value = passed if passed is not None else self._resolved_input(job, state, index)
         check = self._schemas.input_of(job.agents[state.step.agent])
         if not (check.trivial and value.raw is None):
-            self._check(check, value, template, job, state, index)
+            self._check(check, value, state, index)
         return value
 
     def output_of(self, job: JobState) -> Value:
@@ -76,17 +76,21 @@ class Evaluator(Inputs):
         scope = state.scope
         if state.items is not None:
             scope["item"], scope["index"] = state.items[index], index
-        return self._value(values.encode_json(template.resolve(scope)))
+        data = values.encode_json(template.resolve(scope))
+        if len(data) > TASK_INPUT_BYTES_MAX:
+            raise InvalidArgument(
+                f"{_where(state, index)}: has {len(data)} bytes; expected at most {TASK_INPUT_BYTES_MAX}",
+                path=template.path,
+            )
+        return self._value(data)
 
-    def _check(
-        self, check: Check, value: Value, template: Template, job: JobState, state: StepState, index: int
-    ) -> None:
+    def _check(self, check: Check, value: Value, state: StepState, index: int) -> None:
         violation = check.violation(self._bytes_of(value))
         if violation is None:
             return
-        what = f"{template.path}" if state.step.fork is None else f"{template.path} (element {index} of the fork)"
         raise InvalidArgument(
-            f"{what}: does not fit the input schema of {state.step.agent}: {violation}", path=template.path
+            f"{_where(state, index)}: does not fit the input schema of {state.step.agent}: {violation}",
+            path=state.step.input.path,
         )
 
     def _scope(self, job: JobState, templates: Iterable[Template]) -> dict[str, Any]:
@@ -141,6 +145,11 @@ class Evaluator(Inputs):
         if value.digest not in self._stored:
             raise BlobsNeeded(store=(data,))
         return value
+
+
+def _where(state: StepState, index: int) -> str:
+    path = state.step.input.path
+    return path if state.step.fork is None else f"{path} (element {index} of the fork)"
 
 
 def _passed_on(job: JobState, template: Template) -> Value | None:
