@@ -106,6 +106,7 @@ def _image_bytes(engine: wasmtime.Engine, compiled: component.Component) -> int:
 
 
 if __name__ == "__main__":
+    confine.isolate()
     confine.die_with_parent()
     confine.limit(**_LIMITS)
     print(msgspec.json.encode(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))).decode())

@@ -98,6 +98,7 @@ class Runner:
 
 def main() -> None:
     """Confine this process, then serve."""
+    confine.isolate()
     confine.die_with_parent()
     channel = socket.socket(fileno=os.dup(0))
     confine.exit_when_closed(channel)
