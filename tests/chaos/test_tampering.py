@@ -1,5 +1,7 @@
 """What a superuser does to the log behind the system's back is found, and the first bad position is named."""
 
+import json
+
 import psycopg
 import pytest
 
@@ -62,6 +64,24 @@ def test_a_deleted_row_is_found(tampered, superuser):
         assert (result["ok"], result["first_bad_position"]) == (False, at)
     finally:
         superuser.execute("INSERT INTO log.events VALUES (%s, %s, %s, %s, %s, %s)", row)
+    assert tampered.verify()["ok"]
+
+
+def test_two_rows_that_changed_places_are_found(tampered, superuser):
+    first = tampered.verify()["head"] // 2
+    last, aside = first + 2, 1 << 40
+
+    def swap():
+        for old, new in ((first, aside), (last, first), (aside, last)):
+            superuser.execute("UPDATE log.events SET position = %s WHERE position = %s", (new, old))
+
+    swap()
+    try:
+        done = tampered.hive("audit", "verify", "--json", check=False)
+        assert done.returncode == 1
+        assert json.loads(done.stdout)["first_bad_position"] == first
+    finally:
+        swap()
     assert tampered.verify()["ok"]
 
 
