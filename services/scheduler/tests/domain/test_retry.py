@@ -48,6 +48,17 @@ def test_failures_of_devices_have_a_bound_of_their_own_and_no_pause(code: str) -
     assert isinstance(fail(task, code), events.TaskFailed)
 
 
+def test_a_task_that_was_lost_too_often_says_how_in_words() -> None:
+    task = ready_task()
+    for number in range(1, LOST_ATTEMPTS_MAX + 2):
+        step(task, tasks.Assign("e", "s", 6_000, task.not_before_us))
+        end = step(task, tasks.Lose(number, "overtime", 0))[-1]
+    message = (
+        "lost too often, the last time because the executor did not say within its time how it ended (overtime)"
+    )
+    assert end == events.TaskFailed("lost", message, LOST_ATTEMPTS_MAX + 1)
+
+
 def test_losses_take_nothing_from_the_retries() -> None:
     task = ready_task(max_attempts=2, backoff_ms=0)
     fail(task, "lost")

@@ -50,6 +50,13 @@ BACKOFF_MAX_MS: Final = 5 * 60_000
 NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input"})
 """Codes that another attempt cannot change: they depend on the agent's bytes or the task's input alone."""
 
+_LOST_BECAUSE: Final = {
+    "lease_expired": "the executor was not heard of any more (lease_expired)",
+    "session_ended": "the executor was started anew (session_ended)",
+    "overtime": "the executor did not say within its time how it ended (overtime)",
+    "given_back": "the executor gave it back (given_back)",
+}
+
 
 class AttemptState(msgspec.Struct):
     """One attempt. `late`: its one late event has been written."""
@@ -242,7 +249,7 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
             if task.ended or task.attempts[command.attempt].status not in LIVE:
                 return []
             lost: Event = AttemptLost(command.attempt, command.reason)
-            return [lost, *_after(task, command.attempt, "lost", command.reason, command.now_us)]
+            return [lost, *_after(task, command.attempt, "lost", _lost_message(command.reason), command.now_us)]
         case Reject():
             return [] if task.ended else [TaskFailed(command.code, command.message)]
         case Cancel():
@@ -275,7 +282,11 @@ def _decide_accepted(task: TaskState, report: Report) -> list[Event]:
             return [failed, *_after(task, number, report.code, report.message, report.now_us)]
         case GiveBack():
             lost: Event = AttemptLost(number, "given_back")
-            return [lost, *_after(task, number, "lost", "given_back", report.now_us)]
+            return [lost, *_after(task, number, "lost", _lost_message("given_back"), report.now_us)]
+
+
+def _lost_message(reason: str) -> str:
+    return f"lost too often, the last time because {_LOST_BECAUSE.get(reason, reason)}"
 
 
 def _after(task: TaskState, ended: int, code: str, message: str, now_us: int) -> list[Event]:
