@@ -29,6 +29,7 @@ MEASURED = {
     },
 }
 """Rate and errors (calls by code), duration, queues, head and lag, as far as a process has them."""
+READS_LOG = {"registry", "scheduler", "router", "audit"}
 PROCESSES = {"postgres", "nats", "registry", "scheduler", "router", "audit", "gateway", "executor-1", "executor-2"}
 
 
@@ -187,6 +188,7 @@ def test_prometheus_finds_every_process(hive_home: Installation) -> None:
         text = httpx.get(f"http://{target}/metrics", trust_env=False).text
         families = {family.name for family in text_string_to_metric_families(text)}
         assert MEASURED["executor" if name.startswith("executor") else name] <= families, name
+        assert name in READS_LOG or not LOG & families, f"{name} follows no log, and shows a head"
         ready = httpx.get(f"http://{target}/readyz", trust_env=False)
         assert (ready.status_code, ready.json()["problems"]) == (200, {}), name
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import psycopg
 from hive_common.contracts.events import KIND_OF
 from hive_common.kernel.errors import HiveError, Unavailable
-from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG
+from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
 from prometheus_client import Gauge
 from psycopg import AsyncConnection
 

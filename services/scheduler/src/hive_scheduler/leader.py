@@ -25,8 +25,8 @@ from hive_common.eventlog.projection import ProjectionRunner, create_projection_
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
 from hive_common.ops.migrate import migrate
-from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from psycopg import AsyncConnection

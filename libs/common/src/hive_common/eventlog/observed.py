@@ -4,7 +4,8 @@ from prometheus_client import Gauge
 
 from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.eventlog.writer import LogWriter
-from hive_common.ops.telemetry import LOG_HEAD, PROJECTION_LAG, PROJECTION_POSITION, Health
+from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG, PROJECTION_POSITION
+from hive_common.ops.telemetry import Health
 
 LAG_EVENTS_MAX = 10_000
 """A view further behind than this does not answer for its service."""

@@ -23,10 +23,6 @@ DURATION = Histogram(
 )
 IN_FLIGHT = Gauge("hive_requests_in_flight", "Calls that are being handled; open streams and long polls are such")
 
-LOG_HEAD = Gauge("hive_log_head", "The last position of the log that this process has seen")
-PROJECTION_POSITION = Gauge("hive_projection_position", "The log is projected up to here", ["projection"])
-PROJECTION_LAG = Gauge("hive_projection_lag_events", "Positions the view is behind the head", ["projection"])
-
 
 class _JsonFormatter(logging.Formatter):
     def __init__(self, service: str) -> None:
