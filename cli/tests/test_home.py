@@ -108,3 +108,9 @@ def test_a_private_file_replaces_a_draft_that_was_left(tmp_path: Path) -> None:
     assert target.read_text() == "new"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_home_of_many_takes_no_port_that_another_may_be_about_to_take(tmp_path: Path) -> None:
+    settings = provision(Home(tmp_path / "home"), 1, preferred_ports=False)
+    assert not {8500, 8501, 4222} & set(settings.ports.values())
+    assert provision(Home(tmp_path / "home"), 1) == settings

@@ -89,6 +89,7 @@ def main() -> None:
     os.chdir(ROOT)
     home = Path(tempfile.mkdtemp(prefix="hive-demo-"))
     try:
+        hive("init", "--free-ports", "--executors", str(EXECUTORS), home=home, capture=True)
         hive("up", "--detach", "--executors", str(EXECUTORS), home=home)
         run(home)
     except SystemExit:

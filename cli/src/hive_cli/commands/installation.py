@@ -24,13 +24,21 @@ DOWN_S = 90.0
 _STATUS_PATIENCE_S = 1.0
 
 
-def init(executors: ExecutorsOption = None, as_json: JsonOption = False, home: HomeOption = None) -> None:
+def init(
+    executors: ExecutorsOption = None,
+    free_ports: Annotated[
+        bool,
+        typer.Option("--free-ports", help="Any free ports instead of 8500, 8501 and 4222: for one home of many."),
+    ] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
     """Make an installation without starting it: folders, keys, ports."""
     from hive_cli.supervisor.provision import provision
 
     place = find_home(home)
     with place.locked():
-        settings = provision(place, executors)
+        settings = provision(place, executors, preferred_ports=not free_ports)
     if as_json:
         print_json({"home": str(place.root), "endpoints": _endpoints(place)})
         return

@@ -30,12 +30,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-def pick(names: list[str], taken: dict[str, int]) -> dict[str, int]:
+def pick(names: list[str], taken: dict[str, int], *, preferred: bool = True) -> dict[str, int]:
     """Return a port for each of `names`: the preferred one where it is free, else any free one.
 
     Args:
         names: such as `http`; those in `PREFERRED` have a port they like.
         taken: ports that are given away already.
+        preferred: without it nobody gets the port they like. Of two installations that start at the same moment
+            both would find it free.
 
     Raises:
         Unavailable: no free port was found.
@@ -43,9 +45,9 @@ def pick(names: list[str], taken: dict[str, int]) -> dict[str, int]:
     chosen = dict(taken)
     for name in names:
         used = set(chosen.values())
-        preferred = PREFERRED.get(name)
-        if preferred is not None and preferred not in used and is_free(preferred):
-            chosen[name] = preferred
+        liked = PREFERRED.get(name) if preferred else None
+        if liked is not None and liked not in used and is_free(liked):
+            chosen[name] = liked
         else:
             chosen[name] = _any_free(used)
     return {name: chosen[name] for name in names}

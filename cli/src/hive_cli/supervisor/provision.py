@@ -42,12 +42,13 @@ def blob_secret(executor: str) -> str:
     return f"blobs-{executor}"
 
 
-def provision(home: Home, executors: int | None) -> Settings:
+def provision(home: Home, executors: int | None, *, preferred_ports: bool = True) -> Settings:
     """Make what the home does not have yet, and return its settings. The caller holds the home's lock.
 
     Args:
         home: may not exist yet.
         executors: how many; None is as many as last time, or one.
+        preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
 
     Raises:
         FailedPrecondition: a recorded port is taken, or the disk is full.
@@ -58,7 +59,7 @@ def provision(home: Home, executors: int | None) -> Settings:
     known = home.settings() if home.exists() else None
     if known is not None:
         ports.check_recorded(_listened(known, executors), home.settings_file)
-    settings = _settle(home, known, executors)
+    settings = _settle(home, known, executors, preferred_ports)
     wanted = [entry.name for entry in settings.executors]
     _make_secrets(home, wanted)
     if settings != known:
@@ -97,13 +98,14 @@ def _check_space(root: Path) -> None:
         )
 
 
-def _settle(home: Home, known: Settings | None, executors: int | None) -> Settings:
+def _settle(home: Home, known: Settings | None, executors: int | None, preferred_ports: bool) -> Settings:
     entries = list(known.executors if known else ())
     missing = range(len(entries) + 1, (executors or 1) + 1)
     entries += [ExecutorEntry(names.executor_name(number), new_id()) for number in missing]
     recorded = dict(known.ports) if known else {}
     wanted = names.port_names([entry.name for entry in entries])
-    recorded |= ports.pick([name for name in wanted if name not in recorded], recorded)
+    missing_ports = [name for name in wanted if name not in recorded]
+    recorded |= ports.pick(missing_ports, recorded, preferred=preferred_ports)
     return Settings(
         owner=known.owner if known else new_id(),
         endpoints=_endpoints(home, recorded),

@@ -42,7 +42,9 @@ class Installation:
         return json.loads(self.hive(*arguments, "--json", check=check, timeout_s=timeout_s).stdout)
 
     def up(self, executors: int = 2) -> None:
-        """Start, and wait until it is ready."""
+        """Start, and wait until it is ready. A new home takes no ports that others may be about to take."""
+        if not (self.home / "hive.json").exists():
+            self.hive("init", "--free-ports", "--executors", str(executors))
         self.hive("up", "--detach", "--executors", str(executors))
 
     def down(self) -> None:
