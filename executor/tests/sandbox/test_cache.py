@@ -15,7 +15,7 @@ Module = Callable[[str], Program]
 
 
 def compiled_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.cwasm"))
+    return sorted(folder.glob("code/*.cwasm"))
 
 
 async def test_compiles_once_and_keeps_it_private(tmp_path: Path, module: Module) -> None:

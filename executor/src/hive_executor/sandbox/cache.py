@@ -62,7 +62,10 @@ class CompiledCache:
             raise FailedPrecondition(f"{root} belongs to user {found.st_uid}; expected the user of this process")
         if stat.S_IMODE(found.st_mode) & 0o077:
             root.chmod(0o700)
-        self.root = root
+        self.root = root.absolute()
+        # Runners see this folder and nothing else of the cache: no key, no seals, no modules to compile.
+        self.code = self.root / "code"
+        self.code.mkdir(mode=0o700, exist_ok=True)
         self._key = self._load_key()
 
     def key_of(self, module_sha256: str, kind: str) -> str:
@@ -118,7 +121,7 @@ class CompiledCache:
 
     def _prune(self, keep: Path) -> None:
         """Remove the modules unused for longest while all together are too large, and what crashes left behind."""
-        found = {path: facts for path in self.root.glob("*.cwasm") if (facts := _stat(path))}
+        found = {path: facts for path in self.code.glob("*.cwasm") if (facts := _stat(path))}
         total = sum(facts.st_size for facts in found.values())
         for path, facts in sorted(found.items(), key=lambda item: item[1].st_mtime):
             if total <= CACHE_BYTES_MAX:
@@ -136,7 +139,7 @@ class CompiledCache:
                     path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self.root / f"{key}.cwasm"
+        return self.code / f"{key}.cwasm"
 
     def _seal_path(self, key: str) -> Path:
         return self.root / f"{key}.seal"

@@ -1,12 +1,13 @@
 """Checks and compiles one module: `python -m hive_executor.sandbox.compile_child KIND MODULE OUTPUT`.
 
 Compiling is where a hostile module can hurt most (time, memory, defects of the compiler), so it happens in a
-process of its own with limits. It writes machine code to OUTPUT and one JSON line to stdout.
+process of its own with limits, which sees neither files nor network once it has read the module (where the system
+can do that). It writes machine code to OUTPUT and one JSON line to stdout. Start it in an empty folder.
 """
 
 import sys
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 import wasmtime
@@ -37,17 +38,16 @@ class Refused(Exception):
     """The module is not one that can be run here; the text says why."""
 
 
-def main(kind: str, source: Path, output: Path) -> Report:
-    """Compile `source` for `kind`."""
+def main(kind: str, wasm: bytes, output: BinaryIO) -> Report:
+    """Compile `wasm` for `kind`."""
     engine = new_engine()
-    wasm = source.read_bytes()
     try:
         if kind == "command":
-            output.write_bytes(_compile_command(engine, wasm))
+            output.write(_compile_command(engine, wasm))
             return Report()
         compiled = component.Component(engine, wasm)
         _check_component(engine, compiled, kind)
-        output.write_bytes(compiled.serialize())
+        output.write(compiled.serialize())
         return Report(image_bytes=_image_bytes(engine, compiled) if kind == "python" else 0)
     except (wasmtime.WasmtimeError, Refused) as error:
         return Report(error=str(error)[: model.MESSAGE_CHARS_MAX])
@@ -106,7 +106,11 @@ def _image_bytes(engine: wasmtime.Engine, compiled: component.Component) -> int:
 
 
 if __name__ == "__main__":
-    confine.isolate()
+    isolated = confine.isolate()
     confine.die_with_parent()
     confine.limit(**_LIMITS)
-    print(msgspec.json.encode(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))).decode())
+    module = Path(sys.argv[2]).read_bytes()
+    with Path(sys.argv[3]).open("wb") as file:
+        confine.close_off(isolated=isolated, visible=None, mount_point=Path.cwd())
+        report = main(sys.argv[1], module, file)
+    print(msgspec.json.encode(report).decode())

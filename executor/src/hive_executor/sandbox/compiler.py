@@ -52,6 +52,11 @@ class Compiler:
         self._checked: dict[str, None] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
+    @property
+    def code_dir(self) -> Path:
+        """Return the folder with compiled modules."""
+        return self._cache.code
+
     async def compiled(self, program: Program) -> Compiled:
         """Return what a runner loads for `program`.
 
@@ -89,9 +94,9 @@ class Compiler:
     async def _make(self, program: Program) -> Compiled:
         if program.runtime == "python":
             return await self._cached(self._python_key(), "python", self._build_python)
-        path = program.module_path
-        if path is None:
+        if program.module_path is None:
             raise InvalidModule(f"{program.entry}: a {program.runtime} needs a .wasm file")
+        path = await asyncio.to_thread(program.module_path.absolute)
         digest = await asyncio.to_thread(_digest_of, path)
 
         async def fetched(_: Path) -> Path:
@@ -112,8 +117,15 @@ class Compiler:
         self._progress(f"compiling {module.name}")
         fresh = self._cache.scratch()
         try:
-            command = ("-m", "hive_executor.sandbox.compile_child", kind, str(module), str(fresh))
-            code, stdout, stderr = await _run_child(command, COMPILE_S_MAX)
+            command = (
+                "-m",
+                "hive_executor.sandbox.compile_child",
+                kind,
+                str(module),
+                str(fresh),
+            )
+            with tempfile.TemporaryDirectory(dir=self._cache.root, prefix="build-") as empty:
+                code, stdout, stderr = await _run_child(command, COMPILE_S_MAX, Path(empty))
             if code != 0:
                 raise InvalidModule(f"{module.name}: the compiler {_ending(code)}: {stderr[-500:].strip()}")
             report = msgspec.json.decode(stdout, type=_Report)
@@ -142,7 +154,7 @@ class Compiler:
             str(folder / "agent.wit"),
         )
         command += ("-w", "python-runtime", "componentize", "-p", str(folder), "_hive_runtime", "-o", str(output))
-        code, _, stderr = await _run_child(command, BUILD_S_MAX)
+        code, _, stderr = await _run_child(command, BUILD_S_MAX, folder)
         if code != 0 or not output.exists():
             raise FailedPrecondition(f"componentize-py {_ending(code)}: {stderr[-2000:].strip()}")
         return output
@@ -215,8 +227,8 @@ def _digest_of(path: Path) -> str:
         raise InvalidModule(f"{path}: no such file") from None
 
 
-async def _run_child(command: tuple[str, ...], seconds: float) -> tuple[int, bytes, str]:
-    """Run this Python with `command` and an empty environment; return exit code, stdout and stderr."""
+async def _run_child(command: tuple[str, ...], seconds: float, folder: Path) -> tuple[int, bytes, str]:
+    """Run this Python with `command` in `folder`, without an environment; return exit code, stdout and stderr."""
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -225,6 +237,7 @@ async def _run_child(command: tuple[str, ...], seconds: float) -> tuple[int, byt
         stdin=asyncio.subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,
+        cwd=folder,
         env=child_environment(),
         start_new_session=True,
     )

@@ -2,46 +2,159 @@
 
 import ctypes
 import errno
+import functools
 import os
+import platform
 import resource
 import select
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Final
 
+from hive_executor.sandbox import syscalls
+
+NAMESPACES: Final = "namespaces"
+EMPTY_ROOT: Final = "empty root"
+SYSCALL_FILTER: Final = "system call filter"
+LAYERS: Final = (NAMESPACES, EMPTY_ROOT, SYSCALL_FILTER)
+"""What a system can add to the engine's own isolation; `python -m hive_executor.sandbox.confine` tells."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 # linux/sched.h
+_CLONE_NEWNS: Final = 0x00020000
+_CLONE_NEWUTS: Final = 0x04000000
 _CLONE_NEWIPC: Final = 0x08000000
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
-_NOT_ALLOWED: Final = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOSPC, errno.EINVAL})
-_STATM = Path("/proc/self/statm")
+_NAMESPACES: Final = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS
+# linux/mount.h, bits/statvfs.h
+_MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOEXEC: Final = 8
+_MS_REMOUNT: Final = 32
+_MS_NOATIME: Final = 1024
+_MS_NODIRATIME: Final = 2048
+_MS_BIND: Final = 4096
+_MS_REC: Final = 16384
+_MS_PRIVATE: Final = 1 << 18
+_MS_RELATIME: Final = 1 << 21
+_MNT_DETACH: Final = 2
+_ST_RELATIME: Final = 4096
+_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_NOT_ALLOWED: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOSPC, errno.EINVAL, errno.EOVERFLOW}
+)
 _PAGE_BYTES: Final = resource.getpagesize()
 
 
 def isolate() -> bool:
-    """Move this process into a user, network and IPC namespace of its own, where the system lets it.
+    """Move this process into user, network, mount, IPC and host name namespaces of its own, where it is allowed.
 
-    Whoever breaks out of the engine then has no capability, no interface (not even loopback, where the control
-    plane listens), and no shared memory of others. Call it before the first thread, and before
-    `die_with_parent`, since a change of credentials can drop that request.
+    Whoever breaks out of the engine then has no interface (not even loopback, where the control plane listens),
+    and no shared memory of others. Call it before the first thread, and before `die_with_parent`, since a change
+    of credentials can drop that request.
 
     Returns:
         False where there are no such namespaces, or they are not allowed (user_namespaces(7)).
     """
     if sys.platform != "linux":
         return False
-    unshare = ctypes.CDLL(None, use_errno=True).unshare
-    if unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number not in _NOT_ALLOWED:
-        raise OSError(number, "unshare failed")
-    return False
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        _checked(_libc().unshare(_NAMESPACES), "unshare")
+        # Without a mapping nothing can be created in the file system of the new root.
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            Path("/proc/self", name).write_text(text)
+    except OSError as error:
+        return _refused(error)
+    return True
+
+
+def close_off(*, isolated: bool, visible: Path | None, mount_point: Path) -> list[str]:
+    """Give up files and system calls, as far as the system can do that; after `isolate` and `die_with_parent`.
+
+    What is open or mapped stays, but nothing can be imported any more, and no process started.
+
+    Args:
+        isolated: what `isolate` said.
+        visible: the one folder that is still there, under its path, read-only.
+        mount_point: any empty folder; it stays empty for everybody else.
+
+    Returns:
+        The layers that this process now has, of `LAYERS`.
+    """
+    data_bytes()  # opens what it will read
+    layers = [NAMESPACES] if isolated else []
+    if isolated and _hide_files(visible, mount_point):
+        layers.append(EMPTY_ROOT)
+    if syscalls.restrict():
+        layers.append(SYSCALL_FILTER)
+    return layers
+
+
+def _hide_files(visible: Path | None, mount_point: Path) -> bool:
+    """Make the root of this process an empty, read-only file system, and drop all capabilities."""
+    pivot_root = _PIVOT_ROOT.get(platform.machine())
+    if pivot_root is None:
+        return False
+    libc = _libc()
+    try:
+        _mount(None, Path("/"), _MS_REC | _MS_PRIVATE)
+        _mount("tmpfs", mount_point, _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, kind=b"tmpfs")
+        if visible is not None:
+            target = Path(f"{mount_point}{visible.absolute()}")
+            target.mkdir(parents=True)
+            _mount(str(visible), target, _MS_BIND)
+            _make_read_only(target)
+        os.chdir(mount_point)
+        # Both roots at one place, the old one on top, which then goes (pivot_root(2)).
+        _checked(libc.syscall(pivot_root, b".", b"."), "pivot_root")
+        _checked(libc.umount2(b".", _MNT_DETACH), "umount")
+        os.chdir("/")
+        _make_read_only(Path("/"))
+        _checked(libc.capset(struct.pack("@Ii", _CAPABILITY_VERSION_3, 0), bytes(24)), "capset")
+    except OSError as error:
+        return _refused(error)
+    return True
+
+
+def _make_read_only(place: Path) -> None:
+    # A user namespace may not take away the flags that a mount has.
+    found = os.statvfs(place).f_flag
+    kept = found & (_MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_NOATIME | _MS_NODIRATIME)
+    relative = _MS_RELATIME if found & _ST_RELATIME else 0
+    _mount(None, place, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept | relative)
+
+
+def _mount(source: str | None, target: Path, flags: int, kind: bytes | None = None) -> None:
+    name = None if source is None else os.fsencode(source)
+    options = b"size=64k,mode=0755" if kind else None
+    _checked(_libc().mount(name, os.fsencode(target), kind, ctypes.c_ulong(flags), options), f"mount {target}")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _refused(error: OSError) -> bool:
+    """Return False for what a system may not have or allow, and raise the rest."""
+    if error.errno in _NOT_ALLOWED:
+        return False
+    raise error
 
 
 def die_with_parent() -> None:
@@ -88,8 +201,15 @@ def data_bytes() -> int | None:
 
     Reserved address space does not count, grown linear memory does. It is what `RLIMIT_DATA` limits.
     """
+    file = _statm()
+    return None if file is None else int(os.pread(file, 256, 0).split()[5]) * _PAGE_BYTES
+
+
+@functools.cache
+def _statm() -> int | None:
+    # Kept open, because the file is out of reach in the empty root. Each read at 0 is a fresh look.
     try:
-        return int(_STATM.read_bytes().split()[5]) * _PAGE_BYTES
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
 
@@ -100,3 +220,24 @@ def allow_data_growth(bytes_more: int) -> None:
     if now is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (now + bytes_more, hard))
+
+
+def main() -> None:
+    """Try, in this process, what runners do, and print the layers that it has then, one a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            isolated = isolate()
+            die_with_parent()
+            layers = close_off(isolated=isolated, visible=None, mount_point=Path(folder))
+            os.write(writer, "".join(f"{layer}\n" for layer in layers).encode())
+            os._exit(0)
+        os.close(writer)
+        _, status = os.waitpid(child, 0)
+        print(os.read(reader, 4096).decode(), end="")
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main()

@@ -36,9 +36,10 @@ class Run(msgspec.Struct, frozen=True, tag="run", array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
-    """The runner is confined and waits for work."""
+    """The runner is confined, by these layers of `confine.LAYERS`, and waits for work."""
 
     pid: int
+    layers: list[str] = []
 
 
 class NeedFiles(msgspec.Struct, frozen=True, tag="need", array_like=True):

@@ -11,6 +11,7 @@ from hive_common.kernel.errors import Unavailable
 from hive_executor.sandbox import frames, model
 from hive_executor.sandbox.cache import Compiled
 from hive_executor.sandbox.compiler import Compiler
+from hive_executor.sandbox.confine import LAYERS
 from hive_executor.sandbox.engine import require_version
 from hive_executor.sandbox.errors import InvalidModule
 from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
@@ -38,7 +39,7 @@ class RunnerPool:
         require_version()
         self._size = size
         self._compiler = Compiler(cache_dir)
-        self._folder = cache_dir / "empty"
+        self._folder = self._compiler.code_dir.with_name("empty")
         self._log_sink = log_sink or (lambda _: None)
         self._runners: set[RunnerProcess] = set()
         self._idle: list[RunnerProcess] = []
@@ -79,12 +80,17 @@ class RunnerPool:
             self._waiting.notify_all()
 
     def stats(self) -> dict[str, Any]:
-        """Return `size`, `busy`, `restarts` (runners replaced because they ended) and `pids`."""
+        """Return `size`, `busy`, `restarts` (runners replaced because they ended), `pids`, and `layers`.
+
+        The layers are those of `confine.LAYERS` that every runner has; the rest this system does not allow.
+        """
+        runners = list(self._runners)
         return {
             "size": self._size,
             "busy": self._busy,
             "restarts": self._restarts,
-            "pids": sorted(runner.pid for runner in self._runners),
+            "pids": sorted(runner.pid for runner in runners),
+            "layers": [name for name in LAYERS if runners and all(name in one.layers for one in runners)],
         }
 
     async def run(
@@ -187,7 +193,7 @@ class RunnerPool:
             self._waiting.notify()
 
     async def _add_runner(self) -> None:
-        runner = await RunnerProcess.start(self._folder, self._lost)
+        runner = await RunnerProcess.start(self._folder, self._compiler.code_dir, self._lost)
         self._runners.add(runner)
         if self._python is not None:
             with contextlib.suppress(RunnerGone):

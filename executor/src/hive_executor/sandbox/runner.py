@@ -1,12 +1,15 @@
-"""The process in which guests run: `python -m hive_executor.sandbox.runner`, its socket on descriptor 0.
+"""The process in which guests run: `python -m hive_executor.sandbox.runner MODULES`, its socket on descriptor 0.
 
-It holds no secrets, opens nothing but compiled modules, and can be killed at any time. It runs one guest at a time.
+It holds no secrets, sees no file but the compiled modules in MODULES (where the system can do that), and can be
+killed at any time. It runs one guest at a time.
 """
 
 import gc
 import os
 import socket
+import sys
 from collections import OrderedDict
+from pathlib import Path
 from typing import Final
 
 import wasmtime
@@ -41,9 +44,9 @@ class Runner:
         self._guests: OrderedDict[str, Guest] = OrderedDict()
         self._bundles: OrderedDict[str, str] = OrderedDict()
 
-    def serve(self) -> None:
+    def serve(self, layers: list[str]) -> None:
         """Work until the parent closes the socket."""
-        self._send(frames.Ready(os.getpid()))
+        self._send(frames.Ready(os.getpid(), layers))
         while (request := frames.receive_request(self._channel)) is not None:
             if isinstance(request, frames.Load):
                 self._load(request)
@@ -98,7 +101,7 @@ class Runner:
 
 def main() -> None:
     """Confine this process, then serve."""
-    confine.isolate()
+    isolated = confine.isolate()
     confine.die_with_parent()
     channel = socket.socket(fileno=os.dup(0))
     confine.exit_when_closed(channel)
@@ -107,7 +110,7 @@ def main() -> None:
     # What exists now lives as long as the process; walking it again after each guest costs time and private pages.
     gc.collect()
     gc.freeze()
-    runner.serve()
+    runner.serve(confine.close_off(isolated=isolated, visible=Path(sys.argv[1]), mount_point=Path.cwd()))
 
 
 if __name__ == "__main__":

@@ -102,12 +102,16 @@ class RunnerProcess:
         self._programs: set[str] = set()
         self.runs = 0
         self.said = ""
+        self.layers: tuple[str, ...] = ()
 
     @classmethod
-    async def start(cls, folder: Path, on_lost: Callable[["RunnerProcess"], None]) -> "RunnerProcess":
+    async def start(
+        cls, folder: Path, modules: Path, on_lost: Callable[["RunnerProcess"], None]
+    ) -> "RunnerProcess":
         """Start a runner and wait until it is ready.
 
         Args:
+            modules: the folder with compiled modules, the only one it can read where the system can see to that.
             folder: an empty directory for it to be in.
             on_lost: called once when it has ended, for whatever reason.
 
@@ -119,7 +123,7 @@ class RunnerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = _spawn(theirs, folder, stderr)
+                process = _spawn(theirs, folder, modules, stderr)
         except OSError as error:
             ours.close()
             stderr.close()
@@ -130,7 +134,7 @@ class RunnerProcess:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
             async with asyncio.timeout(START_S_MAX):
-                await channel.ask(None, MEBIBYTE)
+                ready = await channel.ask(None, MEBIBYTE)
         except (RunnerGone, TimeoutError):
             await runner.kill()
             raise Unavailable(f"a runner did not come up: {runner.said or 'it said nothing'}") from None
@@ -138,6 +142,8 @@ class RunnerProcess:
             ours.close()
             await asyncio.shield(asyncio.create_task(runner.kill()))
             raise
+        assert isinstance(ready, frames.Ready)
+        runner.layers = tuple(ready.layers)
         channel.on_lost = lambda: on_lost(runner)
         return runner
 
@@ -224,9 +230,9 @@ class RunnerProcess:
         self._stderr.close()
 
 
-def _spawn(channel: socket.socket, folder: Path, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _spawn(channel: socket.socket, folder: Path, modules: Path, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner"],
+        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules)],
         stdin=channel.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,

@@ -1,0 +1,159 @@
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hive_executor.sandbox import RunnerPool
+from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS, NAMESPACES, SYSCALL_FILTER
+
+from .conftest import limits, python
+
+ECHO = python("def run(input):\n    return input")
+AVAILABLE = subprocess.run(
+    [sys.executable, "-m", "hive_executor.sandbox.confine"], capture_output=True, text=True, check=True
+).stdout.splitlines()
+
+
+def needs(layer: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(layer not in AVAILABLE, reason=f"this system allows no {layer}")
+
+
+@pytest.fixture
+async def pid(pool: RunnerPool) -> AsyncIterator[int]:
+    """A runner that has run something; it must still be able to afterwards."""
+    assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
+    yield pool.stats()["pids"][0]
+    assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
+    assert pool.stats()["restarts"] == 0
+
+
+async def test_the_pool_says_which_layers_its_runners_have(pool: RunnerPool) -> None:
+    assert pool.stats()["layers"] == AVAILABLE
+    assert set(AVAILABLE) <= set(LAYERS)
+
+
+async def test_runner_has_no_environment_and_no_descriptors_of_ours(pid: int) -> None:
+    assert set(psutil.Process(pid).environ()) == {"LC_ALL", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+    assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    links = {int(link.name): str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    assert links.pop(0).startswith("socket:")
+    assert links.pop(1) == "/dev/null"
+    assert links.pop(2).endswith(" (deleted)")  # its stderr, a file without a name
+    # The rest it made itself: its channel again, its memory figures, modules, and what the engine needs.
+    assert {number: link for number, link in links.items() if not _is_runners_own(link, pid)} == {}
+    assert len([link for link in links.values() if link.startswith("socket:")]) <= 3
+
+
+def _is_runners_own(link: str, pid: int) -> bool:
+    return link.startswith(("socket:", "anon_inode:", "/memfd:")) or link.endswith((f"/{pid}/statm", ".cwasm"))
+
+
+async def test_a_secret_that_its_parent_has_open_is_not_inherited(cache_dir: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    handle = os.open(secret, os.O_RDONLY)
+    os.set_inheritable(handle, True)
+    pool = RunnerPool(size=1, cache_dir=cache_dir)
+    try:
+        await pool.start()
+        (pid,) = pool.stats()["pids"]
+        assert str(secret) not in {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    finally:
+        await pool.close()
+        os.close(handle)
+
+
+@needs(NAMESPACES)
+async def test_runner_is_in_namespaces_of_its_own(pid: int) -> None:
+    for kind in ("user", "net", "ipc", "mnt", "uts"):
+        assert Path(f"/proc/{pid}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
+    interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+
+
+@needs(EMPTY_ROOT)
+async def test_runner_sees_compiled_modules_and_nothing_else(pid: int, cache_dir: Path) -> None:
+    root = Path(f"/proc/{pid}/root")
+    assert [child.name for child in root.iterdir()] == [cache_dir.parts[1]]
+    inside = Path(f"{root}{cache_dir}")
+    assert [child.name for child in inside.iterdir()] == ["code"]
+    assert {child.suffix for child in (inside / "code").iterdir()} == {".cwasm"}
+    for place in (root, inside / "code"):
+        with pytest.raises(OSError, match="Read-only"):
+            (place / "new").touch()
+    effective = [
+        line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "CapEff" in line
+    ]
+    assert effective == ["0000000000000000"]
+
+
+@needs(SYSCALL_FILTER)
+async def test_every_thread_of_a_runner_has_the_filter(pid: int) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        facts = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines() if ":\t" in line)
+        assert facts["Seccomp"] == "2"
+        assert facts["NoNewPrivs"] == "1"
+
+
+ATTEMPTS = """
+import ctypes, errno, fcntl, os, signal, socket, sys, threading
+from pathlib import Path
+from hive_executor.sandbox import confine
+isolated = confine.isolate()
+confine.die_with_parent()
+confine.close_off(isolated=isolated, visible=None, mount_point=Path(sys.argv[1]))
+libc = ctypes.CDLL(None, use_errno=True)
+parent = os.getppid()
+def refused(name, attempt):
+    try:
+        attempt()
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+    else:
+        print(name, "WORKED")
+def call(name, *arguments):
+    def attempt():
+        if getattr(libc, name)(*arguments) < 0:
+            raise OSError(ctypes.get_errno(), name)
+    refused(name, attempt)
+refused("fork", os.fork)
+refused("exec", lambda: os.execv("/bin/true", ["true"]))
+refused("socket", lambda: socket.socket())
+refused("kill", lambda: os.kill(parent, 0))
+call("tgkill", parent, parent, 0)
+refused("limits of another", lambda: __import__("resource").prlimit(parent, 7))
+refused("signals by descriptor", lambda: fcntl.fcntl(0, fcntl.F_SETOWN, parent))
+refused("write a file", lambda: open("/new", "w"))
+refused("write by openat", lambda: os.open("/dev/null", os.O_RDWR))
+call("ptrace", 16, parent, 0, 0)
+call("mount", b"x", b"/", b"tmpfs", 0, None)
+call("unshare", 0x10000000)
+call("chroot", b"/")
+call("setuid", 0)
+call("process_vm_readv", parent, None, 0, None, 0, 0)
+worked = []
+thread = threading.Thread(target=worked.append, args=(1,))
+thread.start(); thread.join()
+print("thread", "WORKED" if worked else "failed")
+"""
+
+
+@needs(SYSCALL_FILTER)
+@pytest.mark.parametrize("user", [[], ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]])
+async def test_what_a_confined_process_may_still_ask_of_the_system(user: list[str], tmp_path: Path) -> None:
+    if user and (os.geteuid() != 0 or shutil.which(user[0]) is None):
+        pytest.skip("becoming another user takes root and setpriv")
+    tmp_path.chmod(0o755)
+    child = await asyncio.create_subprocess_exec(
+        *user, sys.executable, "-P", "-c", ATTEMPTS, str(tmp_path), stdout=-1, stderr=-1
+    )
+    stdout, stderr = await asyncio.wait_for(child.communicate(), 60)
+    said = dict(line.rsplit(" ", 1) for line in stdout.decode().splitlines())
+    assert said.pop("thread", None) == "WORKED", stderr.decode()
+    assert len(said) == 15
+    assert {name: code for name, code in said.items() if code not in {"EPERM", "EACCES"}} == {}
