@@ -3,10 +3,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 SOURCES := libs services executor cli tests benchmarks examples
 
-.PHONY: help setup demo test lint format up down bench chaos proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-peers chaos proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +48,18 @@ down: ## stop it
 bench: setup ## measure, each figure beside its reference in the same run
 	@$(BIN)/python -m benchmarks
 
+bench-peers: setup ## install what the benchmarks compare with, in an environment of its own
+	@$(BIN)/python -m benchmarks.peer_runs
+
 chaos: setup ## the long chaos runs: every process killed at random moments, more seeds
 	@HIVE_CHAOS_ROUNDS=$${HIVE_CHAOS_ROUNDS:-10} $(BIN)/pytest -q -m chaos tests/chaos
+
+compose: ## check docker-compose.yml, and build its images
+	@$(COMPOSE) config --quiet
+	@$(COMPOSE) build
+
+compose-test: .venv/.ready ## docker-compose.yml on the engine of this machine: a job, restarts, metrics; some minutes
+	@HIVE_COMPOSE_TEST=1 $(BIN)/pytest -q -x tests/compose
 
 proto: .venv/.ready ## generate the gRPC stubs again; without a diff unless a contract changed
 	@PYTHON=$(CURDIR)/$(BIN)/python bash proto/generate.sh

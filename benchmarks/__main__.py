@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from hive_common.eventlog.log import create_log
 from hive_common.eventlog.migrate import migrate_log
 from hive_common.testing.postgres import EmbeddedPostgres
 
-from benchmarks import log_append, sandbox, stack, verify
+from benchmarks import log_append, peer_runs, report, sandbox, stack, verify
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -34,11 +35,20 @@ def about() -> dict[str, Any]:
     """Return what a figure means nothing without."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "tree": tree(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "durability": "Postgres: fsync and synchronous_commit on. NATS holds nothing that the log does not.",
+        "peers": peer_runs.versions() if peer_runs.interpreter() else {},
+        "load_average_before": [round(load, 1) for load in os.getloadavg()],
     }
+
+
+def tree() -> str:
+    """Return the commit that is measured, with `-dirty` where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def progress(text: str) -> None:
@@ -64,19 +74,23 @@ async def run() -> dict[str, Any]:
             server.stop()
     progress("sandbox, beside raw wasmtime")
     results["sandbox"] = await sandbox.run()
-    progress("the whole stack, beside the sandbox alone")
+    progress("the whole stack, beside the sandbox alone, the peers and raw NATS")
     results["stack"] = await stack.run()
+    results["about"]["load_average_after"] = [round(load, 1) for load in os.getloadavg()]
     return results
 
 
 def main() -> None:
-    """Run, print and keep the results."""
+    """Run, print and keep the results, and write the table of the documentation."""
+    if peer_runs.interpreter() is None:
+        progress("the peers are not installed, their rows stay empty: make bench-peers")
     results = uvloop.run(run())
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{results['about']['date'][:10]}.json"
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
-    progress(f"written to {file}")
+    report.write(results, file.name)
+    progress(f"written to {file} and {report.DOCUMENT}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast the log takes appends, beside two references in the same run.
 
-    python benchmarks/log_append.py            # on a scratch server of its own
+    python -m benchmarks.log_append         # on a scratch server of its own
 
 - `hive_1x64`: one process, 64 callers, one event per append, a job's stream as precondition.
 - `hive_4x16`: four processes with 16 callers each.
@@ -9,18 +9,17 @@
   database could take.
 
 Scenarios alternate over several rounds, so that a busy machine touches all of them; figures are medians of the
-rounds. Publish ratios, not absolutes.
+rounds with their extremes. Publish ratios, not absolutes.
 """
 
 import asyncio
 import json
 import os
-import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ import uvloop
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.kernel.ids import new_id
 from psycopg.conninfo import conninfo_to_dict
+
+from benchmarks.rounds import spreads
 
 CALLERS = 64
 PROCESSES = 4
@@ -52,15 +53,11 @@ async def run(dsn: str, *, seconds: float = 3.0, rounds: int = 3) -> dict[str, A
         "eventsourcing_1x64": lambda: asyncio.to_thread(_stock_recorder, dsn, seconds),
         "copy": lambda: _copy(dsn, seconds),
     }
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in scenarios}
+    results: dict[str, list[Mapping[str, float]]] = {name: [] for name in scenarios}
     for _ in range(rounds):
         for name, scenario in scenarios.items():
             results[name].append(await scenario())
-    return {name: _median(rows) for name, rows in results.items()}
-
-
-def _median(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]}
+    return {name: spreads(rows) for name, rows in results.items()}
 
 
 def _figures(latencies_s: list[float], events: int, elapsed_s: float) -> dict[str, float]:
@@ -107,7 +104,8 @@ async def _append_in_processes(dsn: str, seconds: float) -> dict[str, float]:
     workers = [
         await asyncio.create_subprocess_exec(
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.log_append",
             "worker",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

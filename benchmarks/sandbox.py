@@ -1,6 +1,6 @@
 """What the sandbox adds to the engine: attempts in a warm runner beside raw wasmtime-py, in interleaved rounds.
 
-`run()` returns milliseconds (medians over all rounds) and their ratios, and the private memory of a runner.
+`run()` returns milliseconds (medians of each round, with their spread), ratios, and a runner's private memory.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from hive_executor.sandbox.engine import engine_version, new_engine
 from hive_executor.sandbox.guests import bundle_of, new_component_linker
 from hive_executor.sandbox.warm import default_cache_dir
 from wasmtime import component
+
+from benchmarks.rounds import spread
 
 ROUNDS = 20
 ATTEMPTS_PER_ROUND = 25
@@ -129,19 +131,19 @@ async def _measure(
         outcome = await pool.run(program, b"{}", LIMITS)
         assert outcome.status == "succeeded", outcome
 
+    # By scenario, the median of each round: one attempt more or less says nothing about a spread.
     samples: dict[str, list[float]] = {"python": [], "python_raw": [], "command": [], "command_raw": []}
     for _ in range(ROUNDS):
-        samples["python_raw"] += _time_calls(raw_agent)
-        samples["python"] += await _time_attempts(lambda: attempt(agent))
-        samples["command_raw"] += _time_calls(raw_noop)
-        samples["command"] += await _time_attempts(lambda: attempt(command))
+        samples["python_raw"].append(statistics.median(_time_calls(raw_agent)))
+        samples["python"].append(statistics.median(await _time_attempts(lambda: attempt(agent))))
+        samples["command_raw"].append(statistics.median(_time_calls(raw_noop)))
+        samples["command"].append(statistics.median(await _time_attempts(lambda: attempt(command))))
     (pid,) = pool.stats()["pids"]
-    medians = {f"{name}_ms": round(statistics.median(values), 3) for name, values in samples.items()}
     memory = psutil.Process(pid).memory_full_info()
     return {
-        **medians,
-        "python_to_raw": round(medians["python_ms"] / medians["python_raw_ms"], 2),
-        "command_to_raw": round(medians["command_ms"] / medians["command_raw_ms"], 2),
+        **{f"{name}_ms": spread(values) for name, values in samples.items()},
+        "python_to_raw": spread(a / b for a, b in zip(samples["python"], samples["python_raw"], strict=True)),
+        "command_to_raw": spread(a / b for a, b in zip(samples["command"], samples["command_raw"], strict=True)),
         "runner_private_mb": round(memory.uss / 1e6, 1),
         "runner_pss_mb": round(getattr(memory, "pss", 0) / 1e6, 1),
         "attempts_each": ROUNDS * ATTEMPTS_PER_ROUND,

@@ -1,15 +1,23 @@
-"""The whole stack: no-op tasks per second, and the time from submit to result, beside the sandbox alone."""
+"""The whole stack beside what bounds it and beside what people would pick instead, in interleaved rounds.
+
+A round measures, one after the other and nothing at the same time: no-ops that one job forks, beside the sandbox
+alone; single submits and the way from submit to result, beside the peers of `peers.py` and raw NATS request/reply.
+The stack idles while others are measured; the peers' servers do not run while it is.
+"""
 
 import asyncio
 import json
+import os
 import shutil
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import wasmtime
 from hive_common.contracts.limits import FUEL_DEFAULT, MIB
 from hive_common.contracts.values import digest_of
@@ -17,8 +25,15 @@ from hive_common.testing.installation import Installation
 from hive_executor.sandbox import Limits, Program, RunnerPool
 from hive_executor.sandbox.warm import default_cache_dir
 
-TASKS = 2_000
+from benchmarks import peer_runs, raw_nats
+from benchmarks.rounds import percentiles, spread, spreads
+
+TASKS = int(os.environ.get("HIVE_BENCH_TASKS", "5000"))
+SINGLES = 1_000
+IN_FLIGHT = 50
 ROUND_TRIPS = 100
+ROUNDS = int(os.environ.get("HIVE_BENCH_ROUNDS", "3"))
+SETTLE_S = 2.0
 
 MANIFEST = """\
 apiVersion: hive/v1
@@ -58,16 +73,16 @@ def write_agents(folder: Path) -> dict[str, Path]:
     return folders
 
 
-def job(runtime: str, tasks: int) -> dict[str, Any]:
-    """Return a job document that forks `tasks` no-ops."""
-    task = {"id": "noop", "agent": f"noop-{runtime}@1.0.0", "fork": "${input}", "input": {}}
+def job(runtime: str, tasks: int | None = None) -> dict[str, Any]:
+    """Return a job document that forks `tasks` no-ops, or has a single one."""
+    fork = {} if tasks is None else {"fork": "${input}"}
     return {
         "apiVersion": "hive/v1",
         "kind": "Job",
         "name": f"bench-{runtime}",
-        "input": list(range(tasks)),
-        "limits": {"deadline": "10m", "fan_out": tasks},
-        "tasks": [task],
+        "input": list(range(tasks or 0)),
+        "limits": {"deadline": "10m", "fan_out": tasks or 1},
+        "tasks": [{"id": "noop", "agent": f"noop-{runtime}@1.0.0", **fork, "input": {}}],
     }
 
 
@@ -93,9 +108,31 @@ async def fork_rate(client: httpx.AsyncClient, runtime: str) -> float:
 
 
 async def round_trips(client: httpx.AsyncClient, runtime: str) -> dict[str, float]:
-    """Return p50 and p99 in milliseconds of single submits on an idle stack."""
-    times = sorted([(await submit_and_wait(client, job(runtime, 1)))[1] * 1e3 for _ in range(ROUND_TRIPS)])
-    return {"p50_ms": round(statistics.median(times), 2), "p99_ms": round(times[int(len(times) * 0.99) - 1], 2)}
+    """Return p50 and p99 in milliseconds from submit to result, one job at a time on an idle stack."""
+    return percentiles([(await submit_and_wait(client, job(runtime)))[1] * 1e3 for _ in range(ROUND_TRIPS)])
+
+
+async def single_rate(client: httpx.AsyncClient, dsn: str) -> float:
+    """Return jobs of one WASI no-op per second, 50 callers at once, until the last success is in the log."""
+    count = "SELECT count(*) FROM log.events WHERE position > %s AND type = 'JobSucceeded'"
+    left = iter(range(SINGLES))
+
+    async def caller() -> None:
+        for _ in left:
+            (await client.post("/v1/jobs", json=job("command"))).raise_for_status()
+
+    async def first(query: str, *values: int) -> int:
+        row = await (await connection.execute(query.encode(), values)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        before = await first("SELECT max(position) FROM log.events")
+        start = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+        while await first(count, before) < SINGLES:
+            await asyncio.sleep(0.02)
+        return SINGLES / (time.perf_counter() - start)
 
 
 async def sandbox_rate(folders: dict[str, Path], runtime: str, runners: int) -> float:
@@ -129,11 +166,51 @@ def resident_bytes(installation: Installation) -> int:
     return sum(process.memory_full_info().pss for process in installation.processes_tree())
 
 
+async def one_round(
+    client: httpx.AsyncClient,
+    dsn: str,
+    folders: dict[str, Path],
+    servers: peer_runs.PeerServers | None,
+    scratch: Path,
+) -> dict[str, Mapping[str, float]]:
+    """Measure everything once."""
+    found: dict[str, Mapping[str, float]] = {}
+    for runtime in folders:
+        alone = await sandbox_rate(folders, runtime, runners=2)
+        tasks = await fork_rate(client, runtime)
+        found[f"fork_{runtime}"] = {"tasks_per_s": tasks, "sandbox_alone_per_s": alone, "share": tasks / alone}
+    found["single_command"] = {"tasks_per_s": await single_rate(client, dsn)}
+    for system in peer_runs.SYSTEMS if servers else ():
+        assert servers is not None
+        try:
+            found[system] = await servers.measure(system)
+        except (RuntimeError, TimeoutError) as error:
+            # Ten minutes of other figures do not go for one peer's sake: its row says that a round is missing.
+            print(f"bench: {system}: {error!r}", file=sys.stderr, flush=True)
+    await asyncio.sleep(SETTLE_S)
+    for runtime in folders:
+        found[f"round_trip_{runtime}"] = await round_trips(client, runtime)
+    found["raw_nats"] = await raw_nats.measure(Path(tempfile.mkdtemp(dir=scratch)))
+    found["load"] = {"average_1min": os.getloadavg()[0]}
+    return found
+
+
+def ratios(rounds: list[dict[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the ratio of single submits to each peer's, within each round."""
+
+    def rate(one: dict[str, Mapping[str, float]], system: str) -> float:
+        return one["single_command"]["tasks_per_s"] / one[system]["tasks_per_s"]
+
+    systems = [system for system in peer_runs.SYSTEMS if any(system in one for one in rounds)]
+    return {system: spread(rate(one, system) for one in rounds if system in one) for system in systems}
+
+
 async def run() -> dict[str, Any]:
     """Start an installation of its own, measure, stop it."""
     scratch = Path(tempfile.mkdtemp(prefix="hive-bench-"))
     installation = Installation(scratch / "home")
     folders = write_agents(scratch)
+    servers = peer_runs.PeerServers(scratch / "peers") if peer_runs.interpreter() else None
     try:
         start = time.perf_counter()
         installation.up(executors=1)
@@ -146,17 +223,20 @@ async def run() -> dict[str, Any]:
             "up_s": round(up_s, 1),
             "idle_stack_mb": round(memory / 1e6),
             "processes": len(installation.processes_tree()),
+            "tasks": TASKS,
+            "singles": SINGLES,
         }
         async with httpx.AsyncClient(
             base_url=status["endpoints"]["http"], headers={"Authorization": f"Bearer {key}"}, timeout=600
         ) as client:
             for runtime in folders:
-                await submit_and_wait(client, job(runtime, 10))
-                result[runtime] = {
-                    "tasks_per_s": round(await fork_rate(client, runtime)),
-                    "sandbox_alone_per_s": round(await sandbox_rate(folders, runtime, runners=2)),
-                    "submit_to_result": await round_trips(client, runtime),
-                }
+                await submit_and_wait(client, job(runtime, 100))
+            dsn = installation.admin_dsn()
+            rounds = [await one_round(client, dsn, folders, servers, scratch) for _ in range(ROUNDS)]
+        names = dict.fromkeys(name for one in rounds for name in one)
+        result |= {name: spreads([one[name] for one in rounds if name in one]) for name in names}
+        result["rounds"] = {name: sum(name in one for one in rounds) for name in names}
+        result["single_to_peer"] = ratios(rounds)
         result["log"] = installation.verify()
     finally:
         installation.hive("down", check=False)

@@ -1,6 +1,6 @@
 """How fast the auditor verifies the log, beside merely reading it, in the same run.
 
-    python benchmarks/verify.py                # on a scratch server of its own
+    python -m benchmarks.verify             # on a scratch server of its own
 
 - `read`: every row with its payload over the auditor's connection, nothing checked.
 - `verify`: what `Audit.Verify` does: read and check.
@@ -12,7 +12,6 @@ Scenarios alternate over several rounds; figures are medians. Publish ratios, no
 import asyncio
 import json
 import os
-import statistics
 import tempfile
 import time
 from contextlib import aclosing
@@ -26,6 +25,8 @@ from hive_audit.log_source import BEFORE_FIRST, LogSource
 from hive_audit.verifier import Row, Verifier
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.kernel.ids import new_id
+
+from benchmarks.rounds import spread
 
 LIFE = ("TaskCreated", "TaskAssigned", "AttemptStarted", "AttemptSucceeded", "TaskSucceeded")
 PAYLOAD = json.dumps({"attempt": 1, "executor": new_id(), "session": new_id(), "lease_ms": 6000}).encode()
@@ -58,7 +59,7 @@ async def run(dsn: str, *, events: int = 200_000, rounds: int = 3) -> dict[str, 
                 started = time.perf_counter()
                 count = await scenario()
                 rates[name].append(count / (time.perf_counter() - started))
-    return {"events": events} | {f"{name}_per_s": round(statistics.median(r)) for name, r in rates.items()}
+    return {"events": events} | {f"{name}_per_s": spread(r) for name, r in rates.items()}
 
 
 async def _fill(dsn: str, events: int) -> None:
