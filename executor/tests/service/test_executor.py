@@ -351,6 +351,7 @@ async def test_a_damaged_spool_is_set_aside_and_what_can_be_read_is_reported(hom
     async with home.process() as child:
         keys = [control.assign(agent, {"n": n}) for n in range(3)]
         await until(lambda: set(keys) <= control.spooled, "all are spooled")
+        killed = control.pulls[-1].session
         child.send_signal(signal.SIGKILL)
         await child.wait()
     segment = max(home.spool_dir.glob("*.spool"))
@@ -361,6 +362,8 @@ async def test_a_damaged_spool_is_set_aside_and_what_can_be_read_is_reported(hom
     control.report_mode = "commit"
     async with home.running():
         await until(lambda: sum(len(control.outcomes(key)) for key in keys) == 2, "the readable two came")
+        # Until then the pull of the process that was killed would be given what is assigned.
+        await until(lambda: control.pulls[-1].session != killed, "the new session pulls")
         await control.outcome(control.assign(agent, {}))
     assert len(list(home.spool_dir.glob("*.damaged"))) == 2
 
