@@ -18,7 +18,7 @@ from hive_cli.supervisor.nats_conf import (
     render,
     services_user,
 )
-from hive_cli.supervisor.ports import HOST
+from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import (
     DATABASE,
     NATS_EXTENSION,
@@ -34,7 +34,13 @@ from hive_cli.supervisor.provision import (
 OWNER_KEY = "owner"
 
 
-def write_configs(home: Home, settings: Settings, executors: tuple[ExecutorEntry, ...], cache_dir: Path) -> None:
+def write_configs(
+    home: Home,
+    settings: Settings,
+    executors: tuple[ExecutorEntry, ...],
+    cache_dir: Path,
+    network: Network = LOOPBACK,
+) -> None:
     """Write `config/*.json`, `config/nats.conf` and `prometheus.yml`.
 
     Args:
@@ -42,23 +48,25 @@ def write_configs(home: Home, settings: Settings, executors: tuple[ExecutorEntry
         settings: of this home.
         executors: those that will be started.
         cache_dir: shared by the executors of this user.
+        network: that the processes will meet in.
     """
-    write_private(home.nats_config_file, _nats(home, settings))
+    write_private(home.nats_config_file, _nats(home, settings, network))
     for service in names.SERVICES:
-        write_config(home.config_file(service), _service(home, settings, service))
+        write_config(home.config_file(service), _service(home, settings, service, network))
     for entry in executors:
-        config = _executor(home, settings, entry, len(executors), cache_dir)
+        config = _executor(home, settings, entry, len(executors), cache_dir, network)
         write_config(home.config_file(entry.name), config)
-    home.prometheus_file.write_text(_prometheus(settings, executors))
+    home.prometheus_file.write_text(_prometheus(settings, executors, network))
 
 
-def _nats(home: Home, settings: Settings) -> str:
+def _nats(home: Home, settings: Settings, network: Network) -> str:
     def secret(name: str) -> str:
         return read_secret(home.secret_file(name))
 
     users = [services_user(secret(NATS_SERVICES)), extension_user(secret(NATS_EXTENSION))]
     users += [executor_user(entry.name, entry.id, secret(nats_secret(entry.name))) for entry in settings.executors]
     return render(
+        host=network.listen,
         port=settings.ports["nats"],
         monitor_port=settings.ports["nats_monitor"],
         store_dir=home.nats_dir,
@@ -66,28 +74,34 @@ def _nats(home: Home, settings: Settings) -> str:
     )
 
 
-def _service(home: Home, settings: Settings, service: str) -> ServiceConfig:
+def _service(home: Home, settings: Settings, service: str, network: Network) -> ServiceConfig:
     return ServiceConfig(
         service=service,
         owner=settings.owner,
         postgres=PostgresConfig(
-            host=HOST,
+            host=network.host(names.POSTGRES),
             port=settings.ports["postgres"],
             user=role_of(service),
             password_file=str(home.secret_file(postgres_secret(service))),
             database=DATABASE,
         ),
         nats=_nats_config(home, settings, SERVICES_USER, NATS_SERVICES),
+        ops_host=network.listen,
         ops_port=settings.ports[names.ops_port(service)],
+        grpc_host=network.listen,
         grpc_port=settings.ports[names.grpc_port(service)],
         service_key_file=str(home.secret_file(SERVICE_KEY)),
         artifacts_dir=str(home.artifacts_dir),
-        peers={peer: f"{HOST}:{settings.ports[names.grpc_port(peer)]}" for peer in names.PEERS if peer != service},
-        extra={name: to_raw(value) for name, value in _extra(home, settings, service).items()},
+        peers={
+            peer: f"{network.host(peer)}:{settings.ports[names.grpc_port(peer)]}"
+            for peer in names.PEERS
+            if peer != service
+        },
+        extra={name: to_raw(value) for name, value in _extra(home, settings, service, network).items()},
     )
 
 
-def _extra(home: Home, settings: Settings, service: str) -> dict[str, Any]:
+def _extra(home: Home, settings: Settings, service: str, network: Network) -> dict[str, Any]:
     if service == "registry":
         return {"blobs_url": settings.endpoints.http}
     if service == names.GATEWAY:
@@ -96,11 +110,13 @@ def _extra(home: Home, settings: Settings, service: str) -> dict[str, Any]:
             {"name": entry.name, "scope": "executor", "file": str(home.secret_file(blob_secret(entry.name)))}
             for entry in settings.executors
         ]
-        return {"http_host": HOST, "http_port": settings.ports["http"], "keys": keys}
+        return {"http_host": network.listen, "http_port": settings.ports["http"], "keys": keys}
     return {}
 
 
-def _executor(home: Home, settings: Settings, entry: ExecutorEntry, count: int, cache_dir: Path) -> ExecutorConfig:
+def _executor(
+    home: Home, settings: Settings, entry: ExecutorEntry, count: int, cache_dir: Path, network: Network
+) -> ExecutorConfig:
     # Executors of one machine share it; each would otherwise offer all of it.
     return ExecutorConfig(
         name=entry.name,
@@ -109,6 +125,7 @@ def _executor(home: Home, settings: Settings, entry: ExecutorEntry, count: int, 
         key_file=str(home.secret_file(blob_secret(entry.name))),
         state_dir=str(home.executor_dir(entry.name)),
         cache_dir=str(cache_dir),
+        ops_host=network.listen,
         ops_port=settings.ports[names.ops_port(entry.name)],
         blobs_url=settings.endpoints.http,
         owner=settings.owner,
@@ -121,9 +138,10 @@ def _nats_config(home: Home, settings: Settings, user: str, secret: str) -> Nats
     return NatsConfig(settings.endpoints.nats, user, str(home.secret_file(secret)))
 
 
-def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...]) -> str:
+def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...], network: Network) -> str:
     targets = "".join(
-        f'      - targets: ["{HOST}:{settings.ports[names.ops_port(name)]}"]\n        labels: {{process: {name}}}\n'
+        f'      - targets: ["{network.host(name)}:{settings.ports[names.ops_port(name)]}"]\n'
+        f"        labels: {{process: {name}}}\n"
         for name in (*names.SERVICES, *(entry.name for entry in executors))
     )
     return f"""# Written by `hive up`; changes are lost. Start with: prometheus --config.file=prometheus.yml

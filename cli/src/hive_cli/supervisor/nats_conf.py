@@ -1,4 +1,4 @@
-"""Configuration of the embedded NATS server: loopback, JetStream, one user per executor (DESIGN 4).
+"""Configuration of the NATS server: JetStream, one user per executor (DESIGN 4).
 
 Executors talk under their own subjects and their own inbox, and have no JetStream API. Permissions are
 allow-lists: deny-lists had bypasses.
@@ -71,18 +71,19 @@ def extension_user(password: str) -> User:
     return User(EXTENSION_USER, password, publish=reads, subscribe=(EVENTS_SUBJECTS, f"_INBOX.{EXTENSION_USER}.>"))
 
 
-def render(*, port: int, monitor_port: int, store_dir: Path, users: list[User]) -> str:
+def render(*, port: int, monitor_port: int, store_dir: Path, users: list[User], host: str = "127.0.0.1") -> str:
     """Return the configuration file. It holds the passwords.
 
     Args:
-        port: for clients, loopback only.
+        port: for clients.
         monitor_port: for health checks, loopback only.
         store_dir: of JetStream.
         users: everybody who may connect.
+        host: address that clients connect to.
     """
     entries = "\n".join(f"    {_user(user)}" for user in users)
     return f"""# Written by `hive up`; changes are lost.
-host: "127.0.0.1"
+host: "{host}"
 port: {port}
 http: "127.0.0.1:{monitor_port}"
 server_name: "hive"

@@ -11,6 +11,7 @@ import psycopg
 from hive_common.eventlog.genesis import create_log
 from hive_common.eventlog.migrate import migrate_log
 from hive_common.eventlog.roles import provision
+from hive_common.kernel.errors import FailedPrecondition
 from hive_common.ops.config import read_secret
 from hive_common.ops.embedded import SUPERUSER, initdb, postgres_command
 from psycopg import sql
@@ -19,12 +20,16 @@ from psycopg.conninfo import make_conninfo
 from hive_cli.home import Home, Settings
 from hive_cli.supervisor import names
 from hive_cli.supervisor.leash import leashed
-from hive_cli.supervisor.ports import HOST
+from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import DATABASE, POSTGRES_ADMIN, postgres_secret
 
 log = logging.getLogger(__name__)
 
 LEFTOVER_S = 10.0
+CREATE_DATABASE = """CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'
+    LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"""
+"""Whatever the server's own defaults are: without UTF8 text comes back as bytes, and an order of text that the
+operating system defines changes with its upgrades."""
 
 
 def ensure_cluster(home: Home) -> bool:
@@ -50,10 +55,10 @@ def command(home: Home, settings: Settings) -> list[str]:
     return tied if tied != plain else leashed("SIGINT", plain)
 
 
-def admin_dsn(home: Home, settings: Settings, database: str = DATABASE) -> str:
+def admin_dsn(home: Home, settings: Settings, database: str = DATABASE, network: Network = LOOPBACK) -> str:
     """Return the connection string of the superuser. It holds the password: never log it."""
     return make_conninfo(
-        host=HOST,
+        host=network.host(names.POSTGRES),
         port=settings.ports["postgres"],
         dbname=database,
         user=SUPERUSER,
@@ -62,16 +67,24 @@ def admin_dsn(home: Home, settings: Settings, database: str = DATABASE) -> str:
     )
 
 
-async def prepare_database(home: Home, settings: Settings) -> str:
-    """Bring database, log schema, roles and genesis event up to date, and return the log's id. Idempotent."""
+async def prepare_database(home: Home, settings: Settings, network: Network = LOOPBACK) -> str:
+    """Bring database, log schema, roles and genesis event up to date, and return the log's id. Idempotent.
+
+    Raises:
+        FailedPrecondition: somebody made the database with another encoding than UTF8.
+    """
     async with await psycopg.AsyncConnection.connect(
-        admin_dsn(home, settings, "postgres"), autocommit=True
+        admin_dsn(home, settings, "postgres", network), autocommit=True
     ) as conn:
         exists = await (await conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))).fetchone()
         if exists is None:
-            await conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+            await conn.execute(sql.SQL(CREATE_DATABASE).format(sql.Identifier(DATABASE)))
     passwords = {name: read_secret(home.secret_file(postgres_secret(name))) for name in names.SERVICES}
-    async with await psycopg.AsyncConnection.connect(admin_dsn(home, settings), autocommit=True) as conn:
+    async with await psycopg.AsyncConnection.connect(
+        admin_dsn(home, settings, DATABASE, network), autocommit=True
+    ) as conn:
+        if (encoding := conn.info.parameter_status("server_encoding")) != "UTF8":
+            raise FailedPrecondition(f"database {DATABASE}: its encoding is {encoding}, expected UTF8")
         await migrate_log(conn)
         await provision(conn, passwords)
         return await create_log(conn)

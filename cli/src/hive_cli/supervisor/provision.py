@@ -15,6 +15,7 @@ from hive_common.ops.embedded import SUPERUSER
 
 from hive_cli.home import Endpoints, ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, ports
+from hive_cli.supervisor.network import LOOPBACK, Network
 
 DATABASE = "hive"
 POSTGRES_ADMIN = "postgres-admin"
@@ -42,13 +43,16 @@ def blob_secret(executor: str) -> str:
     return f"blobs-{executor}"
 
 
-def provision(home: Home, executors: int | None, *, preferred_ports: bool = True) -> Settings:
+def provision(
+    home: Home, executors: int | None, *, preferred_ports: bool = True, network: Network = LOOPBACK
+) -> Settings:
     """Make what the home does not have yet, and return its settings. The caller holds the home's lock.
 
     Args:
         home: may not exist yet.
         executors: how many; None is as many as last time, or one.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
+        network: decides about ports, and about the addresses that are recorded.
 
     Raises:
         FailedPrecondition: a recorded port is taken, or the disk is full.
@@ -57,9 +61,9 @@ def provision(home: Home, executors: int | None, *, preferred_ports: bool = True
     _make_folders(home)
     _check_space(home.root)
     known = home.settings() if home.exists() else None
-    if known is not None:
+    if known is not None and not network.by_name:
         ports.check_recorded(_listened(known, executors), home.settings_file)
-    settings = _settle(home, known, executors, preferred_ports)
+    settings = _settle(home, known, executors, preferred_ports, network)
     wanted = [entry.name for entry in settings.executors]
     _make_secrets(home, wanted)
     if settings != known:
@@ -98,29 +102,34 @@ def _check_space(root: Path) -> None:
         )
 
 
-def _settle(home: Home, known: Settings | None, executors: int | None, preferred_ports: bool) -> Settings:
+def _settle(
+    home: Home, known: Settings | None, executors: int | None, preferred_ports: bool, network: Network
+) -> Settings:
     entries = list(known.executors if known else ())
     missing = range(len(entries) + 1, (executors or 1) + 1)
     entries += [ExecutorEntry(names.executor_name(number), new_id()) for number in missing]
     recorded = dict(known.ports) if known else {}
     wanted = names.port_names([entry.name for entry in entries])
     missing_ports = [name for name in wanted if name not in recorded]
-    recorded |= ports.pick(missing_ports, recorded, preferred=preferred_ports)
+    recorded |= network.pick_ports(missing_ports, recorded, preferred=preferred_ports)
     return Settings(
         owner=known.owner if known else new_id(),
-        endpoints=_endpoints(home, recorded),
+        endpoints=_endpoints(home, recorded, network),
         ports=recorded,
         executors=tuple(entries),
     )
 
 
-def _endpoints(home: Home, recorded: dict[str, int]) -> Endpoints:
+def _endpoints(home: Home, recorded: dict[str, int], network: Network) -> Endpoints:
     passfile = quote(str(home.secret_file(PASSFILE)), safe="")
     return Endpoints(
-        http=f"http://{ports.HOST}:{recorded['http']}",
-        grpc=f"{ports.HOST}:{recorded['grpc']}",
-        nats=f"nats://{ports.HOST}:{recorded['nats']}",
-        postgres=f"postgresql://{SUPERUSER}@{ports.HOST}:{recorded['postgres']}/{DATABASE}?passfile={passfile}",
+        http=f"http://{network.host(names.GATEWAY)}:{recorded['http']}",
+        grpc=f"{network.host(names.GATEWAY)}:{recorded['grpc']}",
+        nats=f"nats://{network.host(names.NATS)}:{recorded['nats']}",
+        postgres=(
+            f"postgresql://{SUPERUSER}@{network.host(names.POSTGRES)}:{recorded['postgres']}/{DATABASE}"
+            f"?passfile={passfile}"
+        ),
     )
 
 
