@@ -1,4 +1,4 @@
-"""Programs can read every command that prints data: it takes `--json` (DESIGN 4)."""
+"""Programs can read every command that prints data: it takes `--json`."""
 
 from collections.abc import Iterator
 from typing import Any

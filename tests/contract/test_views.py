@@ -1,4 +1,4 @@
-"""`ns` and `owner` stand in every view of the log, and its key begins with the namespace (DESIGN 5)."""
+"""`ns` and `owner` stand in every view of the log, and its key begins with the namespace."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""What must hold when parts die, stall, restart or speak twice (DESIGN 2, 5 and 7)."""
+"""What must hold when parts die, stall, restart or speak twice."""
 
 import asyncio
 import contextlib

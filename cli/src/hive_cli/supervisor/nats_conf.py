@@ -1,4 +1,4 @@
-"""Configuration of the NATS server: JetStream, one user per executor (DESIGN 4).
+"""Configuration of the NATS server: JetStream, one user per executor.
 
 Executors talk under their own subjects and their own inbox, and have no JetStream API. Permissions are
 allow-lists: deny-lists had bypasses.

@@ -35,7 +35,7 @@ def postgres_spec(home: Home, settings: Settings) -> ProcessSpec:
 
 
 def nats_spec(home: Home, settings: Settings, session: aiohttp.ClientSession) -> ProcessSpec:
-    """NATS. It calls itself unhealthy while JetStream is stuck, which only a restart ends (FACTS, NATS 4)."""
+    """NATS. It calls itself unhealthy while JetStream is stuck, which only a restart ends."""
     plain = nats_command(home.nats_config_file)
     tied = nats_command(home.nats_config_file, die_with_parent=True)
     return ProcessSpec(

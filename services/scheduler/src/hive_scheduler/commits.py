@@ -70,7 +70,7 @@ class Committer:
 
         Args:
             events: belong together; they are never split.
-            guard: a job's stream and the version at which it stood when this was decided (DESIGN 6).
+            guard: a job's stream and the version at which it stood when this was decided.
             effect: called when the events are committed.
         """
         self._open.groups.append(_Group(tuple(events), guard, effect))

@@ -1,4 +1,4 @@
-"""Executors' sessions: pulls, leases, assignments, cancels and reports (DESIGN 7).
+"""Executors' sessions: pulls, leases, assignments, cancels and reports.
 
 Everything here is in memory and can be lost: what must survive is decided through the engine. An executor is
 given work only in the answer to its own pull, and only after the assignment is committed.
@@ -399,7 +399,7 @@ class Dispatcher:
     # --- time ---
 
     def freeze(self) -> None:
-        """This process lost NATS: leases stand still, since nobody could renew them (DESIGN 7.7)."""
+        """This process lost NATS: leases stand still, since nobody could renew them."""
         self._frozen = True
 
     def thaw(self) -> None:

@@ -134,7 +134,7 @@ class Engine:
 
         def committed(position: int) -> None:
             effect(position)
-            # Its tasks follow only now: JobSubmitted is committed alone (DESIGN 7.1).
+            # Its tasks follow only now: JobSubmitted is committed alone.
             self.poke(job.id)
             self.settle()
 

@@ -95,7 +95,7 @@ class Leader:
         store: of blobs.
         ns, owner: of new jobs.
         clock: of this machine.
-        stop: set when a part fails: the process has to end (DESIGN 7.6).
+        stop: set when a part fails: the process has to end.
         lease_ms: how long attempts of an executor stay live without a pull.
     """
 

@@ -1,4 +1,4 @@
-"""One scheduler leads. The lock is a session lock on the very connection that appends (DESIGN 7.6).
+"""One scheduler leads. The lock is a session lock on the very connection that appends.
 
 While Postgres keeps that session, nobody else can hold the lock; when the session ends, for whatever reason,
 nothing can be appended on it any more. There is no moment in which two schedulers write.

@@ -1,4 +1,4 @@
-"""The laws of jobs and tasks (DESIGN 2 and 6), kept under every order of commands that Hypothesis finds."""
+"""The laws of jobs and tasks (docs/ARCHITECTURE.md), kept under every order of commands that Hypothesis finds."""
 
 import itertools
 from collections import Counter

@@ -105,7 +105,7 @@ async def respond(
     """Answer the requests of executors on `hive.exec.*.<verb>`.
 
     A request whose reply subject does not lie under the caller's own inbox is dropped and counted: a caller
-    could otherwise make this service publish where the caller may not (FACTS, NATS 2).
+    could otherwise make this service publish where the caller may not.
 
     Args:
         client: the service's connection.

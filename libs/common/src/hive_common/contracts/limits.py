@@ -51,7 +51,7 @@ AGENT_SOURCE_FILES_MAX: Final = 500
 """A manifest; and the Python sources of one agent, which are sent whole to each runner that starts it."""
 
 AGENT_MODULE_BYTES_MAX: Final = 64 * MIB
-"""A WebAssembly module. Compiling one costs some seventy times its size in memory (FACTS, wasmtime)."""
+"""A WebAssembly module. Compiling one costs some seventy times its size in memory."""
 
 TASK_INPUT_BYTES_MAX: Final = 64 * MIB
 """The input of one task: it enters a guest in one piece."""

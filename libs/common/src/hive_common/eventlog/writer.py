@@ -264,7 +264,7 @@ class LogWriter:
                 if conn is not None and not is_lost(conn, error):
                     await self._refused(batch, error, resent)
                     return
-                # The answer is lost, not necessarily the commit: the same bytes go again (DESIGN 5).
+                # The answer is lost, not necessarily the commit: the same bytes go again.
                 resent = True
                 self._conn = None
                 if not await self._may_retry(batch, error, until):
