@@ -125,7 +125,7 @@ def _forks(stack: dict[str, Any]) -> Iterator[Row]:
     for runtime, label, goal in (("command", "WASI command", 1_000), ("python", "Python agents", 400)):
         found = stack[f"fork_{runtime}"]
         yield Row(
-            f"one job that forks {stack['tasks']:,} no-ops, {label}",
+            f"one job that forks {stack['tasks'][runtime]:,} no-ops, {label}",
             f"≥ {goal:,} tasks/s",
             span(found["tasks_per_s"], "/s"),
             f"two runners without the stack: {span(found['sandbox_alone_per_s'], '/s')}; the stack reaches "

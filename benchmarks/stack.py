@@ -28,10 +28,13 @@ from hive_executor.sandbox.warm import default_cache_dir
 from benchmarks import peer_runs, raw_nats
 from benchmarks.rounds import percentiles, spread, spreads
 
-TASKS = int(os.environ.get("HIVE_BENCH_TASKS", "5000"))
+TASKS = {
+    "command": int(os.environ.get("HIVE_BENCH_TASKS", "5000")),
+    "python": int(os.environ.get("HIVE_BENCH_PYTHON_TASKS", "5000")),
+}
 SINGLES = 1_000
 IN_FLIGHT = 50
-ROUND_TRIPS = 100
+ROUND_TRIPS = 50
 ROUNDS = int(os.environ.get("HIVE_BENCH_ROUNDS", "3"))
 SETTLE_S = 2.0
 
@@ -101,10 +104,10 @@ async def submit_and_wait(client: httpx.AsyncClient, document: dict[str, Any]) -
 
 async def fork_rate(client: httpx.AsyncClient, runtime: str) -> float:
     """Return tasks per second of one job, from its submit to its end as the log has them."""
-    job_id, _ = await submit_and_wait(client, job(runtime, TASKS))
+    job_id, _ = await submit_and_wait(client, job(runtime, TASKS[runtime]))
     shown = (await client.get(f"/v1/jobs/{job_id}")).json()
     assert shown["state"] == "succeeded", shown
-    return TASKS / ((shown["ended_us"] - shown["submitted_us"]) / 1e6)
+    return TASKS[runtime] / ((shown["ended_us"] - shown["submitted_us"]) / 1e6)
 
 
 async def round_trips(client: httpx.AsyncClient, runtime: str) -> dict[str, float]:
@@ -153,12 +156,12 @@ async def sandbox_rate(folders: dict[str, Path], runtime: str, runners: int) -> 
     try:
         await asyncio.gather(*(pool.run(program, b"{}", limits) for _ in range(50)))
         start = time.perf_counter()
-        outcomes = await asyncio.gather(*(pool.run(program, b"{}", limits) for _ in range(TASKS)))
+        outcomes = await asyncio.gather(*(pool.run(program, b"{}", limits) for _ in range(TASKS[runtime])))
         seconds = time.perf_counter() - start
     finally:
         await pool.close()
     assert all(outcome.status == "succeeded" for outcome in outcomes), outcomes[0]
-    return TASKS / seconds
+    return TASKS[runtime] / seconds
 
 
 def resident_bytes(installation: Installation) -> int:
