@@ -36,6 +36,8 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
         self.changed = asyncio.Condition()
         self.watching = 0
         self.ended_watches = 0
+        self.views_lag = False
+        self.gets = 0
         self.break_watches_after: int | None = None
         self._position = 1
 
@@ -84,7 +86,12 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
 
     async def Get(self, request, context):
         self._seen(request, context)
-        return self.find(request.job_id)
+        self.gets += 1
+        job = jobs_pb2.Job()
+        job.CopyFrom(self.find(request.job_id))
+        if self.views_lag:
+            job.state = "running"
+        return job
 
     async def List(self, request, context):
         self._seen(request, context)

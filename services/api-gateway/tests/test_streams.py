@@ -26,6 +26,34 @@ async def test_a_stream_carries_history_and_news_and_ends_in_done(world, http, r
     await eventually(lambda: world.jobs.watching == 0)
 
 
+async def test_a_stream_ends_with_its_job_though_views_still_show_it_running(world, http, read_sse, monkeypatch):
+    monkeypatch.setattr("hive_gateway.following._DELAY_S", 3600.0)
+    job = world.jobs.add()
+    await world.jobs.record(job.job_id, "JobSubmitted")
+    async with http.get(f"/v1/jobs/{job.job_id}/stream") as response:
+        await read_sse(response, 1)
+        world.jobs.views_lag = True
+        await world.jobs.record(job.job_id, "JobSucceeded")
+        events = await asyncio.wait_for(read_sse(response), 20)
+    assert [event.get("event") for event in events] == ["JobSucceeded", None]
+
+
+async def test_following_from_the_beginning_needs_no_view(world, http, read_sse):
+    job = world.jobs.add()
+    await world.jobs.record(job.job_id, "JobSubmitted")
+    await world.jobs.record(job.job_id, "JobSucceeded")
+    world.jobs.views_lag = True
+    async with http.get(f"/v1/jobs/{job.job_id}/stream") as response:
+        events = await read_sse(response)
+    assert [event.get("event") for event in events] == ["JobSubmitted", "JobSucceeded", None]
+    assert world.jobs.gets == 0
+
+
+async def test_a_stream_of_a_job_that_is_not_there_is_a_404(world, http):
+    response = await http.get(f"/v1/jobs/{new_id()}/stream")
+    assert response.status == 404
+
+
 async def test_last_event_id_resumes_behind_it(world, http, read_sse):
     job = world.jobs.add()
     positions = [await world.jobs.record(job.job_id, f"T{n}") for n in range(3)]
@@ -46,6 +74,7 @@ async def test_a_last_event_id_that_is_no_position_is_refused(world, http, value
 async def test_heartbeats_are_comments(world, http):
     world.gateway.followers.heartbeat_s = 0.02
     job = world.jobs.add()
+    await world.jobs.record(job.job_id, "JobSubmitted")
     async with http.get(f"/v1/jobs/{job.job_id}/stream") as response:
         beats = 0
         async for line in response.content:
@@ -118,6 +147,7 @@ async def test_streams_end_when_the_gateway_stops(world, http, read_sse):
 async def test_more_streams_than_are_held_are_429(world, http, monkeypatch):
     monkeypatch.setattr(world.gateway.followers, "_followers_max", 1)
     job = world.jobs.add()
+    await world.jobs.record(job.job_id, "JobSubmitted")
     async with http.get(f"/v1/jobs/{job.job_id}/stream") as first:
         assert first.status == 200
         await first.content.readline()

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 
+from hive_common.contracts.events import JOB_TERMINAL
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_proto.jobs.v1 import jobs_pb2
 
@@ -26,14 +27,16 @@ async def follow_job(
 ) -> AsyncGenerator[jobs_pb2.JobEvent, None]:
     """Yield the events of a job after `position` until it has ended, each once and in order.
 
-    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice.
+    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. Once the
+    job's last decision has come nobody is asked whether it runs: the views know of it later than its followers.
 
     Raises:
-        Unavailable: the scheduler has been away for `REATTACH_S`.
+        Unavailable: the scheduler has been away for `REATTACH_S`, or is before the first event has come.
         NotFound: there is no such job.
     """
     failing_since: float | None = None
     delay_s = _DELAY_S
+    ended = False
     while True:
         attached = time.monotonic()
         try:
@@ -41,10 +44,13 @@ async def follow_job(
             async with contextlib.aclosing(upstream.stream(peers.scheduler, peers.jobs.Watch, request)) as events:
                 async for event in events:
                     position, failing_since, delay_s = event.position, None, _DELAY_S
+                    ended = ended or event.type in JOB_TERMINAL
                     yield event
-            if not await _runs(peers, upstream, job_id):
+            if ended or not await _runs(peers, upstream, job_id):
                 return
         except (Unavailable, DeadlineExceeded):
+            if position == 0:
+                raise
             now = time.monotonic()
             if failing_since is None or now - attached > _SOUND_S:
                 failing_since = now

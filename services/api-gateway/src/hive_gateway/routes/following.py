@@ -62,8 +62,13 @@ def router(peers: Peers, live_logs: LiveLogs, followers: Followers) -> APIRouter
     ) -> Response:
         """Follow a job: what happened after `from_position` or `Last-Event-ID`, then everything as it happens."""
         position = _resume_at(last_event_id, from_position)
+        frames = _job_frames(peers, upstream, job_id, position)
+        if position == 0:
+            # Its first event says that there is such a job, and sooner than a view does.
+            followers.require_room()
+            return EventStream(await upstream.while_connected(primed(frames)), followers)
         await require(upstream, job_id)
-        return EventStream(_job_frames(peers, upstream, job_id, position), followers)
+        return EventStream(frames, followers)
 
     @api.get(
         "/jobs/{job_id}/logs/stream",
