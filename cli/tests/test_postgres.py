@@ -17,6 +17,7 @@ from hive_cli.supervisor.plan import postgres_spec
 from hive_cli.supervisor.postgres import admin_dsn, clear_leftovers, ensure_cluster, prepare_database
 from hive_cli.supervisor.process import Child
 from hive_cli.supervisor.provision import provision
+from hive_common.kernel.errors import FailedPrecondition
 from hive_common.ops.embedded import postgres_command
 
 
@@ -49,6 +50,23 @@ async def test_preparing_the_database_again_finds_the_same_log(
 ) -> None:
     first = await prepare_database(*cluster)
     assert await prepare_database(*cluster) == first
+
+
+async def test_a_database_whose_text_would_come_back_as_bytes_is_refused(
+    server: Child, cluster: tuple[Home, Settings]
+) -> None:
+    drop, make = (
+        "DROP DATABASE IF EXISTS hive",
+        "CREATE DATABASE hive TEMPLATE template0 LOCALE 'C' LOCALE_PROVIDER libc",
+    )
+    async with await psycopg.AsyncConnection.connect(admin_dsn(*cluster, "postgres"), autocommit=True) as conn:
+        await conn.execute(drop)
+        await conn.execute(f"{make} ENCODING 'SQL_ASCII'")
+        try:
+            with pytest.raises(FailedPrecondition, match="database hive: its encoding is SQL_ASCII, expected UTF8"):
+                await prepare_database(*cluster)
+        finally:
+            await conn.execute(drop)
 
 
 async def test_it_comes_back_after_a_kill_with_what_was_committed(
