@@ -24,11 +24,12 @@ from hive_executor.greeter import Greeter
 from hive_executor.link import Link
 from hive_executor.live_log import LiveLogs
 from hive_executor.lock import FolderLock
-from hive_executor.metrics import SLOTS
+from hive_executor.metrics import SANDBOX_LAYERS, SLOTS
 from hive_executor.models import served_models
 from hive_executor.pulls import Lease, Pulls
 from hive_executor.reporter import Reporter
 from hive_executor.sandbox import RunnerPool, prepare_python_runtime
+from hive_executor.sandbox.confine import LAYERS
 from hive_executor.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,12 @@ class Executor:
         await prepare_python_runtime(self._cache, lambda text: log.info("%s", text))
         self._phase = "starts its runners"
         await self._pool.start()
+        layers = self._pool.stats()["layers"]
+        for layer in LAYERS:
+            SANDBOX_LAYERS.labels(layer=layer).set(layer in layers)
+        self._device.sandbox = ", ".join(layers) or "engine only"
+        if missing := [layer for layer in LAYERS if layer not in layers]:
+            log.warning("this system gives runners no %s; guests are held by the engine and limits alone", missing)
 
     async def _before_the_first_pull(self) -> None:
         """Say hello, and report what an earlier session left: its attempts would otherwise be made lost."""

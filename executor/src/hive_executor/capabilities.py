@@ -35,6 +35,8 @@ class Device:
         self.slots = slots or cores()
         self.memory_bytes = memory_bytes or psutil.virtual_memory().total // 2
         self._labels = labels
+        self.sandbox = ""
+        """What runners have around the engine; told as the label `sandbox`, unless the owner set one."""
         self._gpus: tuple[Gpu, ...] | None = None
 
     async def capabilities(self, models: Iterable[Model]) -> Capabilities:
@@ -53,7 +55,7 @@ class Device:
             gpus=self._gpus,
             power=power(),
             models=tuple(models),
-            labels=self._labels,
+            labels={"sandbox": self.sandbox, **self._labels} if self.sandbox else self._labels,
         )
 
 
