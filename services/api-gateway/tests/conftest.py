@@ -89,7 +89,7 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
         self.gets += 1
         job = jobs_pb2.Job()
         job.CopyFrom(self.find(request.job_id))
-        if self.views_lag:
+        if self.views_lag and request.min_position < self.events[request.job_id][-1].position:
             job.state = "running"
         return job
 

@@ -26,7 +26,7 @@ async def test_a_stream_carries_history_and_news_and_ends_in_done(world, http, r
     await eventually(lambda: world.jobs.watching == 0)
 
 
-async def test_a_stream_ends_with_its_job_though_views_still_show_it_running(world, http, read_sse, monkeypatch):
+async def test_a_stream_that_ends_waits_for_the_views_and_not_for_a_second_try(world, http, read_sse, monkeypatch):
     monkeypatch.setattr("hive_gateway.following._DELAY_S", 3600.0)
     job = world.jobs.add()
     await world.jobs.record(job.job_id, "JobSubmitted")
@@ -38,14 +38,12 @@ async def test_a_stream_ends_with_its_job_though_views_still_show_it_running(wor
     assert [event.get("event") for event in events] == ["JobSucceeded", None]
 
 
-async def test_following_from_the_beginning_needs_no_view(world, http, read_sse):
+async def test_following_from_the_beginning_begins_with_no_look_at_a_view(world, http, read_sse):
     job = world.jobs.add()
     await world.jobs.record(job.job_id, "JobSubmitted")
-    await world.jobs.record(job.job_id, "JobSucceeded")
-    world.jobs.views_lag = True
     async with http.get(f"/v1/jobs/{job.job_id}/stream") as response:
-        events = await read_sse(response)
-    assert [event.get("event") for event in events] == ["JobSubmitted", "JobSucceeded", None]
+        events = await read_sse(response, 1)
+    assert [event.get("event") for event in events] == ["JobSubmitted"]
     assert world.jobs.gets == 0
 
 

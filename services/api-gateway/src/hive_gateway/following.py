@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 
-from hive_common.contracts.events import JOB_TERMINAL
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_proto.jobs.v1 import jobs_pb2
 
@@ -27,8 +26,8 @@ async def follow_job(
 ) -> AsyncGenerator[jobs_pb2.JobEvent, None]:
     """Yield the events of a job after `position` until it has ended, each once and in order.
 
-    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. Once the
-    job's last decision has come nobody is asked whether it runs: the views know of it later than its followers.
+    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. After
+    the last event, views show what it said: who looks at the job then sees that it has ended.
 
     Raises:
         Unavailable: the scheduler has been away for `REATTACH_S`, or is before the first event has come.
@@ -36,17 +35,17 @@ async def follow_job(
     """
     failing_since: float | None = None
     delay_s = _DELAY_S
-    ended = False
+    seen = 0
     while True:
         attached = time.monotonic()
         try:
             request = jobs_pb2.WatchRequest(job_id=job_id, from_position=position)
             async with contextlib.aclosing(upstream.stream(peers.scheduler, peers.jobs.Watch, request)) as events:
                 async for event in events:
-                    position, failing_since, delay_s = event.position, None, _DELAY_S
-                    ended = ended or event.type in JOB_TERMINAL
+                    seen = position = event.position
+                    failing_since, delay_s = None, _DELAY_S
                     yield event
-            if ended or not await _runs(peers, upstream, job_id):
+            if not await _runs(peers, upstream, job_id, seen):
                 return
         except (Unavailable, DeadlineExceeded):
             if position == 0:
@@ -60,8 +59,8 @@ async def follow_job(
         delay_s = min(delay_s * 2, _DELAY_MAX_S)
 
 
-async def _runs(peers: Peers, upstream: Upstream, job_id: str) -> bool:
-    """Say whether the job runs: a scheduler that stops may end its streams without a word."""
-    request = jobs_pb2.GetRequest(job_id=job_id)
+async def _runs(peers: Peers, upstream: Upstream, job_id: str, seen: int) -> bool:
+    """Say whether the job runs as of position `seen`: a scheduler that stops may end its streams without a word."""
+    request = jobs_pb2.GetRequest(job_id=job_id, min_position=seen)
     job = await peers.scheduler.ask(peers.jobs.Get, request, upstream.caller)
     return job.state in RUNNING_STATES
