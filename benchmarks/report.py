@@ -164,7 +164,7 @@ def _round_trips(stack: dict[str, Any]) -> Row:
         f"raw nats-py request/reply p50 {span(raw['p50_ms'], ' ms')}, with 50 in flight "
         f"{span(raw['requests_per_s'], '/s')}; as a Python agent p50 {span(python['p50_ms'], ' ms')}",
         wasi["p50_ms"]["median"] <= 10 and wasi["p99_ms"]["median"] <= 40,
-        "The client is httpx, a POST and a stream of events, both within the time.",
+        "The client is aiohttp, a POST and a stream of events, both within the time.",
     )
 
 

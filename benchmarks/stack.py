@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import psycopg
 import wasmtime
 from hive_common.contracts.limits import FUEL_DEFAULT, MIB
@@ -89,40 +89,41 @@ def job(runtime: str, tasks: int | None = None) -> dict[str, Any]:
     }
 
 
-async def submit_and_wait(client: httpx.AsyncClient, document: dict[str, Any]) -> tuple[str, float]:
+async def submit_and_wait(client: aiohttp.ClientSession, document: dict[str, Any]) -> tuple[str, float]:
     """Submit, follow the stream to its end, and return the job's id and the seconds that took."""
     start = time.perf_counter()
-    answer = await client.post("/v1/jobs", json=document)
-    answer.raise_for_status()
-    job_id: str = answer.json()["job_id"]
-    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as stream:
-        async for line in stream.aiter_lines():
-            if line == "data: [DONE]":
+    async with client.post("/v1/jobs", json=document) as answer:
+        job_id: str = (await answer.json())["job_id"]
+    async with client.get(f"/v1/jobs/{job_id}/stream") as stream:
+        async for line in stream.content:
+            if line == b"data: [DONE]\n":
                 break
     return job_id, time.perf_counter() - start
 
 
-async def fork_rate(client: httpx.AsyncClient, runtime: str) -> float:
+async def fork_rate(client: aiohttp.ClientSession, runtime: str) -> float:
     """Return tasks per second of one job, from its submit to its end as the log has them."""
     job_id, _ = await submit_and_wait(client, job(runtime, TASKS[runtime]))
-    shown = (await client.get(f"/v1/jobs/{job_id}")).json()
+    async with client.get(f"/v1/jobs/{job_id}") as answer:
+        shown = await answer.json()
     assert shown["state"] == "succeeded", shown
     return TASKS[runtime] / ((shown["ended_us"] - shown["submitted_us"]) / 1e6)
 
 
-async def round_trips(client: httpx.AsyncClient, runtime: str) -> dict[str, float]:
+async def round_trips(client: aiohttp.ClientSession, runtime: str) -> dict[str, float]:
     """Return p50 and p99 in milliseconds from submit to result, one job at a time on an idle stack."""
     return percentiles([(await submit_and_wait(client, job(runtime)))[1] * 1e3 for _ in range(ROUND_TRIPS)])
 
 
-async def single_rate(client: httpx.AsyncClient, dsn: str) -> float:
+async def single_rate(client: aiohttp.ClientSession, dsn: str) -> float:
     """Return jobs of one WASI no-op per second, 50 callers at once, until the last success is in the log."""
     count = "SELECT count(*) FROM log.events WHERE position > %s AND type = 'JobSucceeded'"
     left = iter(range(SINGLES))
 
     async def caller() -> None:
         for _ in left:
-            (await client.post("/v1/jobs", json=job("command"))).raise_for_status()
+            async with client.post("/v1/jobs", json=job("command")) as answer:
+                await answer.read()
 
     async def first(query: str, *values: int) -> int:
         row = await (await connection.execute(query.encode(), values)).fetchone()
@@ -170,7 +171,7 @@ def resident_bytes(installation: Installation) -> int:
 
 
 async def one_round(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     dsn: str,
     folders: dict[str, Path],
     servers: peer_runs.PeerServers | None,
@@ -229,8 +230,12 @@ async def run() -> dict[str, Any]:
             "tasks": TASKS,
             "singles": SINGLES,
         }
-        async with httpx.AsyncClient(
-            base_url=status["endpoints"]["http"], headers={"Authorization": f"Bearer {key}"}, timeout=600
+        # httpx takes 3 ms of CPU for a submit, half of what all of the stack takes; aiohttp a tenth of that.
+        async with aiohttp.ClientSession(
+            status["endpoints"]["http"],
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(600),
+            raise_for_status=True,
         ) as client:
             for runtime in folders:
                 await submit_and_wait(client, job(runtime, 100))
