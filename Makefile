@@ -51,6 +51,9 @@ bench: setup ## measure, each figure beside its reference in the same run
 bench-peers: setup ## install what the benchmarks compare with, in an environment of its own
 	@$(BIN)/python -m benchmarks.peer_runs
 
+hostile: setup ## the whole corpus of guests that mean harm: large compile bombs, 300 random modules
+	@HIVE_HOSTILE=full $(BIN)/pytest -q -rP executor/tests/sandbox/test_hostile.py
+
 chaos: setup ## the long chaos runs: every process killed at random moments, more seeds
 	@HIVE_CHAOS_ROUNDS=$${HIVE_CHAOS_ROUNDS:-10} $(BIN)/pytest -q -m chaos tests/chaos
 

@@ -1,0 +1,16 @@
+;; Hands the host addresses and lengths outside its memory, which the engine answers with a trap.
+(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "environ_get" (func $environ (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "{}")
+  (func (export "_start")
+    (drop (call $random (i32.const -8) (i32.const 64)))
+    (drop (call $environ (i32.const -1) (i32.const -1)))
+    (drop (call $fd_read (i32.const 0) (i32.const -4) (i32.const -1) (i32.const -4)))
+    (drop (call $fd_write (i32.const 1) (i32.const 65532) (i32.const 268435455) (i32.const 8)))
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 2))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
