@@ -1,4 +1,4 @@
-"""Writes the table of `docs/BENCHMARKS.md` from the JSON of a run: `python -m benchmarks.report [FILE]`.
+"""Writes the table of `docs/BENCHMARKS.md` from the JSON of a run: `python -m benchmarks.report [--check]`.
 
 Everything between the two markers is generated, the rest of the document is written by people.
 """
@@ -247,25 +247,37 @@ def render(results: dict[str, Any], name: str) -> str:
     return "\n".join([*head, *peers, ""])
 
 
-def write(results: dict[str, Any], name: str) -> None:
-    """Put the table into the document.
+def document(results: dict[str, Any], name: str) -> str:
+    """Return the whole document with the tables of a run in it.
 
     Raises:
-        ValueError: the document has no place for it.
+        ValueError: the document has no place for them.
     """
     text = DOCUMENT.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{DOCUMENT}: expected the lines {BEGIN!r} and {END!r}")
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{render(results, name)}\n{END}{after}")
+    return f"{before}{BEGIN}\n\n{render(results, name)}\n{END}{after}"
 
 
-def main() -> None:
-    """Write the table anew, from the file that is named or from the newest."""
-    file = Path(sys.argv[1]) if sys.argv[1:] else max(RESULTS.glob("*.json"))
-    write(json.loads(file.read_text()), file.name)
+def write(results: dict[str, Any], name: str) -> None:
+    """Put the tables of a run into the document. Raises as `document`."""
+    DOCUMENT.write_text(document(results, name))
+
+
+def main() -> int:
+    """Write the tables anew from the newest results; with `--check`, only say whether they are what they make."""
+    file = max(RESULTS.glob("*.json"))
+    results = json.loads(file.read_text())
+    if sys.argv[1:] == ["--check"]:
+        if DOCUMENT.read_text() == document(results, file.name):
+            return 0
+        print(f"{DOCUMENT} is not what {file} makes: python -m benchmarks.report", file=sys.stderr)
+        return 1
+    write(results, file.name)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
