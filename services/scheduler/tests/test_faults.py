@@ -131,7 +131,9 @@ async def test_a_pull_that_comes_twice_gives_one_attempt(cluster, control, one_s
     pulls = [asyncio.create_task(fake.pull(request)) for _ in range(3)]
     job_id = await control.submit(one_step)
     replies = await asyncio.gather(*pulls)
-    assert all(reply.assignments == replies[0].assignments for reply in replies)
+    # A copy that arrives when the answer is out already is told nothing new; the others are told the same.
+    told = max((reply.assignments for reply in replies), key=len)
+    assert all(reply.assignments in ((), told) for reply in replies)
     # Asked again without the attempt in hand, as when the reply was lost: it is sent again, not made anew.
     again = [await first_assignment(fake) for _ in range(2)]
     given = {(one.task, one.attempt) for reply in replies for one in reply.assignments}
