@@ -364,7 +364,8 @@ class Home:
             yield stop
         finally:
             stop.set("the test ends")
-            await asyncio.wait_for(task, WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                await task
 
     @contextlib.asynccontextmanager
     async def process(self, **changes: Any) -> AsyncIterator[asyncio.subprocess.Process]:

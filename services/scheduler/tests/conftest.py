@@ -147,7 +147,8 @@ class ControlProcess(Control):
         if self.process is not None and self.process.returncode is None:
             self.send(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self.process.wait(), 10)
+                async with asyncio.timeout(10):
+                    await self.process.wait()
             except TimeoutError:
                 self.process.kill()
                 raise
@@ -305,7 +306,8 @@ class FakeExecutor:
             if not self.spool or not self.reporting:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), 0.1)
+                    async with asyncio.timeout(0.1):
+                        await self._wake.wait()
                 continue
             batch = list(self.spool.items())
             try:

@@ -171,7 +171,8 @@ class Supervisor:
                     return
                 raise DeadlineExceeded(problem + self._tail(name))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.is_ready.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await child.is_ready.wait()
         self._report(Report("done", title))
 
     def _explain(self, error: BaseException) -> str:

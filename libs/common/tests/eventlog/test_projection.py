@@ -218,3 +218,20 @@ async def test_projection_of_some_types_reaches_the_head_through_the_others(
         await stop(running)
     assert await counts(database) == {"AgentNoted": 1}
     assert await stored_position(database) == head + 1
+
+
+@pytest.mark.usefixtures("table")
+async def test_a_runner_that_is_woken_and_cancelled_in_one_moment_ends(database: Database) -> None:
+    """`asyncio.wait_for` swallows such a cancellation (CPython issue 86296), and its owner waits for ever."""
+    wake = asyncio.Event()
+    async with LogReader(database.role_dsn("gateway")) as reader:
+        runner = ProjectionRunner(database.role_dsn("gateway"), reader, Counts(), "gateway", wake=wake, poll_s=60)
+        running = asyncio.create_task(runner.run())
+        await runner.wait_for(1)
+        while wake._waiters == type(wake._waiters)():  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        wake.set()
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running}, timeout=10)
+        assert running.cancelled()

@@ -84,7 +84,8 @@ async def _start(
     async def back() -> None:
         relay_wake.set()
 
-    client = await asyncio.wait_for(connect(config.nats, config.service, on_reconnect=back), START_TIMEOUT_S)
+    async with asyncio.timeout(START_TIMEOUT_S):
+        client = await connect(config.nats, config.service, on_reconnect=back)
     stack.push_async_callback(client.close)
     await _wake_on_head(client, log_grew, relay_wake)
 

@@ -157,7 +157,8 @@ class Follower:
     async def _sleep(self) -> None:
         await asyncio.sleep(COALESCE_S)
         try:
-            await asyncio.wait_for(self._wake.wait(), POLL_S)
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
         except TimeoutError:
             return
         self._wake.clear()

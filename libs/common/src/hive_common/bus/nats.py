@@ -84,8 +84,10 @@ async def request(client: Client, subject: str, body: Message, reply_type: type[
         InvalidArgument: the answer does not fit `reply_type`.
     """
     try:
-        answer = await client.request(subject, msgspec.json.encode(body), timeout=timeout_s)
-    except nats.errors.TimeoutError as error:
+        async with asyncio.timeout(timeout_s):
+            # Its own timeout is `asyncio.wait_for`, which may swallow a cancellation.
+            answer = await client.request(subject, msgspec.json.encode(body), timeout=None)  # type: ignore[arg-type]
+    except TimeoutError as error:
         raise DeadlineExceeded(f"no answer on {subject} within {timeout_s:g} s") from error
     except (nats.errors.Error, OSError) as error:
         raise Unavailable(f"{subject}: {error or type(error).__name__}") from error

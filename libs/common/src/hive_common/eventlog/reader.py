@@ -215,7 +215,8 @@ async def _woken(wake: asyncio.Event | None, poll_s: float) -> None:
         await asyncio.sleep(poll_s)
         return
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(wake.wait(), poll_s)
+        async with asyncio.timeout(poll_s):
+            await wake.wait()
 
 
 @functools.cache

@@ -234,7 +234,8 @@ class LogWriter:
             await self._work.wait()
             return
         try:
-            await asyncio.wait_for(self._work.wait(), IDLE_PING_S)
+            async with asyncio.timeout(IDLE_PING_S):
+                await self._work.wait()
         except TimeoutError:
             await self._ping()
 
