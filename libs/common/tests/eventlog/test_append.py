@@ -176,22 +176,30 @@ async def test_versions_within_an_append_must_follow_each_other(database: Databa
             await writer.append(append(event("s", 1), s=4))
 
 
-async def test_head_hint_names_the_committed_head(database: Database) -> None:
+async def test_head_hint_names_the_committed_head_and_the_types_that_are_new(database: Database) -> None:
     heads: list[int] = []
+    types: list[tuple[str, ...]] = []
     told = asyncio.Event()
 
-    async def on_head(position: int) -> None:
+    async def on_head(position: int, new_types: tuple[str, ...]) -> None:
         heads.append(position)
+        types.append(new_types)
         told.set()
 
     async with await LogWriter.open(database.role_dsn("scheduler"), on_head=on_head) as writer:
-        await writer.append(append(event(new_id()), event(new_id())))
+        published = event(new_id(), type="AgentVersionPublished")
+        await writer.append(append(event(new_id()), published, event(new_id())))
         await told.wait()
-        assert heads == [3] == [writer.head]
+        assert heads == [4] == [writer.head]
+        assert types == [("AgentVersionPublished", "TaskCreated")]
+        told.clear()
+        await writer.append(append(event(new_id())))
+        await told.wait()
+        assert types[1:] == [("TaskCreated",)]
 
 
 async def test_hint_that_fails_does_not_stop_the_writer(database: Database) -> None:
-    def on_head(position: int) -> None:
+    def on_head(position: int, types: tuple[str, ...]) -> None:
         raise OSError("no bus")
 
     async with await LogWriter.open(database.role_dsn("scheduler"), on_head=on_head) as writer:

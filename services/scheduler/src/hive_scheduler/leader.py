@@ -9,10 +9,10 @@ import msgspec
 import psycopg
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.bus import nats as bus
+from hive_common.bus.heads import concerns, head_announcer
 from hive_common.contracts.messages import (
     HEAD_SUBJECT,
     LEADER_SUBJECT,
-    HeadHint,
     LeaderAnnouncement,
     PullReply,
     PullRequest,
@@ -33,7 +33,7 @@ from psycopg import AsyncConnection
 
 from hive_scheduler import metrics
 from hive_scheduler.blobs import Blobs
-from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.catalogue import TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
@@ -55,9 +55,8 @@ VIEWS_DELAY_S = 0.025
 """How long the views let events gather while nobody waits for them: a batch costs about the same, small or big."""
 CATALOGUE_DELAY_S = 0.1
 """The same for executors and agents; who names an unknown one makes it look at once."""
-
-_PULLS = "hive.exec.*.pull"
-_REPORTS = "hive.exec.*.report"
+HEAD_PAUSE_S = 0.02
+"""Between two hints to other processes: under load one of them speaks for many commits."""
 
 
 class _Later:
@@ -141,7 +140,8 @@ class Leader:
 
     async def start(self) -> None:
         """Recover from the log, then take over: announce, subscribe, decide what is due."""
-        self._writer = await LogWriter.open(self._conn, on_head=self._publish_head, reconnect=False)
+        announce = head_announcer(self._client, pause_s=HEAD_PAUSE_S)
+        self._writer = await LogWriter.open(self._conn, on_head=announce, reconnect=False)
         observe_writer(self._writer)
         self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
         await self.queries.open()
@@ -209,12 +209,9 @@ class Leader:
     def _executor_changed(self, executor: str) -> None:
         self.dispatcher.executor_changed(executor)
 
-    async def _publish_head(self, position: int) -> None:
-        if self._client.is_connected:
-            await self._client.publish(HEAD_SUBJECT, msgspec.json.encode(HeadHint(position=position)))
-
     async def _on_head(self, message: Msg) -> None:
-        self._catalogue_later()
+        if concerns(message.data, TYPES):
+            self._catalogue_later()
         self._views_later()
 
     async def _watch_writer(self, writer: LogWriter) -> None:

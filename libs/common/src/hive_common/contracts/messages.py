@@ -130,9 +130,13 @@ class HelloReply(Message, frozen=True, kw_only=True):
 
 
 class HeadHint(Message, frozen=True, kw_only=True):
-    """`hive.log.head`: the log has grown to `position`. Only a hint; readers poll besides."""
+    """`hive.log.head`: the log has grown to `position`. Only a hint; readers poll besides.
+
+    `types` are those of the events that this writer has committed since its last hint; None: of any type.
+    """
 
     position: int
+    types: tuple[str, ...] | None = None
 
 
 class LeaderAnnouncement(Message, frozen=True, kw_only=True):

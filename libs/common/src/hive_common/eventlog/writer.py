@@ -36,7 +36,7 @@ BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 1.0
 TERMINAL_INDEX = "events_terminal"
 
-OnHead = Callable[[int], Awaitable[Any] | None]
+OnHead = Callable[[int, tuple[str, ...]], Awaitable[Any] | None]
 _STORED = "SELECT position, event FROM log.events WHERE stream = %s AND version = %s"
 
 
@@ -91,6 +91,8 @@ class LogWriter:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._head_moved = asyncio.Event()
+        # Packed, as they are sent: unpacked once per hint and not once per event.
+        self._new_types: set[bytes] = set()
         self._closing = False
         self._owns_conn = True
         self._drainer: asyncio.Task[None] | None = None
@@ -110,8 +112,8 @@ class LogWriter:
         Args:
             source: a connection string, a factory of autocommit connections, or, with `reconnect=False`, an
                 open autocommit connection, which stays the caller's to close.
-            on_head: is told the new head after commits, at most one call at a time; a hint, so its errors are
-                logged and forgotten.
+            on_head: is told the new head and the types of what was committed since it was last told, at most
+                one call at a time; a hint, so its errors are logged and forgotten.
             reconnect: False: a lost connection fails this writer for good. True: it connects again, and what
                 was in flight is sent again with identical bytes.
             unavailable_after_s: with `reconnect=True`: how long a batch waits for the database.
@@ -306,6 +308,7 @@ class LogWriter:
         answers = list(zip(batch, *row, strict=True))
         for append, position, conflict_stream, actual in answers:
             if position:
+                self._new_types.update(append.types)
                 append.resolve(position)
             elif not resent:
                 append.fail(_conflict(append, streams[conflict_stream - 1], actual))
@@ -325,6 +328,7 @@ class LogWriter:
         if row is None or envelope_of(row[1]).payload_commit != append.commits[0].hex():
             return None
         position: int = row[0] + len(append.bodies) - 1
+        self._new_types.update(append.types)
         self._moved(position)
         return position
 
@@ -364,15 +368,17 @@ class LogWriter:
         while True:
             await self._head_moved.wait()
             self._head_moved.clear()
-            task = asyncio.ensure_future(_told(on_head, self.head))
+            types = tuple(sorted(packed[4:].decode() for packed in self._new_types))
+            self._new_types.clear()
+            task = asyncio.ensure_future(_told(on_head, self.head, types))
             await asyncio.wait({task})
             error = task.exception()
             if error is not None:
                 logger.warning("the head hint at %d failed: %r", self.head, error)
 
 
-async def _told(on_head: OnHead, position: int) -> None:
-    answer = on_head(position)
+async def _told(on_head: OnHead, position: int, types: tuple[str, ...]) -> None:
+    answer = on_head(position, types)
     if inspect.isawaitable(answer):
         await answer
 
