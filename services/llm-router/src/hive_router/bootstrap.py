@@ -61,7 +61,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         stack.push_async_callback(client.close)
         health.add("nats", lambda: None if client.is_connected else "not connected")
         wake = asyncio.Event()
-        await wake_on_head(client, wake)
+        await wake_on_head(client, wake, types=ModelsProjection.types)
 
         reader = await stack.enter_async_context(LogReader(dsn))
         runner = ProjectionRunner(dsn, reader, ModelsProjection(), SCHEMA, wake=wake)

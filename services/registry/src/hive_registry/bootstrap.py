@@ -64,7 +64,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
 
         client = await _connected(config, health, stack)
         wake = asyncio.Event()
-        await wake_on_head(client, wake)
+        await wake_on_head(client, wake, types=RegistryProjection.types)
 
         reader = await stack.enter_async_context(LogReader(dsn))
         runner = ProjectionRunner(dsn, reader, RegistryProjection(), SCHEMA, wake=wake)
@@ -75,7 +75,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         observe_writer(writer)
 
         heads = await stack.enter_async_context(LogReader(dsn))
-        log = LogAccess(writer, heads, runner, clock, config.owner, config.ns)
+        log = LogAccess(writer, heads, runner, wake, clock, config.owner, config.ns)
         views = Views(database, config.ns)
         desk = ExecutorDesk(views, log, clock, settings.blobs_url)
         presence = SchedulerPresence(config.peers.get("scheduler"), key)

@@ -21,17 +21,26 @@ class LogAccess:
         writer: appends.
         reader: tells the head.
         runner: of the registry's projection.
+        wake: makes `runner` look at the log now. Hints of the log's head set it for the registry's own types only.
         clock: gives the events their time.
         owner: pseudonym of the installation's owner.
         ns: the namespace.
     """
 
     def __init__(
-        self, writer: LogWriter, reader: LogReader, runner: ProjectionRunner, clock: Clock, owner: str, ns: str
+        self,
+        writer: LogWriter,
+        reader: LogReader,
+        runner: ProjectionRunner,
+        wake: asyncio.Event,
+        clock: Clock,
+        owner: str,
+        ns: str,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._runner = runner
+        self._wake = wake
         self._clock = clock
         self._owner = owner
         self.ns = ns
@@ -68,6 +77,8 @@ class LogAccess:
         await self._seen(await self._reader.head())
 
     async def _seen(self, position: int) -> None:
+        if self._runner.position < position:
+            self._wake.set()
         try:
             async with asyncio.timeout(VIEW_WITHIN_S):
                 await self._runner.wait_for(position)
