@@ -7,7 +7,7 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 SOURCES := libs services executor cli tests benchmarks examples
 
-.PHONY: help setup demo test lint format up down bench bench-peers chaos compose compose-test proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-peers chaos storm compose compose-test proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ hostile: setup ## the whole corpus of guests that mean harm: large compile bombs
 
 chaos: setup ## the long chaos runs: every process killed at random moments, more seeds
 	@HIVE_CHAOS_ROUNDS=$${HIVE_CHAOS_ROUNDS:-10} $(BIN)/pytest -q -m chaos tests/chaos
+
+storm: setup ## 5,000 tasks while everything is killed, stopped and cut, from a seed (SEED=1 TASKS=5000); one line of JSON
+	@$(BIN)/python -m tests.chaos.storm --seed $${SEED:-1} --tasks $${TASKS:-5000}
 
 compose: ## check docker-compose.yml, and build its images
 	@$(COMPOSE) config --quiet
