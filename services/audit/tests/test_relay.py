@@ -257,6 +257,20 @@ async def test_old_messages_go_when_the_stream_is_full_and_the_sequence_stays_th
         assert await is_copy(database, client, first=info.state.first_seq)
 
 
+async def test_a_disk_without_room_for_the_whole_stream_gets_a_smaller_one(
+    database: Database, nats: EmbeddedNats, tmp_path: Path
+) -> None:
+    head = await fill(database, 10)
+    async with connected(nats, tmp_path) as client:
+        async with relaying(database, client, max_bytes=1 << 60) as relay:
+            await eventually(lambda: relay.position == head)
+            info = await client.jetstream().stream_info(EVENTS_STREAM)
+            assert 0 < info.config.max_bytes < 1 << 60
+        async with relaying(database, client, max_bytes=1 << 60) as another:
+            await eventually(lambda: another.position == head)
+            assert await is_copy(database, client)
+
+
 async def test_an_unknown_event_stops_the_relay_in_front_of_it(
     database: Database, nats: EmbeddedNats, tmp_path: Path
 ) -> None:

@@ -34,6 +34,9 @@ POLL_S: Final = 1.0
 """How soon an idle relay notices new events without a hint, and that its stream is gone."""
 COALESCE_S: Final = 0.005
 BACKOFF_S: Final = 0.5
+NO_STORAGE: Final = 10047
+"""Error code of JetStream: `max_bytes` is reserved, and there is less on the disk."""
+STREAM_BYTES_MIN: Final = 16 * 1024 * 1024
 
 _Envelopes = Sequence[tuple[int, str, bytes]]
 
@@ -46,7 +49,7 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the stream; the oldest messages go first. The log itself keeps everything.
 
     Attributes:
-        max_bytes: size of the stream on disk.
+        max_bytes: size of the stream on disk; less where the disk has no room for it.
         max_age_s: age of its messages; 0: no bound.
         replay_events_max: how far back a stream that is made anew reaches.
         replicas: copies in a NATS cluster.
@@ -170,7 +173,7 @@ class Relay:
         why = "it is not there" if info is None else await self._difference(source, info, log_id, head.position)
         if why is None:
             assert info is not None
-            await self._js.update_stream(self._config(log_id, info.config.first_seq))
+            await self._sized(self._js.update_stream, log_id, info.config.first_seq)
         else:
             info = await self._make(info is not None, log_id, head.position, why)
         self._created = str(info.created)
@@ -216,9 +219,23 @@ class Relay:
             await self._js.delete_stream(EVENTS_STREAM)
         REMADE.inc()
         first = max(1, head - self._settings.replay_events_max + 1)
-        return await self._js.add_stream(self._config(log_id, first))
+        return await self._sized(self._js.add_stream, log_id, first)
 
-    def _config(self, log_id: str, first_seq: int | None) -> StreamConfig:
+    async def _sized(
+        self, ask: Callable[[StreamConfig], Awaitable[StreamInfo]], log_id: str, first_seq: int | None
+    ) -> StreamInfo:
+        """Ask for the stream as large as wanted; where the server has no room for that, for half, and so on."""
+        max_bytes = self._settings.max_bytes
+        while True:
+            try:
+                return await ask(self._config(log_id, first_seq, max_bytes))
+            except nats.js.errors.APIError as error:
+                if error.err_code != NO_STORAGE or max_bytes <= STREAM_BYTES_MIN:
+                    raise
+                max_bytes = max(max_bytes // 2, STREAM_BYTES_MIN)
+                log.warning("%s: NATS has no room for more than %d MiB", EVENTS_STREAM, max_bytes // 2**20)
+
+    def _config(self, log_id: str, first_seq: int | None, max_bytes: int) -> StreamConfig:
         return StreamConfig(
             name=EVENTS_STREAM,
             description="Every committed envelope of the log; the sequence is the position",
@@ -226,7 +243,7 @@ class Relay:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             discard=DiscardPolicy.OLD,
-            max_bytes=self._settings.max_bytes,
+            max_bytes=max_bytes,
             max_age=self._settings.max_age_s,
             num_replicas=self._settings.replicas,
             allow_direct=True,
