@@ -5,12 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
+CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
 SOURCES := libs services executor cli tests benchmarks examples
 
-.PHONY: help setup demo test lint format up down bench bench-peers chaos storm compose compose-test proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-peers chaos storm compose compose-test contract-containers proto requirements clean
 
 help: ## show this
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the command
 	@$(BIN)/python -m hive_executor.sandbox.warm
@@ -64,7 +65,11 @@ compose: ## check docker-compose.yml, and build its images
 	@$(COMPOSE) config --quiet
 	@$(COMPOSE) build
 
-compose-test: .venv/.ready ## docker-compose.yml on the engine of this machine: a job, restarts, metrics; some minutes
+contract-containers: .venv/.ready ## the suites of log and bus against Postgres and NATS in containers
+	@HIVE_TEST_SERVERS=containers TESTCONTAINERS_RYUK_DISABLED=$${TESTCONTAINERS_RYUK_DISABLED:-true} \
+	  $(BIN)/pytest -q -p no:cacheprovider $(CONTRACTS)
+
+compose-test: contract-containers ## docker-compose.yml on the engine of this machine: a job, restarts, metrics; some minutes
 	@HIVE_COMPOSE_TEST=1 $(BIN)/pytest -q -x tests/compose
 
 proto: .venv/.ready ## generate the gRPC stubs again; without a diff unless a contract changed

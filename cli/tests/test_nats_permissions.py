@@ -9,7 +9,7 @@ from hive_cli.supervisor.nats_conf import executor_user, extension_user, render,
 from hive_common.contracts.messages import EVENTS_STREAM, EVENTS_SUBJECTS
 from hive_common.kernel.ids import new_id
 from hive_common.ops.embedded import free_port, nats_command
-from hive_common.testing.nats import EmbeddedNats
+from hive_common.testing.nats import greets
 from hive_common.testing.process import ServerProcess
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
@@ -20,7 +20,7 @@ ONE, TWO = new_id(), new_id()
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("nats")
-    greeter = EmbeddedNats(folder)
+    port = free_port()
     users = [
         services_user('s"1'),
         executor_user("executor-1", ONE, "one"),
@@ -28,12 +28,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> object:
         extension_user("ext"),
     ]
     config = folder / "nats.conf"
-    config.write_text(
-        render(port=greeter.port, monitor_port=free_port(), store_dir=folder / "a store", users=users)
-    )
+    config.write_text(render(port=port, monitor_port=free_port(), store_dir=folder / "a store", users=users))
     process = ServerProcess(nats_command(config, die_with_parent=True), folder / "nats.log")
-    process.start(greeter._greets)
-    yield greeter.url
+    process.start(lambda: greets(port))
+    yield f"nats://127.0.0.1:{port}"
     process.stop()
 
 

@@ -129,6 +129,11 @@ async def test_provisioning_again_sets_new_passwords_and_keeps_the_rest(empty_da
             await provision(admin, {"mailer": "x"})
 
 
+async def test_the_server_is_of_the_release_that_is_shipped(database: Database) -> None:
+    async with await connect(database.dsn) as admin:
+        assert admin.info.server_version // 10_000 == 18
+
+
 async def test_log_is_created_once_whoever_tries(empty_database: Database) -> None:
     async with await connect(empty_database.dsn) as first, await connect(empty_database.dsn) as second:
         await asyncio.gather(migrate_log(first), migrate_log(second))

@@ -1,23 +1,27 @@
 """Pytest fixtures around real servers. Loaded by every test run through the entry point `pytest11`.
 
-`postgres_server`, `nats_server`   one per session
+`postgres_server`, `nats_server`   one per session, from wheels, or in containers with HIVE_TEST_SERVERS=containers
 `database`                          a new database per test: the log migrated and begun, roles provisioned
 `empty_database`                    a new database per test with nothing in it
 """
 
 import asyncio
 import itertools
+import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import psycopg
 import pytest
 
+from hive_common.testing.containers import ContainerNats, ContainerPostgres, engine_problem
 from hive_common.testing.nats import EmbeddedNats
-from hive_common.testing.postgres import EmbeddedPostgres
+from hive_common.testing.postgres import EmbeddedPostgres, PostgresServer
 
+NatsServer: TypeAlias = EmbeddedNats | ContainerNats
 TEMPLATE = "hive_template"
 _numbers = itertools.count(1)
 
@@ -30,7 +34,7 @@ class Database:
         log_id: of the log in it; empty in an empty database.
     """
 
-    def __init__(self, server: EmbeddedPostgres, name: str, passwords: dict[str, str], log_id: str = "") -> None:
+    def __init__(self, server: PostgresServer, name: str, passwords: dict[str, str], log_id: str = "") -> None:
         self.server = server
         self.name = name
         self.log_id = log_id
@@ -47,26 +51,38 @@ class Database:
         return self.server.dsn(self.name, user=f"hive_{service}", password=self._passwords[service])
 
 
+def servers() -> str:
+    """Return what the fixtures start: `embedded`, or `containers`. Skips where there is no engine for those."""
+    kind = os.environ.get("HIVE_TEST_SERVERS", "embedded")
+    assert kind in ("embedded", "containers"), f"HIVE_TEST_SERVERS={kind}: expected embedded or containers"
+    problem = engine_problem() if kind == "containers" else None
+    if problem is not None:
+        pytest.skip(f"HIVE_TEST_SERVERS=containers: {problem}")
+    return kind
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A running PostgreSQL of this session."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    in_container = servers() == "containers"
+    server = ContainerPostgres() if in_container else EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNats]:
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """A running NATS server of this session, JetStream on, no authorization."""
-    server = EmbeddedNats(tmp_path_factory.mktemp("nats"))
+    in_container = servers() == "containers"
+    server = ContainerNats() if in_container else EmbeddedNats(tmp_path_factory.mktemp("nats"))
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def log_template(postgres_server: EmbeddedPostgres) -> Database:
+def log_template(postgres_server: PostgresServer) -> Database:
     """The database that `database` copies: migrating once and copying takes a tenth of migrating each time."""
     from hive_common.eventlog.roles import SERVICES
 
@@ -89,7 +105,7 @@ async def _prepare(dsn: str, passwords: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def database(postgres_server: EmbeddedPostgres, log_template: Database) -> Iterator[Database]:
+def database(postgres_server: PostgresServer, log_template: Database) -> Iterator[Database]:
     """A new database whose log holds its genesis event only."""
     name = f"hive_test_{next(_numbers)}"
     postgres_server.create_database(name, template=TEMPLATE)
@@ -98,7 +114,7 @@ def database(postgres_server: EmbeddedPostgres, log_template: Database) -> Itera
 
 
 @pytest.fixture
-def empty_database(postgres_server: EmbeddedPostgres) -> Iterator[Database]:
+def empty_database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A new database with nothing in it."""
     name = f"hive_test_{next(_numbers)}"
     postgres_server.create_database(name)

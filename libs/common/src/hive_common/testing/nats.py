@@ -47,7 +47,7 @@ class EmbeddedNats:
         )
         config_file.chmod(0o600)
         self._process = ServerProcess(nats_command(config_file, die_with_parent=True), self.log_file)
-        self._process.start(self._greets)
+        self._process.start(lambda: greets(self.port))
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> None:
         """Stop the server."""
@@ -55,10 +55,12 @@ class EmbeddedNats:
             self._process.stop(with_signal)
             self._process = None
 
-    def _greets(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as conn:
-                conn.settimeout(1)
-                return conn.recv(5) == b"INFO "
-        except OSError:
-            return False
+
+def greets(port: int) -> bool:
+    """Say whether a NATS server is at home on 127.0.0.1:`port`."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as conn:
+            conn.settimeout(1)
+            return conn.recv(5) == b"INFO "
+    except OSError:
+        return False

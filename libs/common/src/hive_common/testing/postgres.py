@@ -11,8 +11,61 @@ from psycopg.conninfo import make_conninfo
 from hive_common.ops.embedded import SUPERUSER, free_port, initdb, postgres_command
 from hive_common.testing.process import ServerProcess
 
+_CREATE = """CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'
+    LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"""
+_COPY = "CREATE DATABASE {} TEMPLATE {}"
+_DROP = "DROP DATABASE IF EXISTS {} WITH (FORCE)"
 
-class EmbeddedPostgres:
+
+class PostgresServer:
+    """A cluster on 127.0.0.1, and what a test does with it as its superuser.
+
+    Attributes:
+        port: where clients connect.
+        password: of the superuser.
+    """
+
+    port: int
+    password: str
+
+    def dsn(self, database: str = "postgres", *, user: str = SUPERUSER, password: str | None = None) -> str:
+        """Return a connection string; the superuser's unless `user` and `password` are given."""
+        return make_conninfo(
+            host="127.0.0.1",
+            port=self.port,
+            dbname=database,
+            user=user,
+            password=self.password if password is None else password,
+        )
+
+    def create_database(self, name: str, *, template: str | None = None) -> None:
+        """Create the database `name` as an installation has it, or as a copy of `template`.
+
+        Nobody may be connected to the template.
+        """
+        if template is None:
+            self._execute(sql.SQL(_CREATE).format(sql.Identifier(name)))
+        else:
+            self._execute(sql.SQL(_COPY).format(sql.Identifier(name), sql.Identifier(template)))
+
+    def drop_database(self, name: str) -> None:
+        """Drop the database `name` and throw its sessions out."""
+        self._execute(sql.SQL(_DROP).format(sql.Identifier(name)))
+
+    def accepts(self) -> bool:
+        """Say whether the server takes connections now."""
+        try:
+            psycopg.connect(self.dsn(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.dsn(), autocommit=True) as conn:
+            conn.execute(statement)
+
+
+class EmbeddedPostgres(PostgresServer):
     """A cluster in `directory`, on a free loopback port, with a random superuser password.
 
     Args:
@@ -29,16 +82,6 @@ class EmbeddedPostgres:
         self._settings = settings
         self._process: ServerProcess | None = None
 
-    def dsn(self, database: str = "postgres", *, user: str = SUPERUSER, password: str | None = None) -> str:
-        """Return a connection string; the superuser's unless `user` and `password` are given."""
-        return make_conninfo(
-            host="127.0.0.1",
-            port=self.port,
-            dbname=database,
-            user=user,
-            password=self.password if password is None else password,
-        )
-
     @property
     def pid(self) -> int:
         """Process id of the postmaster."""
@@ -52,30 +95,10 @@ class EmbeddedPostgres:
             initdb(self.data_dir, password=self.password)
         command = postgres_command(self.data_dir, port=self.port, settings=self._settings, die_with_parent=True)
         self._process = ServerProcess(command, self.log_file)
-        self._process.start(self._accepts)
+        self._process.start(self.accepts)
 
     def stop(self, with_signal: signal.Signals = signal.SIGINT) -> None:
         """Stop the server: fast shutdown unless another signal is asked for."""
         if self._process is not None:
             self._process.stop(with_signal)
             self._process = None
-
-    def create_database(self, name: str, *, template: str = "template1") -> None:
-        """Create the database `name` as a copy of `template`, which nobody may be connected to."""
-        query = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        self._execute(query.format(sql.Identifier(name), sql.Identifier(template)))
-
-    def drop_database(self, name: str) -> None:
-        """Drop the database `name` and throw its sessions out."""
-        self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    def _execute(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self.dsn(), autocommit=True) as conn:
-            conn.execute(statement)
-
-    def _accepts(self) -> bool:
-        try:
-            psycopg.connect(self.dsn(), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True

@@ -16,8 +16,7 @@ from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.startup import eventually
 from hive_common.rpc.client import bearer, open_channel
-from hive_common.testing.fixtures import Database
-from hive_common.testing.nats import EmbeddedNats
+from hive_common.testing.fixtures import Database, NatsServer
 
 READY_WITHIN_S = 30.0
 
@@ -25,7 +24,7 @@ READY_WITHIN_S = 30.0
 def service_config(
     service: str,
     database: Database,
-    nats: EmbeddedNats,
+    nats: NatsServer,
     folder: Path,
     *,
     peers: Mapping[str, str] | None = None,
