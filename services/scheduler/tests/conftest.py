@@ -91,6 +91,11 @@ class Control:
         request = jobs_pb2.WatchRequest(job_id=job_id, from_position=from_position)
         return [event async for event in self.jobs.Watch(request, metadata=bearer(KEY), timeout=60)]
 
+    async def watch_batches(self, job_id: str) -> list[list[jobs_pb2.JobEvent]]:
+        """Return every event of a job in the messages in which they came; ends when the job has."""
+        batches = self.jobs.WatchBatches(jobs_pb2.WatchRequest(job_id=job_id), metadata=bearer(KEY), timeout=60)
+        return [list(batch.events) async for batch in batches]
+
     async def get(self, job_id: str, min_position: int = 0) -> jobs_pb2.Job:
         request = jobs_pb2.GetRequest(job_id=job_id, min_position=min_position)
         return await call(self.jobs.Get(request, metadata=bearer(KEY), timeout=REQUEST_S))

@@ -92,11 +92,16 @@ async def test_a_fork_of_thousands_is_made_in_chunks_and_all_of_it_ends(cluster,
     for name in ("one", "two"):
         await cluster.executor(name, AGENTS, slots=64)
     job_id = await control.submit(document, input_json=msgspec.json.encode({"numbers": numbers}))
+    watching = asyncio.create_task(control.watch_batches(job_id))
     job = await control.finish(job_id)
     assert msgspec.json.decode(job.output_json) == sum(n * n for n in numbers)
     assert (job.tasks.total, job.tasks.succeeded, job.attempts) == (2001, 2001, 2001)
-    seen = types_of(await control.watch(job_id))
+    one_by_one = await control.watch(job_id)
+    seen = types_of(one_by_one)
     assert (seen["TaskCreated"], seen["TaskSucceeded"], seen["JobSucceeded"]) == (2001, 2001, 1)
+    batches = await watching
+    assert [event for batch in batches for event in batch] == one_by_one
+    assert len(batches) < len(one_by_one) / 8
     versions = await cluster.reader.versions([job_id])
     assert versions == {job_id: 2}
 

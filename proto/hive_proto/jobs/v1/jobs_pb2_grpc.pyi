@@ -41,6 +41,8 @@ class JobsStub:
     """Accepted once the request is committed; the job ends when all its tasks have."""
     Watch: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.JobEvent]
     """Events of the job and its tasks from `from_position` on, until the job has ended and all of them were sent."""
+    WatchBatches: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.JobEvents]
+    """The same events, those that are at hand in one message: far cheaper for a job of many tasks."""
     Explain: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ExplainRequest, _jobs_pb2.ExplainResponse]
     """The placement of one task: candidates, rejections with named reasons, scores."""
     Tasks: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.TasksRequest, _jobs_pb2.TasksResponse]
@@ -61,6 +63,8 @@ class JobsAsyncStub(JobsStub):
     """Accepted once the request is committed; the job ends when all its tasks have."""
     Watch: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.JobEvent]  # type: ignore[assignment]
     """Events of the job and its tasks from `from_position` on, until the job has ended and all of them were sent."""
+    WatchBatches: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchRequest, _jobs_pb2.JobEvents]  # type: ignore[assignment]
+    """The same events, those that are at hand in one message: far cheaper for a job of many tasks."""
     Explain: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ExplainRequest, _jobs_pb2.ExplainResponse]  # type: ignore[assignment]
     """The placement of one task: candidates, rejections with named reasons, scores."""
     Tasks: _aio.UnaryUnaryMultiCallable[_jobs_pb2.TasksRequest, _jobs_pb2.TasksResponse]  # type: ignore[assignment]
@@ -108,6 +112,14 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobEvent], _abc.AsyncIterator[_jobs_pb2.JobEvent]]:
         """Events of the job and its tasks from `from_position` on, until the job has ended and all of them were sent."""
+
+    @_abc_1.abstractmethod
+    def WatchBatches(
+        self,
+        request: _jobs_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobEvents], _abc.AsyncIterator[_jobs_pb2.JobEvents]]:
+        """The same events, those that are at hand in one message: far cheaper for a job of many tasks."""
 
     @_abc_1.abstractmethod
     def Explain(

@@ -21,28 +21,31 @@ class Subscription:
     def __init__(self, position: int) -> None:
         self.position = position
         self.overflowed = False
-        self._queue: asyncio.Queue[Committed | None] = asyncio.Queue(BUFFER_EVENTS_MAX)
+        self._events: list[Committed] = []
+        self._wake = asyncio.Event()
 
-    def put(self, committed: Committed) -> None:
-        """Take an event; never blocks."""
+    def put(self, events: list[Committed]) -> None:
+        """Take events; never blocks."""
         if self.overflowed:
             return
-        try:
-            self._queue.put_nowait(committed)
-        except asyncio.QueueFull:
+        if len(self._events) + len(events) > BUFFER_EVENTS_MAX:
             self.overflowed = True
+        else:
+            self._events += events
+        self._wake.set()
 
-    async def get(self) -> Committed | None:
-        """Return the next event; None when the subscription is closed or has overflowed and is drained."""
-        if self.overflowed and self._queue.empty():
-            return None
-        return await self._queue.get()
+    async def take(self) -> list[Committed]:
+        """Return what has come, at least one event; none when the subscription is closed or has overflowed."""
+        if not self._events and not self.overflowed:
+            self._wake.clear()
+            await self._wake.wait()
+        taken, self._events = self._events, []
+        return taken
 
     def close(self) -> None:
-        """Wake the watcher with None."""
+        """Wake the watcher: nothing more comes."""
         self.overflowed = True
-        if self._queue.empty():
-            self._queue.put_nowait(None)
+        self._wake.set()
 
 
 class Hub:
@@ -60,9 +63,12 @@ class Hub:
         self.position = batch[-1].position
         self._remember(batch)
         if self._watchers:
+            by_job: defaultdict[str, list[Committed]] = defaultdict(list)
             for committed in batch:
-                for watcher in self._watchers.get(committed.event.correlation, ()):
-                    watcher.put(committed)
+                by_job[committed.event.correlation].append(committed)
+            for job_id, events in by_job.items():
+                for watcher in self._watchers.get(job_id, ()):
+                    watcher.put(events)
 
     def recent(self, job_id: str) -> list[Committed] | None:
         """Return every event of a job so far, or None where some of them are not at hand."""

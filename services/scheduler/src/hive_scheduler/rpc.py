@@ -1,7 +1,8 @@
 """The scheduler's gRPC services: Jobs, and Presence for the registry."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,13 @@ from hive_scheduler.submission import Submission, Submissions
 PAGE_MAX: Final = 1_000
 OUTPUTS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Outputs in one page of tasks; the page ends early where there are more."""
+MESSAGE_BYTES_AIM: Final = 1024 * 1024
+"""A message of a watched job ends with the event that reaches this; one event has 4 MiB at most."""
+EVENT_BYTES: Final = 512
+"""What an event takes in a message besides its payload: ids and pseudonyms are bounded well below it."""
+BUSY_EVENTS: Final = 32
+GATHER_S: Final = 0.05
+"""A stream that brings `BUSY_EVENTS` at once then gathers for this long: a message costs far more than an event."""
 JOB_STATES: Final = frozenset({"running", "cancelling", "succeeded", "failed", "cancelled"})
 
 
@@ -155,20 +163,38 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvent]:
         """Send the events of a job and its tasks: what is committed, then what comes, until the job has ended."""
+        async with aclosing(self._batches(request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def WatchBatches(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvents]:
+        """Send the same events in batches: at once while little happens, gathered while much does."""
+        async with aclosing(self._batches(request)) as batches:
+            async for batch in batches:
+                for part in _parts(batch):
+                    yield jobs_pb2.JobEvents(events=part)
+                if len(batch) >= BUSY_EVENTS:
+                    await asyncio.sleep(GATHER_S)
+
+    async def _batches(self, request: jobs_pb2.WatchRequest) -> AsyncGenerator[list[jobs_pb2.JobEvent], None]:
+        """Yield the events of a job, at least one at a time."""
         position = max(request.from_position, 0)
         while True:
             subscription = self._hub.subscribe(request.job_id)
             try:
-                async for event in self._past(request.job_id, position, subscription):
-                    position = event.position
-                    yield event
+                async for batch in self._past(request.job_id, position, subscription):
+                    position = batch[-1].position
+                    yield batch
                 if request.history_only or await self._ended_by(request.job_id, position):
                     return
-                async for committed in _live(subscription, position):
-                    position = committed.position
-                    yield _live_event(committed)
-                    if committed.event.type in events.JOB_TERMINAL:
-                        return
+                while taken := await subscription.take():
+                    new = _until_end(committed for committed in taken if committed.position > position)
+                    if new:
+                        position = new[-1].position
+                        yield [_live_event(committed) for committed in new]
+                        if new[-1].event.type in events.JOB_TERMINAL:
+                            return
                 if self._engine.committer.failed:
                     raise Unavailable("this scheduler leads no more; watch again from the last position")
             finally:
@@ -176,20 +202,18 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def _past(
         self, job_id: str, position: int, subscription: Subscription
-    ) -> AsyncIterator[jobs_pb2.JobEvent]:
+    ) -> AsyncIterator[list[jobs_pb2.JobEvent]]:
         """Yield what had been committed after `position` when the subscription began."""
         recent = self._hub.recent(job_id)
         if recent is not None:
-            for committed in recent:
-                if position < committed.position:
-                    yield _live_event(committed)
+            if new := [_live_event(committed) for committed in recent if position < committed.position]:
+                yield new
             return
         await self._seen(subscription.position)
         await self._row(job_id)
         while page := await self._queries.history(job_id, position):
-            for stored in page:
-                position = stored.position
-                yield _stored_event(stored)
+            position = page[-1].position
+            yield [_stored_event(stored) for stored in page]
 
     async def _seen(self, position: int) -> None:
         """Wait until the views have seen a position of the log."""
@@ -241,10 +265,28 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
         )
 
 
-async def _live(subscription: Subscription, after: int) -> AsyncIterator[Committed]:
-    while (committed := await subscription.get()) is not None:
-        if committed.position > after:
-            yield committed
+def _until_end(batch: Iterable[Committed]) -> list[Committed]:
+    """Return events up to the end of their job: late ones may have been committed together with it."""
+    taken: list[Committed] = []
+    for committed in batch:
+        taken.append(committed)
+        if committed.event.type in events.JOB_TERMINAL:
+            break
+    return taken
+
+
+def _parts(batch: list[jobs_pb2.JobEvent]) -> Iterator[list[jobs_pb2.JobEvent]]:
+    """Cut a batch into messages of about `MESSAGE_BYTES_AIM`: inputs and outputs may be large."""
+    part: list[jobs_pb2.JobEvent] = []
+    byte_count = 0
+    for event in batch:
+        byte_count += EVENT_BYTES + len(event.data_json)
+        part.append(event)
+        if byte_count >= MESSAGE_BYTES_AIM:
+            yield part
+            part, byte_count = [], 0
+    if part:
+        yield part
 
 
 def _stored_event(stored: Stored) -> jobs_pb2.JobEvent:
