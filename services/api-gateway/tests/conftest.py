@@ -133,6 +133,19 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
             self.watching -= 1
             self.ended_watches += 1
 
+    async def WatchBatches(self, request, context):
+        # Pairs where it can be: a batch must not be taken for one event.
+        batch = []
+        async with contextlib.aclosing(self.Watch(request, context)) as events:
+            async for event in events:
+                batch.append(event)
+                is_last = event is self.events[request.job_id][-1]
+                if len(batch) == 2 or is_last:
+                    yield jobs_pb2.JobEvents(events=batch)
+                    batch = []
+        if batch:
+            yield jobs_pb2.JobEvents(events=batch)
+
     async def Explain(self, request, context):
         self._seen(request, context)
         if request.task_id not in self.jobs:

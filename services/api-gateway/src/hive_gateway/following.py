@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_proto.jobs.v1 import jobs_pb2
@@ -23,8 +23,8 @@ _SOUND_S = 10.0
 
 async def follow_job(
     peers: Peers, upstream: Upstream, job_id: str, position: int
-) -> AsyncGenerator[jobs_pb2.JobEvent, None]:
-    """Yield the events of a job after `position` until it has ended, each once and in order.
+) -> AsyncGenerator[Sequence[jobs_pb2.JobEvent], None]:
+    """Yield the events of a job after `position` until it has ended, each once and in order, as they come together.
 
     A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. After
     the last event, views show what it said: who looks at the job then sees that it has ended.
@@ -40,11 +40,12 @@ async def follow_job(
         attached = time.monotonic()
         try:
             request = jobs_pb2.WatchRequest(job_id=job_id, from_position=position)
-            async with contextlib.aclosing(upstream.stream(peers.scheduler, peers.jobs.Watch, request)) as events:
-                async for event in events:
-                    seen = position = event.position
+            batches = upstream.stream(peers.scheduler, peers.jobs.WatchBatches, request)
+            async with contextlib.aclosing(batches):
+                async for batch in batches:
+                    seen = position = batch.events[-1].position
                     failing_since, delay_s = None, _DELAY_S
-                    yield event
+                    yield batch.events
             if not await _runs(peers, upstream, job_id, seen):
                 return
         except (Unavailable, DeadlineExceeded):

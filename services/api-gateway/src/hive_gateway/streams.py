@@ -29,13 +29,14 @@ HEARTBEAT_S = 10.0
 FOLLOWERS_MAX = 512
 """Streams of events that this process holds open at once; each holds a call to the scheduler."""
 
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 _FOLLOWERS = Gauge("hive_gateway_streams", "Open streams of server-sent events")
 
 
 def frame(event: str, data: Any, event_id: str = "") -> bytes:
     """Return one server-sent event. The JSON of `data` MUST NOT hold line breaks."""
     head = f"id: {event_id}\nevent: {event}\ndata: " if event_id else f"event: {event}\ndata: "
-    return head.encode() + msgspec.json.encode(data, enc_hook=str) + b"\n\n"
+    return head.encode() + _encode(data) + b"\n\n"
 
 
 class Followers:

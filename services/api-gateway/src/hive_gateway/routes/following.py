@@ -94,9 +94,9 @@ def _resume_at(last_event_id: str, from_position: int) -> int:
 
 
 async def _job_frames(peers: Peers, upstream: Upstream, job_id: str, position: int) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(follow_job(peers, upstream, job_id, position)) as events:
-        async for event in events:
-            yield frame(event.type, views.event(event), str(event.position))
+    async with contextlib.aclosing(follow_job(peers, upstream, job_id, position)) as batches:
+        async for batch in batches:
+            yield b"".join([frame(event.type, views.event(event), str(event.position)) for event in batch])
     yield DONE
 
 
@@ -120,8 +120,8 @@ async def _log_frames(
 
 
 async def _ended(peers: Peers, upstream: Upstream, job_id: str, position: int) -> None:
-    async with contextlib.aclosing(follow_job(peers, upstream, job_id, position)) as events:
-        async for _ in events:
+    async with contextlib.aclosing(follow_job(peers, upstream, job_id, position)) as batches:
+        async for _ in batches:
             pass
 
 

@@ -226,12 +226,13 @@ async def _history(
 ) -> AsyncGenerator[views.Event, None]:
     message = jobs_pb2.WatchRequest(job_id=job_id, from_position=position, history_only=True)
     sent = 0
-    async with contextlib.aclosing(upstream.stream(peers.scheduler, peers.jobs.Watch, message)) as events:
-        async for event in events:
-            yield views.event(event)
-            sent += 1
-            if sent == limit:
-                return
+    async with contextlib.aclosing(upstream.stream(peers.scheduler, peers.jobs.WatchBatches, message)) as batches:
+        async for batch in batches:
+            for event in batch.events:
+                yield views.event(event)
+                sent += 1
+                if sent == limit:
+                    return
 
 
 async def _collected(history: AsyncGenerator[views.Event, None]) -> tuple[views.Event, ...]:
