@@ -14,7 +14,8 @@ from tests.chaos.storm.plan import Planned
 
 SUBMIT_TIMEOUT_S = 15.0
 AGAIN_S = 0.2
-TRICKLE_S = 0.4
+STEADY = 4
+TRICKLE_S = 0.8
 REFUSED = range(400, 500)
 
 
@@ -54,8 +55,8 @@ class Clients:
         rng: seeded.
 
     Attributes:
-        tasks: submitted so far, but for those whose submit nobody answered for.
-        pace: how many tasks may have been submitted by now.
+        tasks: submitted so far by those who keep the pace, but for submits that nobody answered for.
+        pace: how many that may be by now.
         ended: set it, and no new job is begun.
     """
 
@@ -84,6 +85,7 @@ class Clients:
         ):
             for _ in range(count):
                 group.create_task(self._client(session, group))
+            for _ in range(STEADY):
                 group.create_task(self._steady_client(session))
 
     async def _client(self, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> None:
@@ -104,7 +106,6 @@ class Clients:
         while not self.ended:
             record = Record(next(self._trickle))
             self.records.append(record)
-            self.tasks += 1
             await self._submit(session, record)
             await asyncio.sleep(TRICKLE_S)
 

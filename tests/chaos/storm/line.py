@@ -130,8 +130,8 @@ def _may_end(kind: str, data: dict[str, Any], expected: str) -> bool:
 
 
 def killed(strike: Strike) -> bool:
-    """Say whether the fault was `kill -9` of one process."""
-    return strike.kind.startswith("kill ")
+    """Say whether the fault was `kill -9` of one process that has a supervisor to bring it back."""
+    return strike.kind.startswith("kill ") and strike.kind != "kill supervisor"
 
 
 def recoveries(
@@ -149,7 +149,7 @@ def recoveries(
 def _recovery(records: Sequence[Record], history: History, strike: Strike) -> float | None:
     if strike.ready_at is None:
         return None
-    if strike.part == "gateway":
+    if strike.kind == "kill gateway":
         times = [record.acknowledged_at for record in records if record.acknowledged_at is not None]
     else:
         times = history.decided_at

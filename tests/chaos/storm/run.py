@@ -15,15 +15,18 @@ from typing import Any
 import psycopg
 from hive_common.testing.installation import Installation
 
-from tests.chaos.storm import oracle, plan, strikes
+from tests.chaos.storm import oracle, plan
 from tests.chaos.storm.clients import Clients
 from tests.chaos.storm.line import line_of
-from tests.chaos.storm.strikes import Processes, Strike
+from tests.chaos.storm.processes import BACK_S, Processes
+from tests.chaos.storm.strikes import Strike, Strikes
+from tests.chaos.storm.wires import Echo, Wires
 
 AGENT = Path(__file__).parents[1] / "agents" / "weather"
 EXECUTORS = 3
 CLIENTS = 8
-KINDS = (*(f"kill {name}" for name in strikes.PROCESSES), "kill executor", "kill runner")
+TOGETHER = 0.2
+"""Part of the strikes that come two at a time."""
 WINDOW = 120
 """Tasks that are always under way, so that every fault meets work."""
 CALM_S = 180.0
@@ -60,18 +63,24 @@ class Storm:
         started = time.monotonic()
         await asyncio.to_thread(self._up)
         clients = self._clients()
-        submitting = asyncio.create_task(clients.run(CLIENTS))
-        try:
-            await self._strike_all(clients)
-        except TimeoutError:
-            self.problems.append(f"not back within {strikes.BACK_S:g} s: {json.dumps(self.processes.state())}")
-        clients.ended = True
-        await submitting
-        await self._calm()
+        home = self.installation.home
+        async with Wires(home, self.processes) as wires, Echo(home, random.Random(self.options.seed)) as echo:
+            await self._rage(clients, Strikes(self.installation, self.processes, wires, EXECUTORS, self.rng))
+            await self._calm()
         audit = await asyncio.to_thread(self.installation.verify)
         history = await asyncio.to_thread(self._history)
         line = line_of(self.options.seed, clients.records, history, self.struck, audit, self.problems)
-        return {**line, "seconds": round(time.monotonic() - started, 1)}
+        seconds = round(time.monotonic() - started, 1)
+        return {**line, "echoed": echo.repeated, "forged": echo.forged, "seconds": seconds}
+
+    async def _rage(self, clients: Clients, strikes: Strikes) -> None:
+        submitting = asyncio.create_task(clients.run(CLIENTS))
+        try:
+            await self._strike_all(clients, strikes)
+        except TimeoutError:
+            self.problems.append(f"not back within {BACK_S:g} s: {json.dumps(self.processes.state())}")
+        clients.ended = True
+        await submitting
 
     def _up(self) -> None:
         self.installation.up(executors=EXECUTORS)
@@ -88,33 +97,29 @@ class Storm:
         clients.pace = WINDOW
         return clients
 
-    async def _strike_all(self, clients: Clients) -> None:
+    async def _strike_all(self, clients: Clients, strikes: Strikes) -> None:
         """Let everything strike in an order drawn from the seed, while the clients' pace follows."""
-        kinds = self._kinds()
-        for number in range(1, self.options.strikes + 1):
+        kinds: list[str] = []
+        while (number := len(self.struck)) < self.options.strikes:
             await asyncio.sleep(self.rng.uniform(0.2, 1.2))
-            if not kinds:
-                kinds = self._kinds()
-            kind = kinds.pop()
-            self._say(f"{number}/{self.options.strikes} {kind} ({clients.tasks} tasks)")
-            self.struck.append(await self._strike(kind))
-            clients.pace = WINDOW + self.options.tasks * number / self.options.strikes
+            while len(kinds) < 2:
+                kinds = [*self._kinds(strikes), *kinds]
+            now = [kinds.pop() for _ in range(1 + (self.rng.random() < TOGETHER))]
+            self._say(f"{number + 1}/{self.options.strikes} {' + '.join(now)} ({clients.tasks} tasks)")
+            struck = await asyncio.gather(*(strikes.strike(kind) for kind in now))
+            for strike in struck:
+                strike.alone = len(struck) == 1
+            self.struck += struck
+            clients.pace = WINDOW + self.options.tasks * len(self.struck) / self.options.strikes
         # The last fault is to see work, too, before the clients stop.
         await asyncio.sleep(2)
         while clients.tasks < self.options.tasks:
             await asyncio.sleep(0.05)
 
-    def _kinds(self) -> list[str]:
-        kinds = list(self.options.faults or KINDS)
+    def _kinds(self, strikes: Strikes) -> list[str]:
+        kinds = list(self.options.faults or strikes.kinds)
         self.rng.shuffle(kinds)
         return kinds
-
-    async def _strike(self, kind: str) -> Strike:
-        if kind == "kill runner":
-            return await strikes.kill_runner(self.processes, self.rng)
-        if kind == "kill executor":
-            return await strikes.kill_process(self.processes, self.rng.choice(self.processes.executors()))
-        return await strikes.kill_process(self.processes, kind.removeprefix("kill "))
 
     async def _calm(self) -> None:
         """Wait until every job in the log has ended."""

@@ -1,21 +1,26 @@
 """Faults: what strikes, and how one sees that it has passed."""
 
 import asyncio
-import os
 import random
+import shutil
 import signal
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import psutil
+from hive_common.testing.faults import SlowSync, lacking
+from hive_common.testing.installation import Installation
+from hive_common.testing.proxy import POSTGRES_READY
+
+from tests.chaos.storm.processes import Processes, family, kill, signal_all
+from tests.chaos.storm.wires import Wires
 
 PROCESSES = ("postgres", "nats", "registry", "scheduler", "router", "audit", "gateway")
-BACK_S = 90.0
-"""What is not back by then never will be: the storm ends with that as its finding."""
-LOOK_S = 0.02
+PAST_LEASE_S = 7.5
+"""A lease is 6 s."""
+CUT_S = 10.0
 
 
 @dataclass
@@ -24,101 +29,192 @@ class Strike:
 
     Attributes:
         kind: such as `kill scheduler`.
-        part: the process that was hit; the fault has passed when it has done its work again.
-        executor: the id of that executor where it is one.
-        at: when it struck (seconds since the epoch).
+        at: when it struck; of one that lasts, when it ended (seconds since the epoch).
         ready_at: when every process said that it is ready again, what was killed with a new pid.
         alone: no other fault struck before it had passed.
+        executor: the id of the executor that was hit.
     """
 
     kind: str
-    part: str
     at: float
     ready_at: float | None = None
     alone: bool = True
     executor: str = ""
 
 
-class Processes:
-    """The processes of an installation as its supervisor's state file has them."""
+class Strikes:
+    """Everything that can strike an installation.
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._file = home / "run" / "state.json"
+    Args:
+        installation: that runs.
+        processes: of it.
+        wires: between them.
+        executors: how many it has.
+        rng: seeded.
+    """
 
-    def state(self) -> dict[str, Any]:
-        """Return the whole state; empty where there is none."""
-        try:
-            found: dict[str, Any] = msgspec.json.decode(self._file.read_bytes())
-        except (OSError, msgspec.DecodeError):
-            return {"state": "", "services": []}
-        return found
+    def __init__(
+        self, installation: Installation, processes: Processes, wires: Wires, executors: int, rng: random.Random
+    ) -> None:
+        self._installation = installation
+        self._processes = processes
+        self._wires = wires
+        self._count = executors
+        self._rng = rng
+        self.kinds: dict[str, Callable[[], Awaitable[Strike]]] = {
+            **{f"kill {name}": self._killer(name) for name in PROCESSES},
+            "kill executor": self._kill_executor,
+            "kill runner": self._kill_runner,
+            "kill backend": self._kill_backend,
+            "kill supervisor": self._kill_supervisor,
+            "freeze executor": self._freeze_executor,
+            "freeze scheduler": lambda: self._freeze("scheduler", PAST_LEASE_S),
+            "freeze postgres": lambda: self._freeze("postgres", 3),
+            "freeze nats": lambda: self._freeze("nats", PAST_LEASE_S),
+            "cut executors": self._cut_executors,
+            "cut database": self._cut_database,
+            "cut commit": self._cut_commit,
+            "cut answer to commit": self._cut_answer,
+            "silent network": self._silent_network,
+            "nats store deleted": self._delete_nats_store,
+        }
+        if not lacking("strace"):
+            self.kinds["slow fsync"] = self._slow_sync
 
-    def pid(self, name: str) -> int | None:
-        """Return the pid of a process that runs."""
-        found: int | None = next((one["pid"] for one in self.state()["services"] if one["name"] == name), None)
-        return found
-
-    def executors(self) -> list[str]:
-        """Return the names of the executors."""
-        return [one["name"] for one in self.state()["services"] if one["name"].startswith("executor")]
-
-    def executor_id(self, name: str) -> str:
-        """Return the id of an executor, empty where `name` is none."""
-        entries = msgspec.json.decode((self._home / "hive.json").read_bytes())["executors"]
-        return next((str(entry["id"]) for entry in entries if entry["name"] == name), "")
-
-    def runners(self, executor: str) -> list[int]:
-        """Return the pids of the runners below an executor."""
-        pid = self.pid(executor)
-        try:
-            children = psutil.Process(pid).children(recursive=True) if pid else []
-            return [child.pid for child in children if "hive_executor.sandbox.runner" in child.cmdline()]
-        except psutil.Error:
-            return []
-
-    async def all_ready(self, changed: dict[str, int]) -> float:
-        """Return when everything was ready, each of `changed` with another pid than the one given.
+    async def strike(self, kind: str) -> Strike:
+        """Strike, and return when everything is ready again.
 
         Raises:
-            TimeoutError: not within `BACK_S`.
+            TimeoutError: something is not.
         """
-        async with asyncio.timeout(BACK_S):
-            while True:
-                state = self.state()
-                pids = {one["name"]: one["pid"] for one in state["services"]}
-                renewed = all(pids.get(name) not in (None, pid) for name, pid in changed.items())
-                if state["state"] == "ready" and renewed:
-                    return time.time()
-                await asyncio.sleep(LOOK_S)
+        return await self.kinds[kind]()
+
+    # --- kill -9 -------------------------------------------------------------------------------------------
+
+    def _killer(self, name: str) -> Callable[[], Awaitable[Strike]]:
+        async def strike() -> Strike:
+            return await self._kill(name, f"kill {name}")
+
+        return strike
+
+    async def _kill(self, name: str, kind: str) -> Strike:
+        pid = self._processes.pid(name)
+        struck = Strike(kind, time.time(), executor=self._processes.executor_id(name))
+        if pid is not None:
+            kill(pid)
+        struck.ready_at = await self._processes.all_ready({} if pid is None else {name: pid})
+        return struck
+
+    async def _kill_executor(self) -> Strike:
+        return await self._kill(self._rng.choice(self._processes.executors()), "kill executor")
+
+    async def _kill_runner(self) -> Strike:
+        executor = self._rng.choice(self._processes.executors())
+        runners = self._processes.runners(executor)
+        struck = Strike("kill runner", time.time(), executor=self._processes.executor_id(executor))
+        if runners:
+            kill(self._rng.choice(runners))
+        struck.ready_at = await self._processes.all_ready({})
+        return struck
+
+    async def _kill_backend(self) -> Strike:
+        """The server process of the scheduler's connection: PostgreSQL resets all of them and recovers."""
+        postgres, scheduler = self._processes.pid("postgres"), self._processes.pid("scheduler")
+        assert postgres is not None
+        assert scheduler is not None
+        backends = [one.pid for one in family(postgres) if _is_backend_of(one, "hive_scheduler")]
+        struck = Strike("kill backend", time.time())
+        if backends:
+            kill(self._rng.choice(backends))
+        struck.ready_at = await self._processes.all_ready({"scheduler": scheduler} if backends else {})
+        return struck
+
+    async def _kill_supervisor(self) -> Strike:
+        """Everything goes with it; `hive up` goes on where the log stands."""
+        struck = Strike("kill supervisor", time.time())
+        kill(self._processes.state()["supervisor_pid"])
+        await asyncio.to_thread(self._installation.up, executors=self._count)
+        struck.ready_at = time.time()
+        await self._wires.lay()
+        return struck
+
+    # --- SIGSTOP, slow disks -------------------------------------------------------------------------------
+
+    async def _freeze_executor(self) -> Strike:
+        return await self._freeze(self._rng.choice(self._processes.executors()), PAST_LEASE_S, "freeze executor")
+
+    async def _freeze(self, name: str, seconds: float, kind: str = "") -> Strike:
+        pid = self._processes.pid(name)
+        frozen = [] if pid is None else family(pid)
+        signal_all(frozen, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            signal_all(frozen, signal.SIGCONT)
+        struck = Strike(kind or f"freeze {name}", time.time(), executor=self._processes.executor_id(name))
+        struck.ready_at = await self._processes.all_ready({})
+        return struck
+
+    async def _slow_sync(self) -> Strike:
+        pid = self._processes.pid("postgres")
+        if pid is not None:
+            slow = await asyncio.to_thread(SlowSync, pid, self._rng.randint(50, 300))
+            try:
+                await asyncio.sleep(4)
+            finally:
+                await asyncio.to_thread(slow.remove)
+        struck = Strike("slow fsync", time.time())
+        struck.ready_at = await self._processes.all_ready({})
+        return struck
+
+    # --- connections ---------------------------------------------------------------------------------------
+
+    async def _cut_executors(self) -> Strike:
+        self._wires.nats.cut_all()
+        return await self._passed("cut executors")
+
+    async def _cut_database(self) -> Strike:
+        self._wires.database.cut_all()
+        return await self._passed("cut database")
+
+    async def _cut_commit(self) -> Strike:
+        """The scheduler's next statement never reaches the database."""
+        return await self._cut_at("cut commit", self._wires.database.cut_next_request())
+
+    async def _cut_answer(self) -> Strike:
+        """The database does what the scheduler's next statement says; the answer is lost."""
+        cut = self._wires.database.cut_next_answer(POSTGRES_READY)
+        return await self._cut_at("cut answer to commit", cut)
+
+    async def _cut_at(self, kind: str, cut: asyncio.Event) -> Strike:
+        async with asyncio.timeout(CUT_S):
+            await cut.wait()
+        return await self._passed(kind)
+
+    async def _silent_network(self) -> Strike:
+        self._wires.nats.pause()
+        try:
+            await asyncio.sleep(PAST_LEASE_S)
+        finally:
+            self._wires.nats.resume()
+        return await self._passed("silent network")
+
+    async def _passed(self, kind: str) -> Strike:
+        struck = Strike(kind, time.time())
+        struck.ready_at = await self._processes.all_ready({})
+        return struck
+
+    async def _delete_nats_store(self) -> Strike:
+        pid = self._processes.pid("nats")
+        if pid is not None:
+            signal_all(family(pid), signal.SIGSTOP)
+            store = self._installation.home / "data" / "nats"
+            await asyncio.to_thread(shutil.rmtree, store, ignore_errors=True)
+            store.mkdir(exist_ok=True)
+        return await self._kill("nats", "nats store deleted")
 
 
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal; a process that is gone already is fine."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-async def kill_process(processes: Processes, name: str) -> Strike:
-    """`kill -9` of one watched process."""
-    pid = processes.pid(name)
-    strike = Strike(f"kill {'executor' if name.startswith('executor') else name}", name, time.time())
-    strike.executor = processes.executor_id(name)
-    if pid is not None:
-        kill(pid)
-        strike.ready_at = await processes.all_ready({name: pid})
-    return strike
-
-
-async def kill_runner(processes: Processes, rng: random.Random) -> Strike:
-    """`kill -9` of one runner, at work or not."""
-    executor = rng.choice(processes.executors())
-    runners = processes.runners(executor)
-    strike = Strike("kill runner", executor, time.time())
-    strike.executor = processes.executor_id(executor)
-    if runners:
-        kill(rng.choice(runners))
-    strike.ready_at = strike.at
-    return strike
+def _is_backend_of(process: psutil.Process, user: str) -> bool:
+    with suppress(psutil.Error):
+        return f"postgres: {user} " in " ".join(process.cmdline())
+    return False

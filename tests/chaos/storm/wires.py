@@ -1,0 +1,148 @@
+"""What stands between the processes: proxies that cut and hold back, and an echo that repeats and forges."""
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import nats
+from hive_common.testing.proxy import TcpProxy
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from tests.chaos.storm.processes import Processes, kill
+
+SLOTS = 2
+ECHO_SHARE = 0.04
+ECHO_S = 3.0
+FORGED = {"inline": {"square": -1, "forged": True}, "size_bytes": 28}
+
+
+class Wires:
+    """Proxies between the executors and NATS, and between the scheduler and PostgreSQL."""
+
+    def __init__(self, home: Path, processes: Processes) -> None:
+        self._home = home
+        self._processes = processes
+        ports = json.loads((home / "hive.json").read_text())["ports"]
+        self.nats = TcpProxy(ports["nats"])
+        self.database = TcpProxy(ports["postgres"])
+
+    async def __aenter__(self) -> "Wires":
+        await self.nats.__aenter__()
+        await self.database.__aenter__()
+        await self.lay()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.nats.__aexit__()
+        await self.database.__aexit__()
+
+    async def lay(self) -> None:
+        """Lead the processes through the proxies: their configuration names other ports, and they start anew.
+
+        `hive up` writes the configuration as it was, so that this has to follow each of them.
+        """
+        changed = {}
+        for name in ["scheduler", *self._processes.executors()]:
+            file = self._home / "config" / f"{name}.json"
+            config = json.loads(file.read_text())
+            if name == "scheduler":
+                config["postgres"]["port"] = self.database.port
+            else:
+                config["nats"]["url"] = f"nats://127.0.0.1:{self.nats.port}"
+                config["slots"] = SLOTS
+            file.write_text(json.dumps(config))
+            pid = self._processes.pid(name)
+            assert pid is not None
+            changed[name] = pid
+            kill(pid, signal.SIGTERM)
+        await self._processes.all_ready(changed)
+
+
+class Echo:
+    """Says again what executors said: pulls and reports twice, late and in another order, and false reports.
+
+    False are: a session that never was, an attempt that never was, and a report by an executor that does not
+    hold the attempt. Each would bring the output `FORGED`, which the oracle looks for.
+    """
+
+    def __init__(self, home: Path, rng: random.Random) -> None:
+        self._home = home
+        self._rng = rng
+        self._client: Client | None = None
+        self._numbers = itertools.count()
+        self._later: set[asyncio.Task[None]] = set()
+        self._executors: list[str] = []
+        self.repeated = 0
+        self.forged = 0
+
+    async def __aenter__(self) -> "Echo":
+        settings = json.loads((self._home / "hive.json").read_text())
+        self._executors = [entry["id"] for entry in settings["executors"]]
+        self._client = await nats.connect(
+            settings["endpoints"]["nats"],
+            user="services",
+            password=(self._home / "secrets" / "nats-services").read_text().strip(),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,
+            error_cb=_quiet,
+        )
+        for kind in ("pull", "report"):
+            await self._client.subscribe(f"hive.exec.*.{kind}", cb=self._heard)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in list(self._later):
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+        assert self._client is not None
+        await self._client.close()
+
+    async def _heard(self, message: Msg) -> None:
+        _, _, executor, kind = message.subject.split(".")
+        if ".echo" in message.reply or self._rng.random() > ECHO_SHARE:
+            return
+        self._say_later(executor, kind, message.data, self._rng.uniform(0, ECHO_S if kind == "report" else 0.5))
+        if kind == "report":
+            others = [one for one in self._executors if one != executor]
+            speaker, body = forged(self._rng, executor, others, json.loads(message.data))
+            self.forged += 1
+            self._say_later(speaker, kind, json.dumps(body).encode(), self._rng.uniform(0, 0.01))
+
+    def _say_later(self, executor: str, kind: str, data: bytes, delay_s: float) -> None:
+        async def say() -> None:
+            await asyncio.sleep(delay_s)
+            assert self._client is not None
+            reply = f"_INBOX.{executor}.echo{next(self._numbers)}"
+            if self._client.is_connected:
+                await self._client.publish(f"hive.exec.{executor}.{kind}", data, reply=reply)
+                self.repeated += 1
+
+        task = asyncio.create_task(say())
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+
+def forged(
+    rng: random.Random, executor: str, others: list[str], body: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return who says it, and a report that must not count."""
+    how = rng.choice(["session", "attempt", "executor"])
+    reports = []
+    for report in body["reports"]:
+        changed = {**report, "status": "succeeded", "output": FORGED}
+        if how == "session":
+            changed["session"] = "forged-session"
+        elif how == "attempt":
+            changed["attempt"] = report["attempt"] + 100
+        reports.append(changed)
+    speaker = rng.choice(others) if how == "executor" else executor
+    return speaker, {**body, "reports": reports}
+
+
+async def _quiet(_: Exception) -> None:
+    """The server is killed again and again; the client comes back by itself."""
