@@ -155,7 +155,7 @@ class Executor:
             SANDBOX_LAYERS.labels(layer=layer).set(layer in layers)
         self._device.sandbox = ", ".join(layers) or "engine only"
         if missing := [layer for layer in LAYERS if layer not in layers]:
-            log.warning("this system gives runners no %s; guests are held by the engine and limits alone", missing)
+            log.warning("around the engine: %s; this system gives runners no %s", self._device.sandbox, missing)
 
     async def _before_the_first_pull(self) -> None:
         """Say hello, and report what an earlier session left: its attempts would otherwise be made lost."""

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -9,14 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from hive_executor.sandbox import RunnerPool
-from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS, NAMESPACES, SYSCALL_FILTER
+from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS, NAMESPACES, PROCESSES, SYSCALL_FILTER
 
 from .conftest import limits, python
 
 ECHO = python("def run(input):\n    return input")
-AVAILABLE = subprocess.run(
-    [sys.executable, "-m", "hive_executor.sandbox.confine"], capture_output=True, text=True, check=True
-).stdout.splitlines()
+REPORT = json.loads(subprocess.check_output([sys.executable, "-m", "hive_executor.sandbox.layers"], text=True))
+AVAILABLE = [one["name"] for one in REPORT if one["has"]]
 
 
 def needs(layer: str) -> pytest.MarkDecorator:
@@ -34,7 +34,8 @@ async def pid(pool: RunnerPool) -> AsyncIterator[int]:
 
 async def test_the_pool_says_which_layers_its_runners_have(pool: RunnerPool) -> None:
     assert pool.stats()["layers"] == AVAILABLE
-    assert set(AVAILABLE) <= set(LAYERS)
+    assert [one["name"] for one in REPORT] == list(LAYERS)
+    assert all(bool(one["fix"]) != one["has"] for one in REPORT)
 
 
 async def test_runner_has_no_environment_and_no_descriptors_of_ours(pid: int) -> None:
@@ -76,6 +77,38 @@ async def test_runner_is_in_namespaces_of_its_own(pid: int) -> None:
     assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
 
 
+def _numbers(pid: int) -> list[int]:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [int(number) for line in status if line.startswith("NSpid:") for number in line.split()[1:]]
+
+
+@needs(PROCESSES)
+async def test_runner_is_the_first_and_only_process_of_its_namespace(pid: int) -> None:
+    assert _numbers(pid)[-1] == 1
+    space = Path(f"/proc/{pid}/ns/pid").readlink()
+    assert space != Path("/proc/self/ns/pid").readlink()
+    assert [number for number in psutil.pids() if _space_of(number) == space] == [pid]
+    keeper = psutil.Process(pid).parent()
+    assert keeper is not None
+    assert (keeper.name(), keeper.ppid(), psutil.Process(pid).name()) == ("hive-keeper", os.getpid(), "hive-runner")
+
+
+def _space_of(pid: int) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink()
+    except OSError:
+        return None
+
+
+@needs(PROCESSES)
+async def test_keeper_holds_neither_the_channel_nor_a_file(pid: int) -> None:
+    keeper = psutil.Process(pid).ppid()
+    links = {int(link.name): str(link.readlink()) for link in Path(f"/proc/{keeper}/fd").iterdir()}
+    assert (links.pop(0), links.pop(1)) == ("/dev/null", "/dev/null")
+    assert links.pop(2).endswith(" (deleted)")
+    assert {link.split(":")[0] for link in links.values()} <= {"pipe", "/dev/null"}
+
+
 @needs(EMPTY_ROOT)
 async def test_runner_sees_compiled_modules_and_nothing_else(pid: int, cache_dir: Path) -> None:
     root = Path(f"/proc/{pid}/root")
@@ -104,9 +137,9 @@ ATTEMPTS = """
 import ctypes, errno, fcntl, os, signal, socket, sys, threading
 from pathlib import Path
 from hive_executor.sandbox import confine
-isolated = confine.isolate()
+layers = confine.isolate()
 confine.die_with_parent()
-confine.close_off(isolated=isolated, visible=None, mount_point=Path(sys.argv[1]))
+confine.close_off(layers, visible=None, mount_point=Path(sys.argv[1]))
 libc = ctypes.CDLL(None, use_errno=True)
 parent = os.getppid()
 def refused(name, attempt):
@@ -152,8 +185,44 @@ async def test_what_a_confined_process_may_still_ask_of_the_system(user: list[st
     child = await asyncio.create_subprocess_exec(
         *user, sys.executable, "-P", "-c", ATTEMPTS, str(tmp_path), stdout=-1, stderr=-1
     )
-    stdout, stderr = await asyncio.wait_for(child.communicate(), 60)
+    async with asyncio.timeout(60):
+        stdout, stderr = await child.communicate()
     said = dict(line.rsplit(" ", 1) for line in stdout.decode().splitlines())
     assert said.pop("thread", None) == "WORKED", stderr.decode()
     assert len(said) == 15
     assert {name: code for name, code in said.items() if code not in {"EPERM", "EACCES"}} == {}
+
+
+@pytest.mark.parametrize(
+    ("refused", "missing"),
+    [
+        ("max_pid_namespaces", {PROCESSES}),
+        ("max_user_namespaces", {NAMESPACES, PROCESSES, EMPTY_ROOT}),
+    ],
+)
+@needs(PROCESSES)
+async def test_what_a_system_refuses_is_missing_and_the_rest_is_there(
+    refused: str, missing: set[str], cache_dir: Path
+) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("takes unshare of util-linux")
+    # These limits hold below the user namespace in which they are set, and go with it.
+    script = f'echo 0 > /proc/sys/user/{refused}; "$0" -P -m hive_executor.sandbox.layers; exec "$0" -c "$1" "$2"'
+    run = (
+        "import asyncio, json, sys\nfrom pathlib import Path\nfrom hive_executor.sandbox import *\n"
+        "async def main():\n"
+        "    pool = RunnerPool(size=1, cache_dir=Path(sys.argv[1]))\n    await pool.start()\n"
+        "    program = Program('python', 'test:refused', 'agent.py', {'agent.py': b'def run(input): return {}'})\n"
+        "    outcome = await pool.run(program, b'{}', Limits(20000, 1 << 26, 1 << 40))\n"
+        "    print(json.dumps([pool.stats()['layers'], outcome.output.decode()]))\n    await pool.close()\n"
+        "asyncio.run(main())"
+    )
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", script, sys.executable, run, str(cache_dir)]
+    child = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
+    async with asyncio.timeout(60):
+        stdout, stderr = await child.communicate()
+    assert child.returncode == 0, stderr.decode()
+    report, (layers, output) = map(json.loads, stdout.splitlines())
+    assert {one["name"] for one in report if not one["has"]} == missing | set(LAYERS) - set(AVAILABLE)
+    assert set(LAYERS) - set(layers) == missing | set(LAYERS) - set(AVAILABLE)
+    assert output == "{}"

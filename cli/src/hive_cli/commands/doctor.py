@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -27,8 +28,6 @@ _MARKS: dict[Verdict, str] = {"ok": "[green]✓[/green]", "warn": "[yellow]![/ye
 PYTHON_MIN = (3, 11)
 WASMTIME_MIN = (50, 0, 1)
 """An escape from the WASI file system was mended there."""
-SANDBOX_LAYERS = ("namespaces", "empty root", "system call filter")
-"""What an executor can put around the engine."""
 
 
 class Finding(NamedTuple):
@@ -133,17 +132,20 @@ def _wasmtime() -> Finding:
 
 def _sandbox() -> Finding:
     """Ask a process like that of a runner which layers it gets; trying them in this one could not be undone."""
-    command = [sys.executable, "-P", "-m", "hive_executor.sandbox.confine"]
+    command = [sys.executable, "-P", "-m", "hive_executor.sandbox.layers"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except subprocess.SubprocessError as error:
         return Finding("sandbox", "fail", f"runners cannot be confined: {error}", "report it, with this line")
-    found = done.stdout.splitlines()
-    missing = [layer for layer in SANDBOX_LAYERS if layer not in found]
+    layers = json.loads(done.stdout)
+    around = "around the engine: " + (
+        ", ".join(one["name"] for one in layers if one["has"]) or "limits of a process"
+    )
+    missing = [one for one in layers if not one["has"]]
     if not missing:
-        return Finding("sandbox", "ok", "around the engine: " + ", ".join(found))
-    text = f"this system gives runners no {', no '.join(missing)}; guests are held by the engine and limits alone"
-    return Finding("sandbox", "warn", text, "Linux with unprivileged user namespaces and seccomp has all of them")
+        return Finding("sandbox", "ok", around)
+    text = f"{around}; this system gives runners no {', no '.join(one['name'] for one in missing)}"
+    return Finding("sandbox", "warn", text, "; ".join(dict.fromkeys(one["fix"] for one in missing)))
 
 
 def _runtime() -> Finding:

@@ -106,11 +106,11 @@ def _image_bytes(engine: wasmtime.Engine, compiled: component.Component) -> int:
 
 
 if __name__ == "__main__":
-    isolated = confine.isolate()
+    layers = confine.isolate()
     confine.die_with_parent()
     confine.limit(**_LIMITS)
     module = Path(sys.argv[2]).read_bytes()
     with Path(sys.argv[3]).open("wb") as file:
-        confine.close_off(isolated=isolated, visible=None, mount_point=Path.cwd())
+        confine.close_off(layers, visible=None, mount_point=Path.cwd())
         report = main(sys.argv[1], module, file)
     print(msgspec.json.encode(report).decode())

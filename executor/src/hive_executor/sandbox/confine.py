@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Final
@@ -19,18 +18,22 @@ from typing import Final
 from hive_executor.sandbox import syscalls
 
 NAMESPACES: Final = "namespaces"
+PROCESSES: Final = "process namespace"
 EMPTY_ROOT: Final = "empty root"
 SYSCALL_FILTER: Final = "system call filter"
-LAYERS: Final = (NAMESPACES, EMPTY_ROOT, SYSCALL_FILTER)
-"""What a system can add to the engine's own isolation; `python -m hive_executor.sandbox.confine` tells."""
+CGROUP: Final = "cgroup limits"
+LAYERS: Final = (NAMESPACES, PROCESSES, EMPTY_ROOT, SYSCALL_FILTER, CGROUP)
+"""What a system can add to the engine's own isolation; `python -m hive_executor.sandbox.layers` tells."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
 # linux/sched.h
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUTS: Final = 0x04000000
 _CLONE_NEWIPC: Final = 0x08000000
 _CLONE_NEWUSER: Final = 0x10000000
+_CLONE_NEWPID: Final = 0x20000000
 _CLONE_NEWNET: Final = 0x40000000
 _NAMESPACES: Final = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS
 # linux/mount.h, bits/statvfs.h
@@ -55,49 +58,74 @@ _NOT_ALLOWED: Final = frozenset(
 _PAGE_BYTES: Final = resource.getpagesize()
 
 
-def isolate() -> bool:
+def isolate(*, processes: bool = False) -> list[str]:
     """Move this process into user, network, mount, IPC and host name namespaces of its own, where it is allowed.
 
     Whoever breaks out of the engine then has no interface (not even loopback, where the control plane listens),
     and no shared memory of others. Call it before the first thread, and before `die_with_parent`, since a change
     of credentials can drop that request.
 
+    Args:
+        processes: the next child is the first process of a namespace too, and sees no other but its own.
+
     Returns:
-        False where there are no such namespaces, or they are not allowed (user_namespaces(7)).
+        The layers had by it, of `LAYERS`; none where there are no such namespaces, or they are not allowed
+        (user_namespaces(7)).
     """
     if sys.platform != "linux":
-        return False
+        return []
     uid, gid = os.geteuid(), os.getegid()
+    layers = [NAMESPACES, PROCESSES] if processes else [NAMESPACES]
     try:
-        _checked(_libc().unshare(_NAMESPACES), "unshare")
+        if not (processes and _unshared(_NAMESPACES | _CLONE_NEWPID)):
+            layers = [NAMESPACES]
+            _checked(_libc().unshare(_NAMESPACES), "unshare")
         # Without a mapping nothing can be created in the file system of the new root.
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             Path("/proc/self", name).write_text(text)
+    except OSError as error:
+        _refused(error)
+        return []
+    return layers
+
+
+def _unshared(kinds: int) -> bool:
+    try:
+        _checked(_libc().unshare(kinds), "unshare")
     except OSError as error:
         return _refused(error)
     return True
 
 
-def close_off(*, isolated: bool, visible: Path | None, mount_point: Path) -> list[str]:
+def part_mounts() -> None:
+    """Leave the mount namespace that this process shares with its parent, whose root would change with its own.
+
+    Raises:
+        OSError: it is not allowed, though it was before.
+    """
+    _checked(_libc().unshare(_CLONE_NEWNS), "unshare")
+
+
+def close_off(layers: list[str], *, visible: Path | None, mount_point: Path) -> list[str]:
     """Give up files and system calls, as far as the system can do that; after `isolate` and `die_with_parent`.
 
     What is open or mapped stays, but nothing can be imported any more, and no process started.
 
     Args:
-        isolated: what `isolate` said.
+        layers: those that this process has already.
         visible: the one folder that is still there, under its path, read-only.
         mount_point: any empty folder; it stays empty for everybody else.
 
     Returns:
-        The layers that this process now has, of `LAYERS`.
+        The layers that this process now has, in the order of `LAYERS`.
     """
     data_bytes()  # opens what it will read
-    layers = [NAMESPACES] if isolated else []
-    if isolated and _hide_files(visible, mount_point):
-        layers.append(EMPTY_ROOT)
+    found = set(layers)
+    if NAMESPACES in found and _hide_files(visible, mount_point):
+        found.add(EMPTY_ROOT)
     if syscalls.restrict():
-        layers.append(SYSCALL_FILTER)
-    return layers
+        found.add(SYSCALL_FILTER)
+    return [layer for layer in LAYERS if layer in found]
 
 
 def _hide_files(visible: Path | None, mount_point: Path) -> bool:
@@ -157,17 +185,21 @@ def _refused(error: OSError) -> bool:
     raise error
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, and take no new privileges. Elsewhere: nothing."""
+def die_with_parent(with_signal: signal.Signals = signal.SIGKILL) -> None:
+    """Ask Linux to signal this process when its parent ends, and take no new privileges. Elsewhere: nothing."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_NO_NEW_PRIVS, 1)):
-        if prctl(option, value, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl {option} failed")
+    for option, value in ((_PR_SET_PDEATHSIG, with_signal), (_PR_SET_NO_NEW_PRIVS, 1)):
+        _checked(_libc().prctl(option, value, 0, 0, 0), f"prctl {option}")
     if os.getppid() != parent:
         os._exit(1)  # it ended in between
+
+
+def rename(name: str) -> None:
+    """Say in the list of processes what this one is; at most 15 bytes. Only on Linux."""
+    if sys.platform == "linux":
+        _checked(_libc().prctl(_PR_SET_NAME, name.encode(), 0, 0, 0), "prctl PR_SET_NAME")
 
 
 def exit_when_closed(channel: socket.socket) -> None:
@@ -220,24 +252,3 @@ def allow_data_growth(bytes_more: int) -> None:
     if now is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (now + bytes_more, hard))
-
-
-def main() -> None:
-    """Try, in this process, what runners do, and print the layers that it has then, one a line."""
-    with tempfile.TemporaryDirectory() as folder:
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            isolated = isolate()
-            die_with_parent()
-            layers = close_off(isolated=isolated, visible=None, mount_point=Path(folder))
-            os.write(writer, "".join(f"{layer}\n" for layer in layers).encode())
-            os._exit(0)
-        os.close(writer)
-        _, status = os.waitpid(child, 0)
-        print(os.read(reader, 4096).decode(), end="")
-    sys.exit(os.waitstatus_to_exitcode(status))
-
-
-if __name__ == "__main__":
-    main()

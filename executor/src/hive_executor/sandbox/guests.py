@@ -21,8 +21,6 @@ LOG_INTERFACE: Final = "hive:agent/log@0.1.0"
 
 # A guest that ends within this distance of its limit is taken to have been refused memory.
 _NEAR_LIMIT_BYTES: Final = model.MEBIBYTE
-# What the host itself may need while a guest runs, beside the guest's memories.
-_HOST_HEADROOM_BYTES: Final = 64 * model.MEBIBYTE
 _FUEL_MAX: Final = (1 << 64) - 1
 
 _PYTHON_FAILURES: Final = {
@@ -112,9 +110,7 @@ class Sandbox:
         log = GuestLog(limits.log_bytes, self._send_log)
         attempt = Attempt(started + limits.wall_ms / 1000, log)
         usage = Usage()
-        confine.allow_data_growth(
-            request.image_bytes + 2 * limits.memory_bytes + 4 * limits.output_bytes + _HOST_HEADROOM_BYTES
-        )
+        confine.allow_data_growth(model.host_bytes(limits, request.image_bytes))
         self._log = log
         self.interrupter.begin(attempt)
         failure, output = None, b""

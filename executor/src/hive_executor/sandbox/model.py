@@ -19,6 +19,13 @@ LOG_LINE_OVERHEAD_BYTES: Final = 32  # what a line costs beside its text, so tha
 DETAIL_CHARS_MAX: Final = 16_384
 MESSAGE_CHARS_MAX: Final = 1_024
 
+# What a runner may hold beside what an attempt needs: itself, code, the memory images of its modules.
+RUNNER_BYTES: Final = 512 * MEBIBYTE
+# Its threads: its own three, and what the engine starts.
+RUNNER_PROCESSES_MAX: Final = 64
+# What the host itself may need while a guest runs, beside the guest's memories.
+_HOST_HEADROOM_BYTES: Final = 64 * MEBIBYTE
+
 Runtime = Literal["python", "component", "command"]
 Level = Literal["debug", "info", "warning", "error"]
 Status = Literal["succeeded", "failed", "cancelled"]
@@ -51,6 +58,11 @@ class Limits(msgspec.Struct, frozen=True):
     fuel: int
     output_bytes: int = 8 * MEBIBYTE
     log_bytes: int = 1 * MEBIBYTE
+
+
+def host_bytes(limits: Limits, image_bytes: int) -> int:
+    """Return how many bytes a runner may take for an attempt whose module starts with `image_bytes` of memory."""
+    return image_bytes + 2 * limits.memory_bytes + 4 * limits.output_bytes + _HOST_HEADROOM_BYTES
 
 
 class Program(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from hive_common.kernel.errors import Unavailable
 
 from hive_executor.sandbox import frames, model
 from hive_executor.sandbox.cache import Compiled
+from hive_executor.sandbox.cgroups import Group, find_place
 from hive_executor.sandbox.compiler import Compiler
 from hive_executor.sandbox.confine import LAYERS
 from hive_executor.sandbox.engine import require_version
@@ -46,6 +47,7 @@ class RunnerPool:
         self._waiting: asyncio.Condition = asyncio.Condition()
         self._starting: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._place = find_place()
         self._python: Compiled | None = None
         self._busy = 0
         self._restarts = 0
@@ -58,6 +60,8 @@ class RunnerPool:
             Unavailable: a runner does not come up.
         """
         self._folder.mkdir(mode=0o500, exist_ok=True)
+        if self._place is not None:
+            self._place.sweep()
         self._python = await self._compiler.python_if_cached()
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,13 +165,9 @@ class RunnerPool:
                 wall_ms=int((loop.time() - started) * 1000),
             )
         except RunnerGone as error:
-            return _failed(
-                model.RUNNER_DIED,
-                str(error),
-                detail=runner.last_words(),
-                log=lines,
-                wall_ms=int((loop.time() - started) * 1000),
-            )
+            wall_ms = int((loop.time() - started) * 1000)
+            await runner.kill()  # its keeper may still be saying why
+            return _failed(model.RUNNER_DIED, str(error), detail=runner.said, log=lines, wall_ms=wall_ms)
         finally:
             self._busy -= 1
             if sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
@@ -192,8 +192,18 @@ class RunnerPool:
             self._idle.append(runner)
             self._waiting.notify()
 
+    def _new_group(self) -> Group | None:
+        if self._place is None:
+            return None
+        try:
+            return self._place.new_group(memory_bytes=model.RUNNER_BYTES, processes=model.RUNNER_PROCESSES_MAX)
+        except OSError as error:
+            # Its layers then tell that it has no limits.
+            self._log_sink(f"a runner gets no cgroup: {error}")
+            return None
+
     async def _add_runner(self) -> None:
-        runner = await RunnerProcess.start(self._folder, self._compiler.code_dir, self._lost)
+        runner = await RunnerProcess.start(self._folder, self._compiler.code_dir, self._new_group(), self._lost)
         self._runners.add(runner)
         if self._python is not None:
             with contextlib.suppress(RunnerGone):

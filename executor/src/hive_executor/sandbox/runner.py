@@ -1,116 +1,27 @@
-"""The process in which guests run: `python -m hive_executor.sandbox.runner MODULES`, its socket on descriptor 0.
+"""The process in which guests run: `python -m hive_executor.sandbox.runner MODULES [CGROUP...]`.
 
-It holds no secrets, sees no file but the compiled modules in MODULES (where the system can do that), and can be
-killed at any time. It runs one guest at a time.
+Its socket is on descriptor 0. It holds no secrets, sees no file but the compiled modules in MODULES and no process
+but itself (where the system can do that), and can be killed at any time. It runs one guest at a time.
+
+What costs memory is imported after the fork, because the keeper needs none of it.
 """
 
-import gc
-import os
-import socket
 import sys
-from collections import OrderedDict
 from pathlib import Path
-from typing import Final
 
-import wasmtime
-
-from hive_executor.sandbox import confine, frames, model
-from hive_executor.sandbox.engine import new_engine
-from hive_executor.sandbox.guests import GUESTS, Guest, PythonGuest, Sandbox, bundle_of
-
-_MODULES_MAX: Final = 16
-_BUNDLE_CHARS_MAX: Final = 32 * model.MEBIBYTE
-
-# A runner needs a handful of descriptors; the largest file it makes is the image of a module in memory.
-_LIMITS: Final = {
-    "core": 0,
-    "nofile": 128,
-    "fsize": 2 * model.MODULE_BYTES_MAX,
-    "stack": 8 * model.MEBIBYTE,
-    "memlock": 0,
-    "msgqueue": 0,
-}
-
-_WARM_UP: Final = b"def run(input):\n    return {}\n"
-_WARM_UP_LIMITS: Final = model.Limits(wall_ms=10_000, memory_bytes=64 * model.MEBIBYTE, fuel=1 << 40)
-
-
-class Runner:
-    """Answers requests until its parent goes."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._sandbox = Sandbox(new_engine(), lambda lines: self._send(frames.Log(lines)))
-        self._guests: OrderedDict[str, Guest] = OrderedDict()
-        self._bundles: OrderedDict[str, str] = OrderedDict()
-
-    def serve(self, layers: list[str]) -> None:
-        """Work until the parent closes the socket."""
-        self._send(frames.Ready(os.getpid(), layers))
-        while (request := frames.receive_request(self._channel)) is not None:
-            if isinstance(request, frames.Load):
-                self._load(request)
-            else:
-                self._send(self._run(request))
-
-    def _send(self, reply: frames.Reply) -> None:
-        self._channel.sendall(frames.encode(reply))
-
-    def _load(self, request: frames.Load) -> None:
-        files = {"agent.py": _WARM_UP} if request.kind == "python" else {}
-        reply = self._run(
-            frames.Run(
-                request.kind, request.path, request.image_bytes, "", "agent.py", files, b"{}", _WARM_UP_LIMITS
-            )
-        )
-        self._bundles.pop("", None)
-        if isinstance(reply, frames.Done) and reply.code:
-            raise RuntimeError(f"{request.path} cannot run: {reply.message}")
-        self._send(reply if isinstance(reply, frames.Stale) else frames.Ready(os.getpid()))
-
-    def _run(self, request: frames.Run) -> frames.Reply:
-        try:
-            guest = self._guest(request.kind, request.path)
-        except wasmtime.WasmtimeError as error:
-            return frames.Stale(str(error))
-        if isinstance(guest, PythonGuest):
-            bundle = self._bundle(request)
-            if bundle is None:
-                return frames.NeedFiles()
-            guest.bundle = bundle
-        return self._sandbox.run(guest, request)
-
-    def _guest(self, kind: str, path: str) -> Guest:
-        guest = self._guests.get(path)
-        if guest is None:
-            guest = self._guests[path] = GUESTS[kind](self._sandbox, path)
-            if len(self._guests) > _MODULES_MAX:
-                self._guests.popitem(last=False)
-        self._guests.move_to_end(path)
-        return guest
-
-    def _bundle(self, request: frames.Run) -> str | None:
-        if request.files is not None:
-            self._bundles[request.digest] = bundle_of(request.entry, request.files)
-            while len(self._bundles) > 1 and sum(map(len, self._bundles.values())) > _BUNDLE_CHARS_MAX:
-                self._bundles.popitem(last=False)
-        elif request.digest in self._bundles:
-            self._bundles.move_to_end(request.digest)
-        return self._bundles.get(request.digest)
+from hive_executor.sandbox import confine
+from hive_executor.sandbox.keeper import separate
 
 
 def main() -> None:
     """Confine this process, then serve."""
-    isolated = confine.isolate()
-    confine.die_with_parent()
-    channel = socket.socket(fileno=os.dup(0))
-    confine.exit_when_closed(channel)
-    confine.limit(**_LIMITS)
-    runner = Runner(channel)
-    # What exists now lives as long as the process; walking it again after each guest costs time and private pages.
-    gc.collect()
-    gc.freeze()
-    runner.serve(confine.close_off(isolated=isolated, visible=Path(sys.argv[1]), mount_point=Path.cwd()))
+    modules, *groups = map(Path, sys.argv[1:])
+    kept = separate(groups)
+    confine.rename("hive-runner")
+
+    from hive_executor.sandbox.serving import serve
+
+    serve(kept.pid, kept.layers, modules)
 
 
 if __name__ == "__main__":

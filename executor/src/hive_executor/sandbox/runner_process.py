@@ -1,7 +1,9 @@
 """The parent's side of one runner process."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +17,15 @@ from hive_common.kernel.errors import Unavailable
 
 from hive_executor.sandbox import frames
 from hive_executor.sandbox.cache import Compiled
+from hive_executor.sandbox.cgroups import Group
 from hive_executor.sandbox.compiler import child_environment
-from hive_executor.sandbox.model import MEBIBYTE, Limits, LogLine, Program
+from hive_executor.sandbox.model import MEBIBYTE, RUNNER_BYTES, Limits, LogLine, Program, host_bytes
 
 START_S_MAX: Final = 30.0
 _STDERR_TAIL_BYTES: Final = 8_192
 _REAP_S: Final = 5.0
+_KEEPER_S_MAX: Final = 1.0
+"""A keeper that was told to end its runner has done so by then, or is killed with it."""
 
 
 class RunnerGone(Exception):
@@ -95,10 +100,14 @@ class _Channel(asyncio.Protocol):
 class RunnerProcess:
     """One runner. Use `start`; after `RunnerGone`, a timeout or a cancelled `run` only `kill` may follow."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: _Channel, stderr: IO[bytes]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: _Channel, stderr: IO[bytes], group: Group | None
+    ) -> None:
         self._process = process
         self._channel = channel
         self._stderr = stderr
+        self._group = group
+        self._pid = process.pid
         self._programs: set[str] = set()
         self.runs = 0
         self.said = ""
@@ -106,13 +115,14 @@ class RunnerProcess:
 
     @classmethod
     async def start(
-        cls, folder: Path, modules: Path, on_lost: Callable[["RunnerProcess"], None]
+        cls, folder: Path, modules: Path, group: Group | None, on_lost: Callable[["RunnerProcess"], None]
     ) -> "RunnerProcess":
         """Start a runner and wait until it is ready.
 
         Args:
             modules: the folder with compiled modules, the only one it can read where the system can see to that.
             folder: an empty directory for it to be in.
+            group: the cgroup that it is to be in, which goes with it.
             on_lost: called once when it has ended, for whatever reason.
 
         Raises:
@@ -123,13 +133,15 @@ class RunnerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = _spawn(theirs, folder, modules, stderr)
+                process = _spawn(theirs, folder, modules, group, stderr)
         except OSError as error:
             ours.close()
             stderr.close()
+            if group is not None:
+                group.remove()
             raise Unavailable(f"cannot start a runner: {error}") from error
         channel = _Channel()
-        runner = cls(process, channel, stderr)
+        runner = cls(process, channel, stderr, group)
         try:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
@@ -143,14 +155,15 @@ class RunnerProcess:
             await asyncio.shield(asyncio.create_task(runner.kill()))
             raise
         assert isinstance(ready, frames.Ready)
+        runner._pid = ready.pid
         runner.layers = tuple(ready.layers)
         channel.on_lost = lambda: on_lost(runner)
         return runner
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
-        return self._process.pid
+        """Return its process id; that of its keeper before it is ready."""
+        return self._pid
 
     @property
     def alive(self) -> bool:
@@ -192,6 +205,7 @@ class RunnerProcess:
             RunnerGone: it ended meanwhile.
         """
         self.runs += 1
+        self._limit_group(RUNNER_BYTES + host_bytes(limits, compiled.image_bytes))
         bytes_max = limits.output_bytes + 2 * limits.log_bytes + MEBIBYTE
         known = program.digest in self._programs
         while True:
@@ -215,24 +229,54 @@ class RunnerProcess:
             self._programs.add(program.digest)
             return reply
 
+    def _limit_group(self, memory_bytes: int) -> None:
+        if self._group is not None:
+            # Version 1 refuses a limit below what is in use; then the one before stays.
+            with contextlib.suppress(OSError):
+                self._group.limit_memory(memory_bytes)
+
     async def kill(self) -> None:
         """End the process now, and reap it. Its last words stay in `said`."""
-        self._process.kill()
-        self.said = self.said or self.last_words()
+        # The keeper is the one that can end and reap it without a doubt about which process that is.
+        if self._pid == self._process.pid and self.layers:
+            self._process.kill()
+        else:
+            self._process.terminate()
         self._channel.abort()
-        # SIGKILL takes microseconds, unless the kernel is busy freeing its memory.
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + _REAP_S
-        pause_s = 0.0005
-        while self._process.poll() is None and loop.time() < give_up:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.05)
+        if not await _within(_KEEPER_S_MAX, self._reaped):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await _within(_REAP_S, self._reaped)
+        self.said = self.said or self.last_words()
         self._stderr.close()
+        if self._group is not None:
+            # Usually the keeper did that. Where it was killed, the runner may still be ending.
+            self._group.clear()
+            await _within(_REAP_S, self._group.remove)
+
+    def _reaped(self) -> bool:
+        return self._process.poll() is not None
 
 
-def _spawn(channel: socket.socket, folder: Path, modules: Path, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Wait until something holds that the kernel brings about within microseconds, unless it is busy."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + seconds
+    pause_s = 0.0005
+    while not condition():
+        if loop.time() >= give_up:
+            return False
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.05)
+    return True
+
+
+def _spawn(
+    channel: socket.socket, folder: Path, modules: Path, group: Group | None, stderr: IO[bytes]
+) -> "subprocess.Popen[bytes]":
+    groups = [] if group is None else map(str, group.folders)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules)],
+        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules), *groups],
         stdin=channel.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ TERMINAL = {"TaskSucceeded", "TaskFailed", "TaskCancelled", "JobSucceeded", "Job
 class Installation:
     """One home. Nothing of it is patched: what happens here is what happens on a user's machine."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, prefix: Sequence[str] = ()) -> None:
+        """Args: `prefix` stands before every command, such as `ip netns exec NAME`."""
         self.home = home
+        self.prefix = tuple(prefix)
         self.environment = {**os.environ, "HIVE_HOME": str(home)}
 
     def hive(
@@ -29,7 +31,12 @@ class Installation:
     ) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end. With `check`, another exit code than 0 fails with what it printed."""
         done = subprocess.run(
-            [HIVE, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            [*self.prefix, HIVE, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         if check and done.returncode != 0:
             command = " ".join(arguments)
@@ -53,7 +60,7 @@ class Installation:
 
     def start_job(self, file: Path, *arguments: str) -> "subprocess.Popen[str]":
         """Start `hive run --json` in the background."""
-        command = [str(HIVE), "run", str(file), "--json", *arguments]
+        command = [*self.prefix, str(HIVE), "run", str(file), "--json", *arguments]
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -63,12 +70,16 @@ class Installation:
         return {one["name"]: one["pid"] for one in self.json("status", check=False)["services"] if one["pid"]}
 
     def runner_pids(self) -> list[int]:
-        """Return the pids of all runner processes, which are children of executors."""
+        """Return the pids of all runner processes, which executors started; their keepers do not count."""
         found = []
         for name, pid in self.pids().items():
             if name.startswith("executor"):
                 children = psutil.Process(pid).children(recursive=True)
-                found += [child.pid for child in children if "hive_executor.sandbox.runner" in child.cmdline()]
+                found += [
+                    child.pid
+                    for child in children
+                    if "hive_executor.sandbox.runner" in child.cmdline() and child.name() != "hive-keeper"
+                ]
         return found
 
     def supervised(self) -> bool:
@@ -89,6 +100,14 @@ class Installation:
         """Return the supervisor and everything below it."""
         supervisor = psutil.Process(self.supervisor_pid())
         return [supervisor, *supervisor.children(recursive=True)]
+
+    def kill_everything(self, tree: Iterable[psutil.Process]) -> None:
+        """Send SIGKILL to `tree` (from `processes_tree`), the supervisor first, and wait until all are gone."""
+        doomed = list(tree)
+        for process in doomed:
+            self.kill(process.pid)
+        _, left = psutil.wait_procs(doomed, timeout=30)
+        assert left == [], f"not killed: {left}"
 
     def processes(self) -> list[psutil.Process]:
         """Return every process that belongs to this home, by its command line or its working directory."""
