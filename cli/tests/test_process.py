@@ -113,6 +113,23 @@ async def test_a_process_that_says_it_is_not_ready_is_left_running(run: Callable
     assert child.restarts == 0
 
 
+async def test_a_process_that_was_ready_and_stays_unready_too_long_is_started_anew(
+    run: Callable[..., Child],
+) -> None:
+    stuck: set[int] = set()
+
+    async def probe() -> Probed:
+        pid = child.pid
+        if pid is None or pid in stuck:
+            return Probed(Answer.UNREADY, "stuck")
+        stuck.add(pid)
+        return Probed(Answer.READY)
+
+    child = run(SLEEPER, probe, unready_s=0.1)
+    await until(lambda: child.restarts >= 1)
+    assert child.exits[0] == -signal.SIGKILL
+
+
 async def test_stop_ends_a_process_that_listens_and_kills_one_that_does_not(
     run: Callable[..., Child], tmp_path: Path
 ) -> None:

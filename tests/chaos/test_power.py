@@ -5,15 +5,29 @@ the same cut has to lose acknowledged commits of a PostgreSQL with `fsync=off`, 
 JetStream with its default `sync_interval`. A rig that loses nothing there proves nothing elsewhere.
 """
 
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
 import signal
+import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nats
 import psycopg
 import pytest
-from hive_common.testing.faults import PowerDisk, lacking
+import yaml
+from hive_common.contracts.messages import EVENTS_STREAM
+from hive_common.testing.faults import PowerDisk, lacking, settled_on
+from hive_common.testing.installation import Installation, wait_until
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.postgres import EmbeddedPostgres
+from hive_common.testing.witness import Witness
 
 pytestmark = [
     pytest.mark.chaos,
@@ -21,7 +35,12 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking("mkfs.ext4", "mount")), reason=lacking("mkfs.ext4", "mount")),
 ]
 
+HERE = Path(__file__).parent
 ACKNOWLEDGED_MIN = 50
+LONG = "HIVE_CHAOS_ROUNDS" in os.environ
+CUTS = 5 if LONG else 1
+only_long = pytest.mark.skipif(not LONG, reason="takes minutes: make chaos")
+JOB = {**yaml.safe_load((HERE / "job.yaml").read_text()), "input": {"numbers": [1, 2, 3], "ms": 10}}
 
 
 @pytest.fixture
@@ -114,3 +133,112 @@ async def test_the_rig_shows_whether_jetstream_synced_what_it_acknowledged(sync_
         server.stop()
     print(f"sync_interval={sync_interval}: acknowledged {acknowledged}, lost {acknowledged - found}")
     assert (found < acknowledged) == loses
+
+
+@pytest.fixture
+def home():
+    folder = Path(tempfile.mkdtemp(prefix="hive-power-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def whole_home(home, tmp_path):
+    """An installation all of which is on a disk whose power can be cut."""
+    with PowerDisk(tmp_path / "disk.img", home) as disk:
+        installation = Installation(home)
+        try:
+            installation.up(executors=2)
+            installation.hive("agent", "push", str(HERE / "agents" / "spin"))
+            yield installation, disk
+        finally:
+            installation.hive("down", check=False)
+
+
+def cut(installation, disk, seed):
+    """Cut the power while jobs run and are acknowledged, start again, and hold it to everything acknowledged."""
+    with Witness(installation, JOB, pause_s=0.2) as witness:
+        witness.wait(jobs=10, outcomes=10)
+        tree = installation.processes_tree()
+        time.sleep(random.Random(seed).uniform(0, 0.5))
+        disk.cut()
+        installation.kill_everything(tree)
+        disk.restore()
+        back_at = time.monotonic()
+        installation.up(executors=2)
+        up_s = time.monotonic() - back_at
+        witness.next_acknowledged()
+        acknowledged_s = time.monotonic() - back_at
+        witness.leave()
+        witness.check(installation)
+    wait_until(lambda: published(installation) >= installation.verify()["head"], 60, "HIVE_EVENTS is whole again")
+    print(
+        f"power cut {seed}: acknowledged {len(witness.jobs)} jobs, {len(witness.outcomes)} outcomes; lost 0; "
+        f"up after {up_s:.1f} s, acknowledges again after {acknowledged_s:.1f} s"
+    )
+
+
+def test_a_machine_without_power_loses_nothing_acknowledged(whole_home):
+    for seed in range(CUTS):
+        cut(*whole_home, seed)
+
+
+def published(installation):
+    """Return the last position in HIVE_EVENTS."""
+
+    async def ask():
+        settings = json.loads((installation.home / "hive.json").read_text())
+        password = (installation.home / "secrets" / "nats-services").read_text().strip()
+        client = await nats.connect(settings["endpoints"]["nats"], user="services", password=password)
+        try:
+            return (await client.jetstream().stream_info(EVENTS_STREAM)).state.last_seq
+        finally:
+            await client.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, ask()).result()
+
+
+@only_long
+@pytest.mark.parametrize("part", ["postgres", "nats"])
+def test_a_disk_without_power_under_one_server_loses_nothing_acknowledged(part, home, tmp_path):
+    with running_on(lambda folder: PowerDisk(tmp_path / "disk.img", folder), home, part) as (installation, disk):
+        for seed in range(CUTS):
+            cut(installation, disk, seed)
+
+
+@only_long
+def test_the_witness_notices_a_database_that_acknowledges_before_it_syncs(home, tmp_path):
+    """The control: the same cut, commits that are acknowledged first and synced up to ten seconds later."""
+    with running_on(lambda folder: PowerDisk(tmp_path / "disk.img", folder), home, "postgres") as (
+        installation,
+        disk,
+    ):
+        with psycopg.connect(installation.admin_dsn(), autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+            conn.execute("ALTER SYSTEM SET wal_writer_flush_after = '1GB'")
+            conn.execute("SELECT pg_reload_conf()")
+            conn.execute("ALTER DATABASE hive SET synchronous_commit = off")
+            # What is set for a database counts for new sessions.
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'hive_%'")
+        installation.wait_ready()
+        with pytest.raises(AssertionError, match=r"acknowledged (jobs|outcomes) are lost"):
+            cut(installation, disk, 0)
+
+
+@contextlib.contextmanager
+def running_on(make_disk, home, part):
+    """Run an installation with the data of one server on a disk of its own."""
+    installation = Installation(home)
+    try:
+        installation.up(executors=2)
+        installation.hive("agent", "push", str(HERE / "agents" / "spin"))
+        installation.down()
+        with settled_on(home / "data" / part, make_disk) as disk:
+            try:
+                installation.up(executors=2)
+                yield installation, disk
+            finally:
+                installation.hive("down", check=False)
+    finally:
+        installation.hive("down", check=False)

@@ -152,6 +152,26 @@ async def test_the_store_of_nats_deleted_while_it_is_down_loses_nothing(
         assert await is_copy(database, client)
 
 
+@pytest.mark.parametrize("torn", ["meta.inf", "meta.sum"])
+async def test_a_stream_that_nats_cannot_read_after_a_power_cut_is_made_anew(
+    torn: str, database: Database, nats: EmbeddedNats, tmp_path: Path
+) -> None:
+    head = await fill(database, 50)
+    async with connected(nats, tmp_path) as client, relaying(database, client) as relay:
+        await eventually(lambda: relay.position == head)
+        nats.stop(signal.SIGKILL)
+        (file,) = nats.store_dir.rglob(f"streams/*/{torn}")
+        file.write_bytes(b"")
+        nats.start()
+        head = await fill(database, 50)
+        await eventually(lambda: relay.position == head and relay.problem is None)
+        assert await is_copy(database, client)
+        nats.stop(signal.SIGKILL)
+        nats.start()
+        await eventually(lambda: client.is_connected)
+        assert await is_copy(database, client)
+
+
 async def test_several_writers_append_while_nats_is_killed_again_and_again(
     database: Database, nats: EmbeddedNats, tmp_path: Path
 ) -> None:

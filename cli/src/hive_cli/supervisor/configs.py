@@ -1,6 +1,7 @@
 """Writes the configuration of every process, anew at each start, from the home's settings."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hive_cli.supervisor.nats_conf import (
     extension_user,
     render,
     services_user,
+    store_bytes,
 )
 from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import (
@@ -65,12 +67,15 @@ def _nats(home: Home, settings: Settings, network: Network) -> str:
 
     users = [services_user(secret(NATS_SERVICES)), extension_user(secret(NATS_EXTENSION))]
     users += [executor_user(entry.name, entry.id, secret(nats_secret(entry.name))) for entry in settings.executors]
+    stored = sum(path.stat().st_size for path in home.nats_dir.rglob("*") if path.is_file())
     return render(
         host=network.listen,
         port=settings.ports["nats"],
         monitor_port=settings.ports["nats_monitor"],
         store_dir=home.nats_dir,
         users=users,
+        # In containers the store is a volume of its own, which only the server sees.
+        store_bytes_max=None if network.by_name else store_bytes(shutil.disk_usage(home.nats_dir).free, stored),
     )
 
 

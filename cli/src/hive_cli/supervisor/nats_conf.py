@@ -11,6 +11,8 @@ from pathlib import Path
 from hive_common.contracts.messages import EVENTS_STREAM, EVENTS_SUBJECTS, inbox_prefix
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
+STORE_BYTES_MIN = 64 * 1024 * 1024
+STORE_BYTES_MAX = 4 * 1024 * 1024 * 1024
 SERVICES_USER = "services"
 EXTENSION_USER = "extension"
 
@@ -71,7 +73,24 @@ def extension_user(password: str) -> User:
     return User(EXTENSION_USER, password, publish=reads, subscribe=(EVENTS_SUBJECTS, f"_INBOX.{EXTENSION_USER}.>"))
 
 
-def render(*, port: int, monitor_port: int, store_dir: Path, users: list[User], host: str = "127.0.0.1") -> str:
+def store_bytes(free_bytes: int, stored_bytes: int) -> int:
+    """Return how much JetStream may store, for a disk with `free_bytes` on which it has `stored_bytes` already.
+
+    Left to itself the server takes what is free at its start: on a full disk nothing, and it stays with nothing
+    after space was made. What it stores is a copy of the log, so that half of a small disk is for others.
+    """
+    return max(STORE_BYTES_MIN, min(STORE_BYTES_MAX, (free_bytes + stored_bytes) // 2))
+
+
+def render(
+    *,
+    port: int,
+    monitor_port: int,
+    store_dir: Path,
+    users: list[User],
+    host: str = "127.0.0.1",
+    store_bytes_max: int | None = None,
+) -> str:
     """Return the configuration file. It holds the passwords.
 
     Args:
@@ -80,7 +99,9 @@ def render(*, port: int, monitor_port: int, store_dir: Path, users: list[User], 
         store_dir: of JetStream.
         users: everybody who may connect.
         host: address that clients connect to.
+        store_bytes_max: how much JetStream may store; None leaves it to the server.
     """
+    bound = f"\n  max_file_store: {store_bytes_max}" if store_bytes_max is not None else ""
     entries = "\n".join(f"    {_user(user)}" for user in users)
     return f"""# Written by `hive up`; changes are lost.
 host: "{host}"
@@ -89,7 +110,7 @@ http: "127.0.0.1:{monitor_port}"
 server_name: "hive"
 max_payload: {PAYLOAD_BYTES_MAX}
 jetstream {{
-  store_dir: {json.dumps(str(store_dir))}
+  store_dir: {json.dumps(str(store_dir))}{bound}
 }}
 authorization {{
   timeout: 5

@@ -14,7 +14,10 @@ from hive_cli.supervisor.probes import http_probe, postgres_probe
 from hive_cli.supervisor.process import READY_S, ProcessSpec
 
 POSTGRES_SILENCE_S = 60.0
-NATS_UNREADY_S = 60.0
+NATS_UNREADY_S = 15.0
+LOST_STREAM = "could not be recovered"
+"""What NATS says of a stream whose description on the disk is torn, after a power cut. It is a copy of the log: the
+relay makes it anew, for which the server has to be there."""
 
 AUDIT_READY_S = 20.0
 EXECUTOR_SILENCE_S = 60.0
@@ -35,14 +38,14 @@ def postgres_spec(home: Home, settings: Settings) -> ProcessSpec:
 
 
 def nats_spec(home: Home, settings: Settings, session: aiohttp.ClientSession) -> ProcessSpec:
-    """NATS. It calls itself unhealthy while JetStream is stuck, which only a restart ends."""
+    """NATS. It calls itself unhealthy while JetStream is stuck after a full disk, which only a restart ends."""
     plain = nats_command(home.nats_config_file)
     tied = nats_command(home.nats_config_file, die_with_parent=True)
     return ProcessSpec(
         name=names.NATS,
         command=tied if tied != plain else leashed("SIGTERM", plain),
         log_file=home.log_file(names.NATS),
-        probe=http_probe(session, settings.ports["nats_monitor"], "/healthz"),
+        probe=http_probe(session, settings.ports["nats_monitor"], "/healthz", good_enough=LOST_STREAM),
         unready_s=NATS_UNREADY_S,
     )
 

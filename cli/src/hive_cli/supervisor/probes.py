@@ -37,8 +37,13 @@ class _Readiness(msgspec.Struct):
 Probe = Callable[[], Awaitable[Probed]]
 
 
-def http_probe(session: aiohttp.ClientSession, port: int, path: str = "/readyz") -> Probe:
-    """Return a probe of an HTTP server: 200 is ready, another status is alive, no answer is silence."""
+def http_probe(
+    session: aiohttp.ClientSession, port: int, path: str = "/readyz", good_enough: str | None = None
+) -> Probe:
+    """Return a probe of an HTTP server: 200 is ready, another status is alive, no answer is silence.
+
+    With `good_enough`, an answer that has this text in it is ready as well.
+    """
     url = f"http://{HOST}:{port}{path}"
 
     async def probe() -> Probed:
@@ -47,7 +52,7 @@ def http_probe(session: aiohttp.ClientSession, port: int, path: str = "/readyz")
                 text = await response.text()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return Probed(Answer.SILENT, f"{url}: {error or type(error).__name__}")
-        if response.status == 200:
+        if response.status == 200 or (good_enough is not None and good_enough in text):
             return Probed(Answer.READY)
         return Probed(Answer.UNREADY, _problems_in(text))
 

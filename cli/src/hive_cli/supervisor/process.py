@@ -41,7 +41,8 @@ class ProcessSpec:
         probe: asks for its health.
         stop_signal: asks it to end.
         silence_s: how long it may stay without an answer before it is killed and started anew.
-        unready_s: how long it may call itself unready before the same happens; None is for ever.
+        unready_s: how long it may call itself unready before the same happens, while it starts at least
+            `START_SILENCE_S`; None is for ever.
         ready_s: how long a start of everything waits until this one is ready.
         essential: a start fails without it; else one that runs but is not ready is only pointed out.
         may_be_superseded: exit code 3 means that it must not be started again.
@@ -200,7 +201,7 @@ class Child:
                 ready_at, has_been_ready = now, True
             self._note(probed, has_been_ready)
             silence_s = self.spec.silence_s if has_answered else START_SILENCE_S
-            too_long = self._overdue(now - answered_at, silence_s, now - ready_at)
+            too_long = self._overdue(now - answered_at, silence_s, now - ready_at, has_been_ready)
             if too_long:
                 log.warning("%s %s (%s): killed", self.spec.name, too_long, probed.problem)
                 self.send(signal.SIGKILL)
@@ -210,10 +211,11 @@ class Child:
                 log_checked_at = now
             await asyncio.sleep(PROBE_S if has_been_ready else PROBE_START_S)
 
-    def _overdue(self, silent_s: float, silence_max_s: float, unready_s: float) -> str:
+    def _overdue(self, silent_s: float, silence_max_s: float, unready_s: float, has_been_ready: bool) -> str:
         if silent_s > silence_max_s:
             return f"has not answered for {silent_s:.0f} s"
-        if self.spec.unready_s is not None and unready_s > self.spec.unready_s:
+        unready_max_s = self.spec.unready_s
+        if unready_max_s is not None and unready_s > max(unready_max_s, 0 if has_been_ready else START_SILENCE_S):
             return f"has not been ready for {unready_s:.0f} s"
         return ""
 

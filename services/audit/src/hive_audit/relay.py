@@ -219,7 +219,12 @@ class Relay:
             await self._js.delete_stream(EVENTS_STREAM)
         REMADE.inc()
         first = max(1, head - self._settings.replay_events_max + 1)
-        return await self._sized(self._js.add_stream, log_id, first)
+        made = await self._sized(self._js.add_stream, log_id, first)
+        if made.state.last_seq >= first:
+            # A server that cannot read a stream's description keeps its messages, and goes on behind them.
+            await self._js.delete_stream(EVENTS_STREAM)
+            made = await self._sized(self._js.add_stream, log_id, first)
+        return made
 
     async def _sized(
         self, ask: Callable[[StreamConfig], Awaitable[StreamInfo]], log_id: str, first_seq: int | None

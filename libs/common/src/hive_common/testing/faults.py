@@ -34,10 +34,10 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import psutil
 
@@ -123,7 +123,7 @@ class PowerDisk(_Fault):
         size_mib: how large it is; the image is sparse.
     """
 
-    def __init__(self, image: Path, folder: Path, size_mib: int = 768) -> None:
+    def __init__(self, image: Path, folder: Path, size_mib: int = 3072) -> None:
         self.folder = folder
         self._image = image
         self._generation = 0
@@ -131,7 +131,7 @@ class PowerDisk(_Fault):
         with image.open("wb") as file:
             file.truncate(size_mib * _MIB)
         # Initialised as a whole: a thread of the kernel would otherwise go on writing after the mount.
-        _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(image))
+        _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "131072", str(image))
         self._mount()
 
     def cut(self) -> None:
@@ -170,6 +170,7 @@ class PowerDisk(_Fault):
         _unmount(self.folder)
 
 
+_Disk = TypeVar("_Disk", bound=_Fault)
 _FS_IOC_SHUTDOWN: Final = 0x8004587D
 """_IOR('X', 125, __u32), include/uapi/linux/fs.h."""
 _NOLOGFLUSH: Final = 2
@@ -217,6 +218,28 @@ class SmallDisk(_Fault):
     def remove(self) -> None:
         """Unmount; what was on it is gone."""
         _unmount(self.folder)
+
+
+@contextlib.contextmanager
+def settled_on(folder: Path, make_disk: Callable[[Path], _Disk]) -> Iterator[_Disk]:
+    """Move what is in `folder` to a disk of its own that is mounted there, and back at the end if all went well.
+
+    Nothing may use the folder at either moment.
+
+    Args:
+        folder: exists.
+        make_disk: makes the disk for a folder, such as `lambda folder: SmallDisk(folder, 200)`.
+    """
+    aside = folder.with_name(f"{folder.name}.aside")
+    folder.rename(aside)
+    with make_disk(folder) as disk:
+        folder.chmod(aside.stat().st_mode)
+        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        yield disk
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside, symlinks=True)
+    folder.rmdir()
+    aside.rename(folder)
 
 
 class Wire(_Fault):
