@@ -1,8 +1,9 @@
 """What the database itself guarantees: roles, triggers, migrations, provisioning."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -261,3 +262,24 @@ async def test_rare_types_are_found_without_reading_the_tasks(
         parameters = {"after": 0, "types": ["AgentNoted"], "known": ["AgentNoted"], "limit": 1000}
         rows = await (await conn.execute(query, parameters)).fetchall()
     assert "events_rare" in str(rows)
+
+
+def rows_of(plan: dict[str, Any]) -> Iterator[float]:
+    yield plan["Actual Rows"] * plan["Actual Loops"] + plan.get("Rows Removed by Filter", 0)
+    for below in plan.get("Plans", ()):
+        yield from rows_of(below)
+
+
+async def test_a_page_costs_the_same_wherever_in_the_log_it_is(database: Database, new_append: NewAppend) -> None:
+    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+        await asyncio.gather(*(writer.append(new_append(new_id())) for _ in range(5_000)))
+    async with await connect(database.dsn) as conn:
+        await conn.execute("ANALYZE log.events, log.payloads")
+        query = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + _read_query(False, False, False, False, False, True)
+        for setting in ("auto", "force_generic_plan"):
+            await conn.execute(f"SET plan_cache_mode = {setting}")
+            for after in (0, 2_000, 4_800):
+                cursor = await conn.execute(query, {"after": after, "limit": 100}, prepare=True)
+                found = await cursor.fetchone()
+                assert found is not None
+                assert max(rows_of(found[0][0]["Plan"])) <= 101, (setting, after, found)

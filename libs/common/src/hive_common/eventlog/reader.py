@@ -226,8 +226,11 @@ def _read_query(types: bool, known: bool, rare: bool, streams: bool, until: bool
         sql.SQL("p.payload FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position")
         if payloads
         else sql.SQL("NULL::bytea FROM log.events e"),
-        sql.SQL("WHERE e.position > %(after)s"),
     ]
+    if payloads:
+        # Both sides have the range: a plan that merges them would else read every payload before it.
+        parts.append(sql.SQL("AND p.position > %(after)s"))
+    parts.append(sql.SQL("WHERE e.position > %(after)s"))
     if until:
         parts.append(sql.SQL("AND e.position <= %(until)s"))
     if types and known:
