@@ -4,11 +4,12 @@ import os
 from typing import Any
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection
 
 from hive_common.eventlog.envelope import SALT_BYTES, NewEvent, envelope_of, prepare
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import FailedPrecondition
+from hive_common.kernel.errors import FailedPrecondition, Unavailable
 from hive_common.kernel.ids import new_id
 
 GENESIS_TYPE = "LogCreated"
@@ -51,8 +52,12 @@ async def read_log_id(conn: AsyncConnection[Any]) -> str:
 
     Raises:
         FailedPrecondition: the log has no genesis event yet.
+        Unavailable: the connection was lost.
     """
-    log_id = await _read_log_id(conn)
+    try:
+        log_id = await _read_log_id(conn)
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"the log's database went away: {error}") from error
     if log_id is None:
         raise FailedPrecondition("the log is empty: create_log() has to name it first")
     return log_id

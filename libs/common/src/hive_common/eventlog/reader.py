@@ -63,7 +63,13 @@ class LogReader:
 
     async def log_id(self) -> str:
         """Return the log's id. Raises `Unavailable`, or `FailedPrecondition` for a log without genesis."""
-        return await read_log_id(await self._connection())
+        conn = await self._connection()
+        try:
+            return await read_log_id(conn)
+        except Unavailable:
+            # A connection found dead is replaced once, as for any other read.
+            await conn.close()
+            return await read_log_id(await self._connection())
 
     async def head(self) -> int:
         """Return the position of the last event, 0 for an empty log. Raises `Unavailable`."""

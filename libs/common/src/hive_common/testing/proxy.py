@@ -7,18 +7,32 @@ async with TcpProxy(port) as proxy:
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 CHUNK_BYTES = 65_536
 POSTGRES_READY = b"Z\x00\x00\x00\x05I"
 """ReadyForQuery, idle: the server has committed what it was sent (PostgreSQL protocol, section 54.7)."""
 
+Whole = Callable[[bytes], bool]
+"""Says whether the bytes of an answer that have come hold all of it; see `hive_common.testing.wire`."""
+
+
+@dataclass(eq=False)
+class _Loss:
+    """An answer that is to be lost."""
+
+    whole: Whole
+    and_cut: bool
+    skip: int
+    happened: asyncio.Event = field(default_factory=asyncio.Event)
+
 
 @dataclass(eq=False)
 class _Link:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
-    swallow_until: bytes | None = None
+    loss: "_Loss | None" = None
     swallowed: bytearray = field(default_factory=bytearray)
 
     def close(self) -> None:
@@ -47,7 +61,7 @@ class TcpProxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._refusing = False
-        self._answer_cut: tuple[bytes, asyncio.Event] | None = None
+        self._loss: _Loss | None = None
         self._request_cut: asyncio.Event | None = None
 
     async def __aenter__(self) -> "TcpProxy":
@@ -63,14 +77,33 @@ class TcpProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def cut_next_answer(self, until: bytes = b"") -> asyncio.Event:
-        """Forward the next request, swallow its answer up to where `until` appears, then cut that connection.
+    def cut_next_answer(self, until: bytes | Whole = b"", *, skip: int = 0) -> asyncio.Event:
+        """Forward the next request, swallow its answer to its end, then cut that connection.
+
+        Args:
+            until: what stands at the end of the answer, or what says so of its bytes.
+            skip: so many requests, as they come in one piece each, are let through before.
 
         Returns an event that is set when it happened. By then the server has done what it was asked.
         """
-        event = asyncio.Event()
-        self._answer_cut = (until, event)
-        return event
+        return self._lose(until, and_cut=True, skip=skip)
+
+    def silence_next_answer(self, until: bytes | Whole = b"", *, skip: int = 0) -> asyncio.Event:
+        """Like `cut_next_answer`, but the connection stays, and says nothing more: the caller's time runs out."""
+        return self._lose(until, and_cut=False, skip=skip)
+
+    def spare_answers(self) -> None:
+        """Take back a loss that has not happened yet."""
+        self._loss = None
+        for link in self._links:
+            if link.loss is not None and not link.loss.happened.is_set():
+                link.client.write(bytes(link.swallowed))
+                link.loss = None
+
+    def _lose(self, until: bytes | Whole, and_cut: bool, skip: int) -> asyncio.Event:
+        whole = until if callable(until) else lambda answer: until in answer
+        self._loss = _Loss(whole, and_cut, skip)
+        return self._loss.happened
 
     def cut_next_request(self) -> asyncio.Event:
         """Swallow the next request and cut its connection: the server never sees it."""
@@ -124,23 +157,27 @@ class TcpProxy:
                 cut, self._request_cut = self._request_cut, None
                 cut.set()
                 return
-            if self._answer_cut is not None and link.swallow_until is None:
-                link.swallow_until = self._answer_cut[0]
+            if self._loss is not None and self._loss.skip:
+                self._loss.skip -= 1
+            elif self._loss is not None and link.loss is None:
+                link.loss = self._loss
             link.server.write(chunk)
 
     async def _pump_answers(self, link: _Link, reader: asyncio.StreamReader) -> None:
         while chunk := await _read(reader):
             await self._hold()
-            if link.swallow_until is None:
+            if link.loss is None:
                 link.client.write(chunk)
                 continue
             link.swallowed += chunk
-            if link.swallow_until in link.swallowed:
-                assert self._answer_cut is not None
-                cut, self._answer_cut = self._answer_cut[1], None
-                link.close()
-                cut.set()
-                return
+            if not link.loss.happened.is_set() and link.loss.whole(bytes(link.swallowed)):
+                if self._loss is link.loss:
+                    self._loss = None
+                if link.loss.and_cut:
+                    link.close()
+                link.loss.happened.set()
+                if link.loss.and_cut:
+                    return
 
     async def _hold(self) -> None:
         if self.delay_s:
