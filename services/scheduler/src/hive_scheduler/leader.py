@@ -39,6 +39,7 @@ from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.domain.task import LIVE, STATUSES
 from hive_scheduler.engine import Engine
+from hive_scheduler.feed import Feed
 from hive_scheduler.hub import Hub
 from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import recover
@@ -51,8 +52,10 @@ log = logging.getLogger(__name__)
 SCHEMA = "scheduler"
 TICK_S = 0.1
 MEASURE_S = 1.0
-VIEWS_DELAY_S = 0.025
-"""How long the views let events gather while nobody waits for them: a batch costs about the same, small or big."""
+VIEWS_DELAY_S = 0.25
+"""How long the views let events gather while nobody waits for them: what happens to a task within it is one row
+written once."""
+VIEWS_BATCH_EVENTS = 2_000
 CATALOGUE_DELAY_S = 0.1
 """The same for executors and agents; who names an unknown one makes it look at once."""
 HEAD_PAUSE_S = 0.02
@@ -133,7 +136,15 @@ class Leader:
         self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
         self._catalogue_later = _Later(self.catalogue.wake, CATALOGUE_DELAY_S)
         self._views_reader = LogReader(dsn)
-        self.views = ProjectionRunner(dsn, self._views_reader, JobsProjection(), SCHEMA, wake=self.views_wake)
+        self.feed = Feed(self._views_reader)
+        self.views = ProjectionRunner(
+            dsn,
+            self.feed,
+            JobsProjection(),
+            SCHEMA,
+            wake=self.views_wake,
+            batch_events=VIEWS_BATCH_EVENTS,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Any] = []
         self._writer: LogWriter | None = None
@@ -204,6 +215,7 @@ class Leader:
 
     def _committed(self, batch: list[Committed]) -> None:
         self.hub.publish(batch)
+        self.feed.put(batch)
         self._views_later()
 
     def _executor_changed(self, executor: str) -> None:
@@ -211,8 +223,9 @@ class Leader:
 
     async def _on_head(self, message: Msg) -> None:
         if concerns(message.data, TYPES):
+            # Somebody else's events: ours are none of these, and the views have ours from memory.
             self._catalogue_later()
-        self._views_later()
+            self._views_later()
 
     async def _watch_writer(self, writer: LogWriter) -> None:
         await writer.failed.wait()

@@ -27,10 +27,12 @@ _OPEN = """
 SELECT ns, job_id, submitted_position FROM scheduler.jobs
  WHERE ended_us = 0 AND submitted_position > %s ORDER BY submitted_position LIMIT %s
 """
+# Read once, through a cursor: a job of 100,000 tasks has half a million positions, and a query for each page would
+# look through all of them. In the order of positions within a job, which is all that folding asks for.
 _POSITIONS = """
 SELECT position FROM scheduler.job_positions, unnest(positions) AS position
- WHERE (ns, job_id) IN (SELECT * FROM unnest(%s::text[], %s::text[])) AND position > %s
- ORDER BY position LIMIT %s
+ WHERE (ns, job_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+ ORDER BY job_id, first_position, position
 """
 _EVENTS = """
 SELECT e.position, e.event, e.hash, p.payload
@@ -87,9 +89,12 @@ async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs) -
         specs: compiled documents.
     """
     fold = Fold(specs)
-    row = await (await conn.execute(_POSITION)).fetchone()
-    position: int = 0 if row is None else row[0]
-    await _load_open(conn, fold)
+    async with conn.transaction():
+        # One snapshot: the leader before this one may still be writing its views.
+        await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        row = await (await conn.execute(_POSITION)).fetchone()
+        position: int = 0 if row is None else row[0]
+        await _load_open(conn, fold)
     return fold, await _read_tail(reader, fold, position)
 
 
@@ -117,13 +122,9 @@ async def _load_open(conn: AsyncConnection[Any], fold: Fold) -> None:
 
 
 async def _load_events(conn: AsyncConnection[Any], fold: Fold, namespaces: list[str], job_ids: list[str]) -> None:
-    after = 0
-    while True:
-        rows = await (await conn.execute(_POSITIONS, (namespaces, job_ids, after, PAGE_EVENTS))).fetchall()
-        if not rows:
-            return
-        positions = [position for (position,) in rows]
-        after = positions[-1]
-        async with conn.cursor(binary=True) as cursor:
-            await cursor.execute(_EVENTS, (positions,))
-            fold.apply([stored_of(*row) for row in await cursor.fetchall()])
+    async with conn.cursor("positions", binary=True) as positions:
+        await positions.execute(_POSITIONS, (namespaces, job_ids))
+        while page := await positions.fetchmany(PAGE_EVENTS):
+            async with conn.cursor(binary=True) as cursor:
+                await cursor.execute(_EVENTS, ([position for (position,) in page],))
+                fold.apply([stored_of(*row) for row in await cursor.fetchall()])

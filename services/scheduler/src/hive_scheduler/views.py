@@ -4,12 +4,16 @@ A batch of a thousand events costs a handful of statements, whatever is in it. O
 a view says at which position of the log they stand.
 """
 
+import asyncio
+import functools
+import operator
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 from hive_common.contracts import events
+from hive_common.eventlog import pgarrays
 from hive_common.eventlog.log import Stored
 from psycopg import AsyncConnection
 
@@ -18,6 +22,8 @@ from hive_scheduler.submission import STATE_AFTER
 
 CACHE_ROWS_MAX: Final = 50_000
 """Rows of tasks that have not ended, kept so that they need not be read back for each event."""
+TURN_EVENTS: Final = 256
+"""After so many events of a batch others have a turn on the loop: leases are kept there."""
 
 _TASK_COLUMNS: Final = (
     ("ns", "text"),
@@ -36,20 +42,9 @@ _TASK_COLUMNS: Final = (
     ("ended_us", "bigint"),
     ("created_position", "bigint"),
     ("output_position", "bigint"),
-    ("report_positions", "text"),
+    ("report_positions", "bigint[]"),
 )
-_JOB_COLUMNS: Final = (
-    ("job_id", "text"),
-    ("ns", "text"),
-    ("owner", "text"),
-    ("name", "text"),
-    ("state", "text"),
-    ("priority", "text"),
-    ("caller", "text"),
-    ("submitted_us", "bigint"),
-    ("deadline_us", "bigint"),
-    ("submitted_position", "bigint"),
-)
+_TASK_KEY: Final = ("ns", "task_id")
 _TASK_CHANGES: Final = (
     "state",
     "attempts",
@@ -60,50 +55,96 @@ _TASK_CHANGES: Final = (
     "output_position",
     "report_positions",
 )
-
-
-def _unnest(columns: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(f"%s::{kind}[]" for _, kind in columns)
-
-
-_names = ", ".join(name for name, _ in _TASK_COLUMNS)
-_sources = ", ".join(
-    f"n.{name}::bigint[]" if name == "report_positions" else f"n.{name}" for name, _ in _TASK_COLUMNS
+_JOB_COLUMNS: Final = (
+    ("ns", "text"),
+    ("job_id", "text"),
+    ("owner", "text"),
+    ("name", "text"),
+    ("priority", "text"),
+    ("caller", "text"),
+    ("submitted_us", "bigint"),
+    ("deadline_us", "bigint"),
+    ("submitted_position", "bigint"),
 )
+_JOB_CHANGES: Final = (
+    ("state", "text"),
+    ("attempts", "integer"),
+    ("ended_us", "bigint"),
+    ("ended_position", "bigint"),
+    ("error_code", "text"),
+    ("error_message", "text"),
+    ("error_task", "text"),
+)
+_STEP_COLUMNS: Final = (
+    ("ns", "text"),
+    ("job_id", "text"),
+    ("step", "text"),
+    ("owner", "text"),
+    ("agent", "text"),
+    ("first_position", "bigint"),
+    *((status, "integer") for status in STATUSES),
+)
+_POSITION_COLUMNS: Final = (
+    ("ns", "text"),
+    ("owner", "text"),
+    ("job_id", "text"),
+    ("first_position", "bigint"),
+    ("last_position", "bigint"),
+    ("positions", "bigint[]"),
+)
+
+Columns = Sequence[tuple[str, str]]
+
+
+def _names(columns: Columns) -> str:
+    return ", ".join(name for name, _ in columns)
+
+
+def _rows(columns: Columns) -> str:
+    """Return the rows of packed arrays, one for each column, as `n`. An array in a column comes as text:
+    an unnest of arrays would flatten them."""
+    kinds = ", ".join(f"%b::{'text' if kind.endswith('[]') else kind}[]" for _, kind in columns)
+    return f"unnest({kinds}) AS n ({_names(columns)})"
+
+
+def _selected(columns: Columns) -> str:
+    return ", ".join(f"n.{name}::{kind}" if kind.endswith("[]") else f"n.{name}" for name, kind in columns)
+
+
+_TASK_UPDATED: Final = tuple(column for column in _TASK_COLUMNS if column[0] in (*_TASK_KEY, *_TASK_CHANGES))
 # Only constants of this module go into these statements.
-_UPSERT_TASKS: Final = (
-    f"INSERT INTO scheduler.tasks ({_names}) SELECT {_sources}"  # noqa: S608
-    f" FROM unnest({_unnest(_TASK_COLUMNS)}) AS n ({_names})"
-    " ON CONFLICT (ns, task_id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in _TASK_CHANGES)
+_INSERT_TASKS: Final = (
+    f"INSERT INTO scheduler.tasks ({_names(_TASK_COLUMNS)})"  # noqa: S608
+    f" SELECT {_selected(_TASK_COLUMNS)} FROM {_rows(_TASK_COLUMNS)}"
+)
+_CHANGE_TASKS: Final = (
+    "UPDATE scheduler.tasks AS t SET "  # noqa: S608
+    + ", ".join(f"{name} = {_selected([(name, kind)])}" for name, kind in _TASK_UPDATED if name not in _TASK_KEY)
+    + f" FROM {_rows(_TASK_UPDATED)} WHERE t.ns = n.ns AND t.task_id = n.task_id"
 )
 _SELECT_TASKS: Final = (
-    f"SELECT {_names} FROM scheduler.tasks"  # noqa: S608
+    f"SELECT {_names(_TASK_COLUMNS)} FROM scheduler.tasks"  # noqa: S608
     " WHERE (ns, task_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
 )
-_job_names = ", ".join(name for name, _ in _JOB_COLUMNS)
-_INSERT_JOBS: Final = f"INSERT INTO scheduler.jobs ({_job_names}) SELECT * FROM unnest({_unnest(_JOB_COLUMNS)})"  # noqa: S608
-_CHANGE_JOBS: Final = """
-UPDATE scheduler.jobs AS j
-   SET state = coalesce(n.state, j.state), attempts = j.attempts + n.attempts, ended_us = n.ended_us,
-       ended_position = n.ended_position, error_code = n.error_code, error_message = n.error_message,
-       error_task = n.error_task
-  FROM unnest(%s::text[], %s::text[], %s::text[], %s::integer[], %s::bigint[], %s::bigint[], %s::text[],
-              %s::text[], %s::text[])
-       AS n (ns, job_id, state, attempts, ended_us, ended_position, error_code, error_message, error_task)
- WHERE j.ns = n.ns AND j.job_id = n.job_id
-"""
+_INSERT_JOBS: Final = (
+    f"INSERT INTO scheduler.jobs ({_names(_JOB_COLUMNS + _JOB_CHANGES)})"  # noqa: S608
+    f" SELECT * FROM {_rows(_JOB_COLUMNS + _JOB_CHANGES)}"
+)
+_CHANGE_JOBS: Final = (
+    "UPDATE scheduler.jobs AS j SET state = coalesce(nullif(n.state, ''), j.state),"  # noqa: S608
+    " attempts = j.attempts + n.attempts, ended_us = n.ended_us, ended_position = n.ended_position,"
+    " error_code = n.error_code, error_message = n.error_message, error_task = n.error_task"
+    f" FROM {_rows(_JOB_COLUMNS[:2] + _JOB_CHANGES)} WHERE j.ns = n.ns AND j.job_id = n.job_id"
+)
 _CHANGE_STEPS: Final = (
-    f"INSERT INTO scheduler.steps AS s (ns, job_id, step, owner, agent, first_position, {', '.join(STATUSES)})"  # noqa: S608
-    f" SELECT * FROM unnest({', '.join(['%s::text[]'] * 5)}, %s::bigint[], {', '.join(['%s::integer[]'] * 6)})"
+    f"INSERT INTO scheduler.steps AS s ({_names(_STEP_COLUMNS)}) SELECT * FROM {_rows(_STEP_COLUMNS)}"  # noqa: S608
     " ON CONFLICT (ns, job_id, step) DO UPDATE SET "
     + ", ".join(f"{name} = s.{name} + excluded.{name}" for name in STATUSES)
 )
-_INSERT_POSITIONS: Final = """
-INSERT INTO scheduler.job_positions (ns, owner, job_id, first_position, last_position, positions)
-SELECT n.ns, n.owner, n.job_id, n.first_position, n.last_position, n.positions::bigint[]
-  FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::text[])
-       AS n (ns, owner, job_id, first_position, last_position, positions)
-"""
+_INSERT_POSITIONS: Final = (
+    f"INSERT INTO scheduler.job_positions ({_names(_POSITION_COLUMNS)})"  # noqa: S608
+    f" SELECT {_selected(_POSITION_COLUMNS)} FROM {_rows(_POSITION_COLUMNS)}"
+)
 
 
 class TaskRow(msgspec.Struct):
@@ -127,10 +168,6 @@ class TaskRow(msgspec.Struct):
     output_position: int
     report_positions: list[int]
 
-    def columns(self) -> tuple[Any, ...]:
-        """Return the columns as they are sent."""
-        return (*msgspec.structs.astuple(self)[:-1], _array(self.report_positions))
-
 
 class _JobChange:
     __slots__ = ("attempts", "ended_position", "ended_us", "error", "state")
@@ -142,13 +179,20 @@ class _JobChange:
         self.ended_position = 0
         self.error = ("", "", "")
 
+    def columns(self) -> tuple[Any, ...]:
+        """Return the columns after the state (`_JOB_CHANGES`)."""
+        return (self.attempts, self.ended_us, self.ended_position, *self.error)
+
 
 class _Changes:
     """What a batch changes."""
 
     def __init__(self) -> None:
+        self.new_tasks: dict[str, TaskRow] = {}
+        # Known from earlier batches.
         self.tasks: dict[str, TaskRow] = {}
-        self.new_jobs: list[tuple[Any, ...]] = []
+        # By namespace and job: what does not change of it.
+        self.new_jobs: dict[tuple[str, str], tuple[Any, ...]] = {}
         # By namespace and job; steps by their name besides, positions by their owner.
         self.jobs: defaultdict[tuple[str, str], _JobChange] = defaultdict(_JobChange)
         self.steps: dict[tuple[str, str, str], tuple[TaskRow, dict[str, int]]] = {}
@@ -188,16 +232,19 @@ class JobsProjection:
             return
         await self._load(conn, ours)
         changes = _Changes()
-        for stored in ours:
+        for number, stored in enumerate(ours):
+            if number % TURN_EVENTS == TURN_EVENTS - 1:
+                await asyncio.sleep(0)
             changes.positions[stored.ns, stored.owner, stored.correlation].append(stored.position)
             if stored.stream == stored.correlation:
                 _apply_job(changes, stored)
             else:
                 self._apply_task(changes, stored)
         await _write(conn, changes)
-        for task_id, row in changes.tasks.items():
-            if row.state in TERMINAL:
-                self._open.pop(task_id, None)
+        for rows in (changes.tasks, changes.new_tasks):
+            for task_id, row in rows.items():
+                if row.state in TERMINAL:
+                    self._open.pop(task_id, None)
 
     async def _load(self, conn: AsyncConnection[Any], ours: list[Stored]) -> None:
         created = {stored.stream for stored in ours if stored.type == "TaskCreated"}
@@ -215,11 +262,12 @@ class JobsProjection:
             return
         if stored.type == "TaskCreated":
             row = _created(stored)
-            self._open[row.task_id] = changes.tasks[row.task_id] = row
+            self._open[row.task_id] = changes.new_tasks[row.task_id] = row
             changes.count(row, None, row.state)
             return
         row = self._open[stored.stream]
-        changes.tasks[row.task_id] = row
+        if row.task_id not in changes.new_tasks:
+            changes.tasks[row.task_id] = row
         before = row.state
         _evolve(changes, row, stored)
         if row.state != before:
@@ -268,11 +316,9 @@ def _apply_job(changes: _Changes, stored: Stored) -> None:
     if stored.type == "JobSubmitted":
         event = _decode(stored)
         assert isinstance(event, events.JobSubmitted)
-        changes.new_jobs.append(
-            (
-                stored.stream, stored.ns, stored.owner, event.name, "running", event.priority, event.caller,
-                stored.ts_us, event.deadline_us, stored.position,
-            )
+        changes.new_jobs[stored.ns, stored.stream] = (
+            stored.owner, event.name, event.priority, event.caller, stored.ts_us, event.deadline_us,
+            stored.position,
         )  # fmt: skip
         return
     change = changes.jobs[stored.ns, stored.stream]
@@ -286,43 +332,63 @@ def _apply_job(changes: _Changes, stored: Stored) -> None:
 
 
 async def _write(conn: AsyncConnection[Any], changes: _Changes) -> None:
-    async with conn.pipeline():
-        if changes.new_jobs:
-            await conn.execute(_INSERT_JOBS, [list(column) for column in zip(*changes.new_jobs, strict=True)])
-        if changes.jobs:
-            await conn.execute(_CHANGE_JOBS, _job_arrays(changes))
-        if changes.tasks:
-            rows = [list(row.columns()) for row in changes.tasks.values()]
-            await conn.execute(_UPSERT_TASKS, [list(column) for column in zip(*rows, strict=True)])
-        if changes.steps:
-            await conn.execute(_CHANGE_STEPS, _step_arrays(changes))
-        await conn.execute(_INSERT_POSITIONS, _position_arrays(changes))
-
-
-def _job_arrays(changes: _Changes) -> list[list[Any]]:
-    rows = [
-        (*key, change.state, change.attempts, change.ended_us, change.ended_position, *change.error)
-        for key, change in changes.jobs.items()
+    pgarrays.register(conn)
+    new_jobs = [
+        (*key, *columns, change.state or "running", *change.columns())
+        for key, columns in changes.new_jobs.items()
+        for change in (changes.jobs.pop(key, None) or _JobChange(),)
     ]
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _step_arrays(changes: _Changes) -> list[list[Any]]:
-    rows = [
-        (*key, row.owner, row.agent, row.created_position, *(counts[name] for name in STATUSES))
+    changed_jobs = [(*key, change.state or "", *change.columns()) for key, change in changes.jobs.items()]
+    steps = [
+        (*key, row.owner, row.agent, row.created_position, *counts.values())
         for key, (row, counts) in changes.steps.items()
     ]
-    return [list(column) for column in zip(*rows, strict=True)]
+    positions = [(*key, at[0], at[-1], at) for key, at in changes.positions.items()]
+    new_tasks = [msgspec.structs.astuple(row) for row in changes.new_tasks.values()]
+    tasks = [_changes_of(row) for row in changes.tasks.values()]
+    async with conn.pipeline(), conn.cursor(binary=True) as cursor:
+        for statement, columns, rows in (
+            (_INSERT_JOBS, _JOB_COLUMNS + _JOB_CHANGES, new_jobs),
+            (_CHANGE_JOBS, _JOB_COLUMNS[:2] + _JOB_CHANGES, changed_jobs),
+            (_INSERT_TASKS, _TASK_COLUMNS, new_tasks),
+            (_CHANGE_TASKS, _TASK_UPDATED, tasks),
+            (_CHANGE_STEPS, _STEP_COLUMNS, steps),
+            (_INSERT_POSITIONS, _POSITION_COLUMNS, positions),
+        ):
+            if rows:
+                await cursor.execute(statement, _packed(columns, rows), prepare=True)
 
 
-def _position_arrays(changes: _Changes) -> list[list[Any]]:
-    rows = [(*key, positions[0], positions[-1], _array(positions)) for key, positions in changes.positions.items()]
-    return [list(column) for column in zip(*rows, strict=True)]
+# In order of `_TASK_UPDATED`.
+_changes_of = operator.attrgetter(*(name for name, _ in _TASK_UPDATED))
 
 
-def _array(positions: list[int]) -> str:
-    """Return an array as PostgreSQL reads it from text: an unnest of arrays would flatten them."""
-    return "{" + ",".join(map(str, positions)) + "}"
+def _packed(columns: Columns, rows: list[tuple[Any, ...]]) -> list[bytes]:
+    """Return the columns of rows as packed arrays, in order of `columns`."""
+    return [_PACK[kind](values) for (_, kind), values in zip(columns, zip(*rows, strict=True), strict=True)]
+
+
+def _texts(values: Sequence[str]) -> bytes:
+    return pgarrays.text_array([_text_element(value) for value in values])
+
+
+def _arrays(values: Sequence[list[int]]) -> bytes:
+    """Return arrays as PostgreSQL reads them from text."""
+    return pgarrays.text_array([pgarrays.element(b"{%b}" % ",".join(map(str, one)).encode()) for one in values])
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_element(value: str) -> bytes:
+    # Names, states and ids of jobs and executors come again and again.
+    return pgarrays.element(value.encode())
+
+
+_PACK: Final[dict[str, Callable[[Any], bytes]]] = {
+    "text": _texts,
+    "integer": pgarrays.int_array,
+    "bigint": pgarrays.bigint_array,
+    "bigint[]": _arrays,
+}
 
 
 def _decode(stored: Stored) -> events.Event | None:

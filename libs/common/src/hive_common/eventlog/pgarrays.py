@@ -6,7 +6,7 @@ is packed where its event is prepared, and a batch is one join. Format: `array_s
 """
 
 from collections.abc import Sequence
-from struct import Struct, pack
+from struct import Struct
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
@@ -17,24 +17,47 @@ _INT4_OID = 23
 # dimensions, has nulls, element type, size, lower bound
 _HEADER = Struct(">iiIii")
 _EMPTY = Struct(">iiI")
+# size and value
+_INT = Struct(">ii")
+_BIGINT = Struct(">iq")
+
+
+class _IntElements(dict[int, bytes]):
+    """Packed integers: nearly all are counts, indices and low versions, so those are at hand."""
+
+    def __missing__(self, value: int) -> bytes:
+        return _INT.pack(4, value)
+
+
+_INT_ELEMENTS = _IntElements({value: _INT.pack(4, value) for value in range(1_024)})
 
 
 class TextArray(bytes):
     """A packed `text[]`."""
 
+    oid = 1009
     element_oid = 25
 
 
 class ByteaArray(bytes):
     """A packed `bytea[]`."""
 
+    oid = 1001
     element_oid = 17
 
 
 class IntArray(bytes):
     """A packed `integer[]`."""
 
+    oid = 1007
     element_oid = _INT4_OID
+
+
+class BigintArray(bytes):
+    """A packed `bigint[]`."""
+
+    oid = 1016
+    element_oid = 20
 
 
 class _PackedDumper(Dumper):
@@ -45,15 +68,19 @@ class _PackedDumper(Dumper):
 
 
 class _TextArrayDumper(_PackedDumper):
-    oid = 1009
+    oid = TextArray.oid
 
 
 class _ByteaArrayDumper(_PackedDumper):
-    oid = 1001
+    oid = ByteaArray.oid
 
 
 class _IntArrayDumper(_PackedDumper):
-    oid = 1007
+    oid = IntArray.oid
+
+
+class _BigintArrayDumper(_PackedDumper):
+    oid = BigintArray.oid
 
 
 def register(conn: AsyncConnection[Any] | Connection[Any]) -> None:
@@ -61,6 +88,7 @@ def register(conn: AsyncConnection[Any] | Connection[Any]) -> None:
     conn.adapters.register_dumper(TextArray, _TextArrayDumper)
     conn.adapters.register_dumper(ByteaArray, _ByteaArrayDumper)
     conn.adapters.register_dumper(IntArray, _IntArrayDumper)
+    conn.adapters.register_dumper(BigintArray, _BigintArrayDumper)
 
 
 def element(data: bytes) -> bytes:
@@ -80,9 +108,23 @@ def bytea_array(elements: Sequence[bytes]) -> ByteaArray:
 
 def int_array(values: Sequence[int]) -> IntArray:
     """Return the array of `values`."""
-    interleaved = [4] * (2 * len(values))
-    interleaved[1::2] = values
-    return IntArray(_header(len(values), _INT4_OID) + pack(f">{len(interleaved)}i", *interleaved))
+    return IntArray(_header(len(values), _INT4_OID) + b"".join(map(_INT_ELEMENTS.__getitem__, values)))
+
+
+def bigint_array(values: Sequence[int]) -> BigintArray:
+    """Return the array of `values`."""
+    packed = b"".join([_BIGINT.pack(8, value) for value in values])
+    return BigintArray(_header(len(values), BigintArray.element_oid) + packed)
+
+
+def ints_of(packed: bytes) -> list[int]:
+    """Return the values of an `integer[]` that the database sent, which has no nulls."""
+    return [value for _, value in _INT.iter_unpack(packed[_HEADER.size :])]
+
+
+def bigints_of(packed: bytes) -> list[int]:
+    """Return the values of a `bigint[]` that the database sent, which has no nulls."""
+    return [value for _, value in _BIGINT.iter_unpack(packed[_HEADER.size :])]
 
 
 def _header(count: int, element_oid: int) -> bytes:

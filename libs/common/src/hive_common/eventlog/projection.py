@@ -7,7 +7,7 @@ projection cannot apply a batch again.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import psycopg
@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, sql
 from hive_common.contracts.events import TYPES
 from hive_common.eventlog.connection import Connect, connector, is_lost
 from hive_common.eventlog.envelope import Stored
-from hive_common.eventlog.reader import BACKOFF_S, LogReader, Scan
+from hive_common.eventlog.reader import BACKOFF_S, Scan
 from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import Unavailable
 
@@ -56,6 +56,27 @@ class Projection(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Where a runner has its events from: a `LogReader`, or what spares it reading them."""
+
+    async def head(self) -> int:
+        """Return the position of the log's last event. Raises `Unavailable`."""
+        ...
+
+    def scans(
+        self,
+        after: int,
+        *,
+        wake: asyncio.Event | None = None,
+        types: Sequence[str] | None = None,
+        known: Sequence[str] | None = None,
+        limit: int = 1000,
+        poll_s: float = 1.0,
+    ) -> AsyncIterator[Scan]:
+        """Follow the log (LogReader.scans)."""
+        ...
+
+
 class Moved(Exception):
     """Another runner has moved the position."""
 
@@ -73,7 +94,7 @@ class ProjectionRunner:
 
     Args:
         source: where the views are: a connection string or a factory of autocommit connections.
-        reader: reads the log; the runner does not close it.
+        reader: a `LogReader`, which the runner does not close, or another source of the log's events.
         projection: what to keep up to date.
         schema: the service's schema.
         wake: set by whoever hears of a new head; each runner needs its own.
@@ -88,7 +109,7 @@ class ProjectionRunner:
     def __init__(
         self,
         source: str | Connect,
-        reader: LogReader,
+        reader: Source,
         projection: Projection,
         schema: str,
         *,
