@@ -1,4 +1,4 @@
-"""The two halves of the decider that keep laws 2 and 3, each without the other: what it decides, what it believes."""
+"""The two halves that keep laws 2 and 3 in the domain, each alone: what it decides and what it believes."""
 
 import pytest
 from hive_common.contracts import events, values
