@@ -16,7 +16,9 @@ from hive_common.kernel.errors import HiveError
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.proxy import POSTGRES_READY, TcpProxy
 from hive_proto.jobs.v1 import jobs_pb2
+from hive_scheduler import recovery
 from hive_scheduler.domain.job import snapshot
+from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import recover, replay
 from hive_scheduler.submission import Specs
 from psycopg.conninfo import make_conninfo
@@ -237,7 +239,9 @@ async def test_a_leader_that_dies_is_replaced_and_the_job_ends_as_if_nothing_had
     assert (counts["TaskSucceeded"], counts["JobSucceeded"], counts["AttemptLost"]) == (300, 1, 0)
 
 
-async def test_what_is_recovered_is_what_a_full_replay_gives(cluster, control, one_step):
+async def test_what_is_recovered_is_what_a_full_replay_gives(cluster, control, one_step, monkeypatch):
+    monkeypatch.setattr(recovery, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(recovery, "OPEN_JOBS_PAGE", 1)
     fake = await cluster.executor("one", {"square": lambda a, given: given["n"]}, slots=2)
     done = await control.submit(fork_of(20, one_step))
     await control.finish(done)
@@ -262,6 +266,29 @@ async def test_what_is_recovered_is_what_a_full_replay_gives(cluster, control, o
             assert recovered.jobs.keys() == replayed.jobs.keys() == set(ids[:2])
             for job_id, job in recovered.jobs.items():
                 assert snapshot(job) == snapshot(replayed.jobs[job_id])
+
+
+async def test_the_history_of_a_job_is_the_same_in_pages_of_any_size(cluster, control, one_step):
+    fake = await cluster.executor("one", {"square": lambda a, given: given["n"]}, slots=2)
+    first, second = [await control.submit(fork_of(20, one_step)) for _ in range(2)]
+    await control.finish(second)
+    await control.finish(first)
+    await fake.stop()
+    queries = Queries(cluster.database.role_dsn("scheduler"), "default")
+    await queries.open()
+    try:
+        for job_id in (first, second):
+            expected = [
+                stored.position for stored in await cluster.reader.read(0, 10_000) if stored.correlation == job_id
+            ]
+            for limit in (1_000, 7, 1):
+                found: list[int] = []
+                while page := await queries.history(job_id, found[-1] if found else 0, limit):
+                    assert len(page) <= limit
+                    found += [stored.position for stored in page]
+                assert found == expected
+    finally:
+        await queries.close()
 
 
 async def test_a_second_scheduler_stands_by_and_takes_over(cluster, control, one_step):

@@ -43,8 +43,9 @@ SELECT e.position, e.event, e.hash, p.payload
   FROM (SELECT position FROM scheduler.job_positions, unnest(positions) AS position
          WHERE ns = %(ns)s AND job_id = %(job)s AND position > %(after)s
            -- Rows follow one another: the one that `after` stands in is the first that has any beyond it.
-           AND first_position >= coalesce((SELECT max(first_position) FROM scheduler.job_positions
-                                            WHERE ns = %(ns)s AND job_id = %(job)s AND first_position <= %(after)s), 0)
+           AND first_position >= coalesce((
+               SELECT max(first_position) FROM scheduler.job_positions
+                WHERE ns = %(ns)s AND job_id = %(job)s AND first_position <= %(after)s), 0)
          ORDER BY first_position, position LIMIT %(limit)s) AS wanted
   JOIN log.events e ON e.position = wanted.position
   LEFT JOIN log.payloads p ON p.position = wanted.position
