@@ -1,0 +1,85 @@
+"""A scheduler whose artifact store loses answers: jobs end as if nothing had happened, or are submitted again."""
+
+import msgspec
+from hive_common.artifacts.store import FolderStore
+from hive_common.contracts import values
+from hive_common.contracts.messages import AttemptReport
+from hive_common.kernel.errors import Unavailable
+from hive_common.testing.answers import AnswersLost, every_other
+
+from .conftest import agent
+from .test_faults import assert_the_laws_hold
+
+TEXT = "x" * 100_000
+JOB = {
+    "apiVersion": "hive/v1",
+    "kind": "Job",
+    "name": "large",
+    "input": {"numbers": [1, 2, 3, 4]},
+    "tasks": [
+        {"id": "square", "agent": "square@1.0.0", "fork": "${input.numbers}", "input": {"n": "${item}"}},
+        {"id": "total", "needs": ["square"], "agent": "total@1.0.0", "input": {"all": "${tasks.square.output}"}},
+    ],
+    "output": "${tasks.total.output}",
+}
+
+
+async def test_values_that_are_too_large_for_messages_survive_a_store_that_loses_answers(cluster, monkeypatch):
+    stores = []
+
+    def open_store(root):
+        stores.append(AnswersLost(FolderStore(root), every_other))
+        return stores[0]
+
+    monkeypatch.setattr("hive_scheduler.bootstrap.FolderStore", open_store)
+    await cluster.publish(agent("square"), agent("total"))
+    control = cluster.control()
+    await control.start()
+    store = FolderStore(control.config.artifacts_dir)
+
+    async def total(assignment, given):
+        assert given is None  # by digest
+        parts = msgspec.json.decode(await store.get(assignment.input.digest))["all"]
+        raw = values.encode_json([sum(part["n"] for part in parts), TEXT * 3])
+        await store.put(raw)
+        (fake,) = cluster.executors
+        return AttemptReport(
+            assignment.task, assignment.attempt, fake.session, "succeeded", output=values.by_digest(raw)
+        )
+
+    fake = await cluster.executor(
+        "one", {"square": lambda a, given: {"n": given["n"], "text": TEXT}, "total": total}
+    )
+    job_id = await control.submit(JOB)
+    job = await control.finish(job_id)
+    assert job.state == "succeeded"
+    assert msgspec.json.decode(await store.get(job.output_digest)) == [10, TEXT * 3]
+    assert stores[0].lost["put"] and stores[0].lost["size"]
+    assert len(fake.ran) == len(set(fake.ran)) == 5
+    counts = await assert_the_laws_hold(cluster)
+    assert (counts["TaskSucceeded"], counts["JobSucceeded"], counts["AttemptSucceeded"]) == (5, 1, 5)
+
+
+async def test_a_submit_that_met_a_lost_answer_is_repeated_with_its_key(cluster, monkeypatch):
+    monkeypatch.setattr(
+        "hive_scheduler.bootstrap.FolderStore", lambda root: AnswersLost(FolderStore(root), every_other)
+    )
+    await cluster.publish(agent("square"), agent("total"))
+    control = cluster.control()
+    await control.start()
+    await cluster.executor("one", {"square": lambda a, given: 1})
+    document = {**JOB, "tasks": JOB["tasks"][:1], "output": "${input.text}"}
+    digest = await FolderStore(control.config.artifacts_dir).put(
+        values.encode_json({"numbers": [1], "text": TEXT * 3})
+    )
+    job_id, refused = None, 0
+    while job_id is None:
+        try:
+            job_id = await control.submit(document, idempotency_key="k", input_digest=digest)
+        except Unavailable:
+            refused += 1
+            assert refused < 10
+    assert refused > 0
+    assert (await control.finish(job_id)).state == "succeeded"
+    counts = await assert_the_laws_hold(cluster)
+    assert (counts["JobSubmitted"], counts["JobSucceeded"]) == (1, 1)
