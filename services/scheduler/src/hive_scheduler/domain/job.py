@@ -24,7 +24,7 @@ from hive_common.contracts.events import (
 )
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import CorruptLog, InvalidArgument
-from hive_common.kernel.ids import derive_id
+from hive_common.kernel.ids import derive_child_id
 
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.jobfile import JobSpec, Step
@@ -240,7 +240,7 @@ def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -
 
 def task_id_of(job_id: str, step: str, index: int) -> str:
     """Return the id that a task always has, however often its creation is tried."""
-    return derive_id(job_id, step, str(index))
+    return derive_child_id(job_id, step, str(index))
 
 
 def _create(job: JobState, state: StepState, index: int, inputs: Inputs, needs_done: bool) -> Decision:
