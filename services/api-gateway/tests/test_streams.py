@@ -26,7 +26,7 @@ async def test_a_stream_carries_history_and_news_and_ends_in_done(world, http, r
     await eventually(lambda: world.jobs.watching == 0)
 
 
-async def test_a_stream_that_ends_waits_for_the_views_and_not_for_a_second_try(world, http, read_sse, monkeypatch):
+async def test_a_stream_ends_with_the_end_of_its_job_without_a_look_at_a_view(world, http, read_sse, monkeypatch):
     monkeypatch.setattr("hive_gateway.following._DELAY_S", 3600.0)
     job = world.jobs.add()
     await world.jobs.record(job.job_id, "JobSubmitted")
@@ -36,6 +36,7 @@ async def test_a_stream_that_ends_waits_for_the_views_and_not_for_a_second_try(w
         await world.jobs.record(job.job_id, "JobSucceeded")
         events = await asyncio.wait_for(read_sse(response), 20)
     assert [event.get("event") for event in events] == ["JobSucceeded", None]
+    assert world.jobs.gets == 0
 
 
 async def test_following_from_the_beginning_begins_with_no_look_at_a_view(world, http, read_sse):

@@ -9,6 +9,7 @@ from hive_common.contracts.events import ExecutorDrainRequested, ExecutorUndrain
 from hive_common.contracts.values import inline
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent
 from hive_common.kernel.ids import new_id
+from hive_proto.jobs.v1 import jobs_pb2
 from hive_scheduler import feed as feeds
 from hive_scheduler.commits import Committed
 from hive_scheduler.feed import Feed
@@ -126,3 +127,19 @@ async def test_views_from_memory_equal_those_of_a_replay_of_the_log(cluster, con
     await control.start()
     await control.get(jobs[0], (await cluster.log())[-1].position)
     assert await views_of(cluster) == live
+
+
+async def test_who_has_heard_of_an_end_sees_it_without_naming_a_position(cluster, control, one_step):
+    await cluster.executor("one", {"square": lambda assignment, given: 9})
+    for _ in range(5):
+        job_id = await control.submit(one_step)
+        assert (await control.watch_batches(job_id))[-1][-1].type == "JobSucceeded"
+        assert (await control.get(job_id)).state == "succeeded"
+        job_id = await control.submit(one_step)
+        await control.watch_batches(job_id)
+        listed = await control.rpc("List", jobs_pb2.ListRequest(limit=1))
+        assert [(job.job_id, job.state) for job in listed.jobs] == [(job_id, "succeeded")]
+        job_id = await control.submit(one_step)
+        await control.watch_batches(job_id)
+        page = await control.rpc("Tasks", jobs_pb2.TasksRequest(job_id=job_id))
+        assert [task.state for task in page.tasks] == ["succeeded"]

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+from hive_common.contracts.events import JOB_TERMINAL
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_proto.jobs.v1 import jobs_pb2
 
@@ -26,8 +27,8 @@ async def follow_job(
 ) -> AsyncGenerator[Sequence[jobs_pb2.JobEvent], None]:
     """Yield the events of a job after `position` until it has ended, each once and in order, as they come together.
 
-    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. After
-    the last event, views show what it said: who looks at the job then sees that it has ended.
+    A stream that breaks is taken up again behind the last event. Positions rise, so nothing comes twice. Who looks
+    at the job after its end has come sees that it has ended: the scheduler waits for its views then.
 
     Raises:
         Unavailable: the scheduler has been away for `REATTACH_S`, or is before the first event has come.
@@ -46,6 +47,8 @@ async def follow_job(
                     seen = position = batch.events[-1].position
                     failing_since, delay_s = None, _DELAY_S
                     yield batch.events
+                    if batch.events[-1].type in JOB_TERMINAL:
+                        return
             if not await _runs(peers, upstream, job_id, seen):
                 return
         except (Unavailable, DeadlineExceeded):

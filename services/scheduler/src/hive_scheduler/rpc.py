@@ -95,6 +95,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Return jobs, newest first."""
         if request.state and request.state not in JOB_STATES:
             raise InvalidArgument(f"state: expected one of {', '.join(sorted(JOB_STATES))}", path="state")
+        await self._seen(self._hub.position)
         position = self._views.position
         rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50))
         steps = await self._queries.steps([row["job_id"] for row in rows])
@@ -104,6 +105,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         """Return tasks of a job."""
         if request.state and request.state not in STATUSES:
             raise InvalidArgument(f"state: expected one of {', '.join(STATUSES)}", path="state")
+        await self._seen(self._hub.position)
         await self._row(request.job_id)
         limit = _limit(request.limit, 100)
         rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
@@ -222,13 +224,18 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             await self._views.wait_for(position)
 
     async def _row(self, job_id: str) -> Row:
-        """Return a job's row, waiting for the view where the job is newer than it. Raises `NotFound`."""
+        """Return a job's row, waiting for the view where the job or its end is newer. Raises `NotFound`."""
+        job = self._engine.find_job(job_id)
         try:
-            return await self._queries.job(job_id)
+            row = await self._queries.job(job_id)
         except NotFound:
-            if self._engine.find_job(job_id) is None:
+            if job is None:
                 raise
-        await self._engine.committer.settled()
+            await self._engine.committer.settled()
+        else:
+            if row["ended_us"] or job is None or job.end is None:
+                return row
+        # Whoever has heard of a job's beginning or end finds it here.
         await self._seen(self._hub.position)
         return await self._queries.job(job_id)
 
