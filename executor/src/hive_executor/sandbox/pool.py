@@ -18,8 +18,9 @@ from hive_executor.sandbox.errors import InvalidModule
 from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
 from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess
 
-# How long after its limit a guest may still be interrupted from inside before its runner is killed.
-KILL_SLACK_S: Final = 0.25
+# How long after its limit a guest may still be interrupted from inside before its runner is killed, which takes
+# some milliseconds more: an attempt ends within 250 ms of its limit.
+KILL_SLACK_S: Final = 0.2
 # A runner is replaced after so many guests, so that no leak can grow for ever.
 RUNS_PER_RUNNER_MAX: Final = 10_000
 _RESTART_PAUSE_S: Final = 1.0
