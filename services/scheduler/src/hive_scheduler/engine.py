@@ -38,9 +38,9 @@ R = TypeVar("R")
 CHUNK_BYTES_MAX: Final = 4 * MIB
 """Payload bytes that one job decides between two commits."""
 ENDED_JOBS_MAX: Final = 1_000
-ENDED_TASKS_MAX: Final = 200_000
+ENDED_TASKS_MAX: Final = 20_000
 """Jobs that have ended, and their tasks, which stay in memory for reports that come late; older ones are read
-from the log."""
+from the log. A task is about a kilobyte, and what the garbage collector walks through while everybody waits."""
 FETCH_BACKOFF_S: Final = 0.5
 
 ACTOR: Final = "scheduler"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
+from hive_common.contracts import values
 from hive_common.contracts.events import (
     AgentRef,
     Event,
@@ -368,7 +369,8 @@ def _evolve_job(job: JobState, event: Event) -> None:
 
 
 def forget_values(job: JobState) -> None:
-    """Drop the outputs of a job that has ended: only who held which attempt is of interest from here on."""
+    """Drop the values of a job that has ended: only who held which attempt is of interest from here on."""
+    job.input = values.inline(b"null")
     for task in job.tasks.values():
         task.outputs.clear()
     for state in job.steps.values():
