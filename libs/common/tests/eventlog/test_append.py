@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import hmac
 
 import psycopg
 import pytest
@@ -215,3 +216,37 @@ async def test_closed_writer_wrote_what_was_queued_and_takes_no_more(database: D
     assert sorted(await asyncio.gather(*waiting)) == list(range(2, 52))
     with pytest.raises(Unavailable):
         await writer.append(append(event(new_id())))
+
+
+async def test_second_writer_on_a_connection_appends_like_the_first(database: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(database.role_dsn("scheduler"), autocommit=True) as conn:
+        for position in (2, 3):
+            async with await LogWriter.open(conn, reconnect=False) as writer:
+                assert await writer.append(append(event(new_id()))) == position
+
+
+async def test_batch_larger_than_the_socket_takes_at_once_is_appended(database: Database) -> None:
+    payload = b'"' + b"x" * (4 * 1024 * 1024 - 2) + b'"'
+    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+        positions = await asyncio.gather(
+            *(writer.append(append(event(new_id(), payload=payload))) for _ in range(3))
+        )
+    assert positions == [2, 3, 4]
+
+
+async def test_many_callers_at_once_go_in_several_batches_in_their_order(database: Database) -> None:
+    streams = [new_id() for _ in range(200)]
+    heads: list[int] = []
+    async with await LogWriter.open(
+        database.role_dsn("scheduler"), on_head=lambda position, _: heads.append(position)
+    ) as writer:
+        first = await asyncio.gather(*(writer.append(append(event(stream))) for stream in streams))
+        second = await asyncio.gather(*(writer.append(append(event(stream, 2))) for stream in streams))
+    assert first == list(range(2, 202)) and second == list(range(202, 402))
+    assert heads[0] < 201, "the first half is committed and told while the second is on its way"
+
+
+@pytest.mark.parametrize("bytes_of", [(0, 0), (31, 5), (32, 0), (32, 63), (32, 1000), (33, 5), (64, 5), (65, 5)])
+def test_commitment_is_the_hmac_of_the_standard_library(bytes_of: tuple[int, int]) -> None:
+    salt, payload = (b"\x5a" * count for count in bytes_of)
+    assert payload_commit(salt, payload) == hmac.digest(salt, payload, "sha256")

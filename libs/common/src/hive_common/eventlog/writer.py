@@ -8,13 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 
-from hive_common.eventlog import pgarrays
-from hive_common.eventlog.batch import CALL, Prepared, Salts, parameters_of
+from hive_common.eventlog.batch import (
+    CALL_NUMBERED,
+    PARAMETER_OIDS,
+    Prepared,
+    Salts,
+    answers_of,
+    parameters_of,
+)
 from hive_common.eventlog.connection import Connect, connector, is_lost
 from hive_common.eventlog.envelope import EVENTS_PER_CALL_MAX, Append, envelope_of
 from hive_common.eventlog.genesis import read_log_id
+from hive_common.eventlog.statement import Statement
 from hive_common.kernel.errors import (
     Conflict,
     HiveError,
@@ -28,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE_EVENTS_MAX = 10_000
 """Events that wait for the database before callers wait for room."""
+HALVES_FROM_EVENTS = 48
+"""So many events in all, and they go in two halves. Below that a call costs more than is won."""
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 """A call with few huge payloads must not hold the lock for long either."""
 IDLE_PING_S = 1.0
@@ -45,9 +54,9 @@ class _Pending(Prepared):
 
     __slots__ = ("future",)
 
-    def __init__(self, log_id: str, append: Append, salts: Salts) -> None:
+    def __init__(self, log_id: str, append: Append, salts: Salts, future: asyncio.Future[int]) -> None:
         super().__init__(log_id, append, salts)
-        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.future = future
 
     def resolve(self, position: int) -> None:
         """Answer the caller, if it still waits."""
@@ -81,13 +90,15 @@ class LogWriter:
         self.head = 0
         self.failed = asyncio.Event()
         self._conn: AsyncConnection[Any] | None = conn
-        self._cursor: AsyncCursor[Any] | None = None
+        self._statement: Statement | None = None
         self._connect = connect
         self._on_head = on_head
         self._unavailable_after_s = unavailable_after_s
         self._salts = Salts()
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[_Pending] = deque()
         self._queued_events = 0
+        self._answered_events = 0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._head_moved = asyncio.Event()
@@ -164,7 +175,7 @@ class LogWriter:
             Unavailable: the database cannot be reached. Whether it was written is unknown.
         """
         self._check_open()
-        prepared = _Pending(self.log_id, append, self._salts)
+        prepared = _Pending(self.log_id, append, self._salts, self._loop.create_future())
         while self._queued_events >= QUEUE_EVENTS_MAX:
             self._room.clear()
             await self._room.wait()
@@ -213,11 +224,15 @@ class LogWriter:
             self._fail_queued(Unavailable("this log writer is closed"))
 
     def _take_batch(self) -> list[_Pending]:
+        # Callers that were just answered make their next events while the database works for the others. In one
+        # batch for all of them either this process or the database would be idle at any time.
+        outstanding = self._queued_events + self._answered_events
+        share = (outstanding + 1) // 2 if outstanding >= HALVES_FROM_EVENTS else outstanding
         batch: list[_Pending] = []
         events = byte_count = 0
         while self._queue:
             append = self._queue[0]
-            full = events + len(append.bodies) > EVENTS_PER_CALL_MAX
+            full = events >= share or events + len(append.bodies) > EVENTS_PER_CALL_MAX
             if batch and (full or byte_count + append.byte_count > BATCH_BYTES_MAX):
                 break
             self._queue.popleft()
@@ -227,6 +242,7 @@ class LogWriter:
             batch.append(append)
             events += len(append.bodies)
             byte_count += append.byte_count
+        self._answered_events = events
         self._room.set()
         return batch
 
@@ -278,7 +294,7 @@ class LogWriter:
     async def _open_again(self) -> AsyncConnection[Any]:
         assert self._connect is not None
         self._conn = await self._connect()
-        self._cursor = None
+        self._statement = None
         return self._conn
 
     async def _may_retry(self, batch: list[_Pending], error: psycopg.Error, until: float) -> bool:
@@ -296,18 +312,16 @@ class LogWriter:
         conn: AsyncConnection[Any],
         batch: list[_Pending],
         streams: list[str],
-        parameters: tuple[Any, ...],
+        parameters: tuple[bytes, ...],
         resent: bool,
     ) -> None:
-        if self._cursor is None:
-            pgarrays.register(conn)
-            self._cursor = conn.cursor(binary=True)
-        await self._cursor.execute(CALL, parameters, prepare=True)
-        row = await self._cursor.fetchone()
-        assert row is not None
-        answers = list(zip(batch, *row, strict=True))
-        for append, position, conflict_stream, actual in answers:
+        if self._statement is None:
+            self._statement = Statement(conn, CALL_NUMBERED, PARAMETER_OIDS)
+        answers = answers_of(await self._statement.row(parameters))
+        last = 0
+        for append, (position, conflict_stream, actual) in zip(batch, answers, strict=True):
             if position:
+                last = position
                 self._new_types.update(append.types)
                 append.resolve(position)
             elif not resent:
@@ -318,7 +332,7 @@ class LogWriter:
                     append.fail(_conflict(append, streams[conflict_stream - 1], actual))
                 else:
                     append.resolve(own)
-        self._moved(max(position for _, position, _, _ in answers))
+        self._moved(last)
 
     async def _own_position(self, conn: AsyncConnection[Any], append: Prepared) -> int | None:
         """Return the last position of `append` if it is in the log from an earlier sending."""
