@@ -8,7 +8,7 @@ MEMBERS := proto libs/common services/api-gateway services/scheduler services/re
 CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
 SOURCES := libs services executor cli tests benchmarks examples
 
-.PHONY: help setup demo test lint format up down bench bench-peers chaos storm compose compose-test contract-containers proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-long bench-peers chaos storm mutations compose compose-test contract-containers proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ down: ## stop it
 bench: setup ## measure, each figure beside its reference in the same run
 	@$(BIN)/python -m benchmarks
 
+bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
+	@$(BIN)/python -m benchmarks.long
+
 bench-peers: setup ## install what the benchmarks compare with, in an environment of its own
 	@$(BIN)/python -m benchmarks.peer_runs
 
@@ -60,6 +63,9 @@ chaos: setup ## the long chaos runs: every process killed at random moments, mor
 
 storm: setup ## 5,000 tasks while everything is killed, stopped and cut, from a seed (SEED=1 TASKS=5000); one line of JSON
 	@$(BIN)/python -m tests.chaos.storm --seed $${SEED:-1} --tasks $${TASKS:-5000}
+
+mutations: setup ## take out each safeguard in a copy of the tree: its tests and its storm have to notice; half an hour
+	@$(BIN)/python -m tests.chaos.mutations --storms
 
 compose: ## check docker-compose.yml, and build its images
 	@$(COMPOSE) config --quiet

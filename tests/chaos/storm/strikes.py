@@ -67,6 +67,7 @@ class Strikes:
             "kill runner": self._kill_runner,
             "kill backend": self._kill_backend,
             "kill supervisor": self._kill_supervisor,
+            "kill during commit": self._kill_during_commit,
             "freeze executor": self._freeze_executor,
             "freeze scheduler": lambda: self._freeze("scheduler", PAST_LEASE_S),
             "freeze postgres": lambda: self._freeze("postgres", 3),
@@ -127,6 +128,22 @@ class Strikes:
         if backends:
             kill(self._rng.choice(backends))
         struck.ready_at = await self._processes.all_ready({"scheduler": scheduler} if backends else {})
+        return struck
+
+    async def _kill_during_commit(self) -> Strike:
+        """The scheduler dies while the database has not answered for a while: what it said meanwhile was wrong."""
+        postgres = self._processes.pid("postgres")
+        frozen = [] if postgres is None else family(postgres)
+        signal_all(frozen, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(1.5)
+            pid = self._processes.pid("scheduler")
+            struck = Strike("kill during commit", time.time())
+            if pid is not None:
+                kill(pid)
+        finally:
+            signal_all(frozen, signal.SIGCONT)
+        struck.ready_at = await self._processes.all_ready({} if pid is None else {"scheduler": pid})
         return struck
 
     async def _kill_supervisor(self) -> Strike:

@@ -1,0 +1,246 @@
+"""Which safeguards are taken out, and which tests or storms have to notice.
+
+Where two layers keep a law, each layer is taken out alone: a test of the one must not hide that the other is gone.
+"""
+
+from dataclasses import dataclass
+
+TASK = "services/scheduler/src/hive_scheduler/domain/task.py"
+SUBMISSION = "services/scheduler/src/hive_scheduler/submission.py"
+REPORTS = "services/scheduler/src/hive_scheduler/reports.py"
+DISPATCH = "services/scheduler/src/hive_scheduler/dispatch.py"
+COMMITS = "services/scheduler/src/hive_scheduler/commits.py"
+LEADERSHIP = "services/scheduler/src/hive_scheduler/leadership.py"
+WRITER = "libs/common/src/hive_common/eventlog/writer.py"
+SQL = "libs/common/src/hive_common/eventlog/migrations/*.sql"
+VERIFIER = "services/audit/src/hive_audit/verifier.py"
+REPORTER = "executor/src/hive_executor/reporter.py"
+
+FENCE = "services/scheduler/tests/domain/test_fence.py"
+LAWS = "services/scheduler/tests/domain/test_laws.py"
+FAULTS = "services/scheduler/tests/test_faults.py"
+ACKNOWLEDGEMENT = "services/scheduler/tests/test_acknowledgement.py"
+CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
+APPEND = "libs/common/tests/eventlog/test_append.py"
+
+
+@dataclass(frozen=True)
+class Storm:
+    """A storm that has to end with `finding` above zero.
+
+    Attributes:
+        arguments: of `python -m tests.chaos.storm`.
+        finding: a field of its line.
+    """
+
+    arguments: tuple[str, ...]
+    finding: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One safeguard.
+
+    Attributes:
+        name: says what is gone.
+        law: of docs/ARCHITECTURE.md.
+        file: a path, or a pattern; every file with the text is changed.
+        old: stands exactly once in the file.
+        new: what stands there in the copy.
+        tests: each alone has to fail.
+        storm: has to find it, too.
+    """
+
+    name: str
+    law: int
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    storm: Storm | None = None
+
+    @property
+    def quick_tests(self) -> tuple[str, ...]:
+        """Those that take no server and no search: seconds."""
+        return tuple(test for test in self.tests if test == FENCE)
+
+
+MUTATIONS = (
+    Mutation(
+        "fence: anybody reports on any attempt",
+        3,
+        TASK,
+        "if attempt is None or attempt.executor != report.executor or attempt.session != report.session:",
+        "if attempt is None:",
+        (FENCE, LAWS, f"{FAULTS}::test_a_report_by_somebody_else_is_rejected"),
+        Storm(("--tasks", "300", "--strikes", "4", "--faults", "kill runner,cut executors"), "stale_accepted"),
+    ),
+    Mutation(
+        "fence: a session may report on what another session was given",
+        3,
+        TASK,
+        "if attempt is None or attempt.executor != report.executor or attempt.session != report.session:",
+        "if attempt is None or attempt.executor != report.executor:",
+        (FENCE, LAWS, f"{FAULTS}::test_a_report_by_somebody_else_is_rejected"),
+    ),
+    Mutation(
+        "fence: an attempt that is lost may still decide its task",
+        3,
+        TASK,
+        "if attempt.status in LIVE and not task.ended and not closing:",
+        "if not task.ended and not closing:",
+        (FENCE, LAWS),
+        Storm(("--tasks", "300", "--strikes", "4", "--faults", "freeze executor"), "stale_accepted"),
+    ),
+    Mutation(
+        "fence: a late report is noted each time it comes",
+        3,
+        TASK,
+        'case "late" if isinstance(report, Succeed | Fail) and not task.attempts[report.attempt].late:',
+        'case "late" if isinstance(report, Succeed | Fail):',
+        (LAWS, f"{FAULTS}::test_a_report_from_beyond_the_lease_changes_nothing_and_is_noted_once"),
+    ),
+    Mutation(
+        "one end, the decider: a task that has ended is cancelled once more",
+        2,
+        TASK,
+        "return [] if task.ended else [TaskCancelled(command.reason)]",
+        "return [TaskCancelled(command.reason)]",
+        (FENCE,),
+    ),
+    Mutation(
+        "one end, the reader: events after the end are taken as they come",
+        2,
+        TASK,
+        "if task.ended and not isinstance(event, AttemptLate):",
+        "if False:",
+        (FENCE,),
+    ),
+    Mutation(
+        "one end, the database: no unique index on terminal events",
+        2,
+        SQL,
+        "CREATE UNIQUE INDEX events_terminal",
+        "CREATE INDEX events_terminal",
+        (
+            CONSTRAINTS,
+            f"{APPEND}::test_second_terminal_event_is_refused_and_only_the_guilty_append_fails",
+        ),
+    ),
+    Mutation(
+        "versions, the database: no unique constraint on stream and version",
+        2,
+        SQL,
+        "CONSTRAINT events_stream_version UNIQUE (stream, version)",
+        "CONSTRAINT events_stream_version CHECK (version > 0)",
+        (CONSTRAINTS,),
+    ),
+    Mutation(
+        "versions, the log's function: preconditions are not looked at",
+        2,
+        SQL,
+        "IF heads[s] <> precondition_versions[p] THEN",
+        "IF false THEN",
+        (
+            f"{APPEND}::test_stream_that_is_only_read_must_stand_at_its_version",
+            f"{APPEND}::test_conflict_fails_only_itself",
+        ),
+    ),
+    Mutation(
+        "versions, the leader: appends carry no version of their job",
+        2,
+        COMMITS,
+        "last = await self._writer.append(Append(events, expect))",
+        "last = await self._writer.append(Append(events, {}))",
+        (f"{ACKNOWLEDGEMENT}::test_a_report_on_a_job_that_somebody_else_moved_is_not_written",),
+    ),
+    Mutation(
+        "one leader: the lock is not asked for",
+        2,
+        LEADERSHIP,
+        "return row is not None and bool(row[0])",
+        "return row is not None",
+        (f"{FAULTS}::test_a_second_scheduler_stands_by_and_takes_over",),
+    ),
+    Mutation(
+        "commit before acknowledgement: submit",
+        1,
+        SUBMISSION,
+        "        await self._engine.committer.settled()\n        return Submitted(job_id, await committed, False)",
+        "        return Submitted(job_id, self._engine.committer.position + 1, False)",
+        (f"{ACKNOWLEDGEMENT}::test_a_submit_is_not_acknowledged_before_it_is_committed",),
+        Storm(("--tasks", "300", "--strikes", "4", "--faults", "kill during commit"), "lost"),
+    ),
+    Mutation(
+        "commit before acknowledgement: cancel",
+        1,
+        SUBMISSION,
+        "            self._engine.settle()\n        await self._engine.committer.settled()\n",
+        "            self._engine.settle()\n",
+        (f"{ACKNOWLEDGEMENT}::test_a_cancel_is_not_acknowledged_before_it_is_committed",),
+    ),
+    Mutation(
+        "commit before acknowledgement: report",
+        1,
+        REPORTS,
+        "        await self._engine.committer.settled()\n        return ReportReply(results=tuple(results))",
+        "        return ReportReply(results=tuple(results))",
+        (f"{ACKNOWLEDGEMENT}::test_a_report_is_not_answered_before_it_is_committed",),
+    ),
+    Mutation(
+        "commit before assignment: the pull is answered at once",
+        1,
+        DISPATCH,
+        "        self._engine.apply(job, task.id, tasks.decide(task, command), effect=effect)",
+        "        self._engine.apply(job, task.id, tasks.decide(task, command))\n        self._answer(state, pull)",
+        (f"{ACKNOWLEDGEMENT}::test_an_attempt_is_not_given_out_before_it_is_committed",),
+    ),
+    Mutation(
+        "one job for one key: every submit is a new job",
+        1,
+        SUBMISSION,
+        "job_id = derive_id(self._ns, request.caller, request.idempotency_key)",
+        "job_id = new_id(self._clock.now_us() // 1_000)",
+        (f"{FAULTS}::test_a_leader_that_dies_is_replaced_and_the_job_ends_as_if_nothing_had_happened",),
+        Storm(("--tasks", "300", "--strikes", "4", "--faults", "kill gateway,kill scheduler"), "duplicated"),
+    ),
+    Mutation(
+        "an answer lost after the commit: what was sent again is taken for a conflict",
+        1,
+        WRITER,
+        "            elif not resent:\n",
+        "            elif True:\n",
+        ("libs/common/tests/eventlog/test_faults.py::test_answer_lost_after_commit_is_success_and_stored_once",),
+    ),
+    Mutation(
+        "executor: an outcome leaves the disk before anybody has answered for it",
+        1,
+        REPORTER,
+        "        begun = time.perf_counter()\n        subject =",
+        "        begun = time.perf_counter()\n        self._spool.settle([spooled.key for spooled in batch])\n"
+        "        subject =",
+        ("executor/tests/service/test_executor.py::test_a_report_is_repeated_until_it_is_committed",),
+    ),
+    Mutation(
+        "append only: no trigger on the events",
+        10,
+        SQL,
+        "ALTER TABLE log.events ENABLE ALWAYS TRIGGER events_append_only;",
+        "DROP TRIGGER events_append_only ON log.events;",
+        (
+            "libs/common/tests/eventlog/test_database.py"
+            "::test_triggers_hold_for_the_superuser_in_every_replication_role",
+        ),
+    ),
+    Mutation(
+        "auditor: the hash of the event before is not compared",
+        10,
+        VERIFIER,
+        "                    and envelope.prev == prev\n",
+        "",
+        (
+            "services/audit/tests/test_tampering.py"
+            "::test_an_event_rewritten_with_its_hash_breaks_the_link_behind_it",
+        ),
+    ),
+)
