@@ -52,6 +52,9 @@ bench: setup ## measure, each figure beside its reference in the same run
 bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
 	@$(BIN)/python -m benchmarks.long
 
+bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
+	@$(BIN)/python -m benchmarks.long
+
 bench-peers: setup ## install what the benchmarks compare with, in an environment of its own
 	@$(BIN)/python -m benchmarks.peer_runs
 
