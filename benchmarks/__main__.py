@@ -86,6 +86,10 @@ def main() -> None:
         progress("the peers are not installed, their rows stay empty: make bench-peers")
     results = uvloop.run(run())
     RESULTS.mkdir(exist_ok=True)
+    newest = max(RESULTS.glob("*.json"), default=None)
+    if newest is not None and "long" in (kept := json.loads(newest.read_text())):
+        # Of `make bench-long`, which takes its own time and says its own date.
+        results["long"] = kept["long"]
     file = RESULTS / f"{results['about']['date'][:10]}.json"
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

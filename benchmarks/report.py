@@ -192,6 +192,31 @@ def _idle(stack: dict[str, Any]) -> Row:
     )
 
 
+def _long(long: dict[str, Any] | None) -> Row:
+    what, goal = "10⁵ tasks in the log", "tasks/s ≥ 85 % of that at 10³; scheduler restart ≤ 5 s"
+    if long is None:
+        return Row(what, goal, "", "`make bench-long`", None, "")
+    share, restart, about = long["rate_share"], long["restart_open"], long["about"]
+    few, many = (long[name]["tasks_per_s"] for name in ("few", "many"))
+    enough = long["tasks_many"] >= 100_000 and long["log"]["ok"]
+    others = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in long["restart_ready_s"].items())
+    return Row(
+        what,
+        goal,
+        f"{span(share)} of the rate at 10³, {span(long['cpu_share'])} times its CPU; kill -9 of the scheduler with "
+        f"{number(restart['open_tasks']['median'])} tasks open: ready after {span(restart['ready_s'], ' s')}, "
+        f"a task placed after {span(restart['placed_s'], ' s')}",
+        f"{span(few, '/s')} at 10³, {span(many, '/s')} at 10⁵, by turns; ready after kill -9, idle: {others}",
+        (share["median"] >= 0.85 and max(restart["ready_s"]["max"], restart["placed_s"]["max"]) <= 5)
+        if enough
+        else None,
+        f"A run of its own: {about['date'][:16].replace('T', ' ')} UTC, tree {about['tree']}, load "
+        f"{about['load_average_before'][0]} before and {about['load_average_after'][0]} after it. Either "
+        f"installation idles while the other is measured. The filled one: {long['events_many']:,} events, "
+        f"{number(long['database_mb'])} MB.",
+    )
+
+
 def _peers(stack: dict[str, Any]) -> Iterator[str]:
     yield (
         "| system | version | durability | single submits/s, 50 in flight | HiveFabric is | round trip p50 ms "
@@ -225,6 +250,7 @@ def render(results: dict[str, Any], name: str) -> str:
         _verification(results["verify"]),
         _sandbox(results["sandbox"]),
         _idle(stack),
+        _long(results.get("long")),
     ]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     before, after = (about[f"load_average_{when}"] for when in ("before", "after"))

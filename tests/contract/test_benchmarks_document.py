@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,3 +55,46 @@ def test_a_goal_is_called_reached_only_where_the_figure_reaches_it(tmp_path):
     assert report(cwd=tree).returncode == 0
     row = next(line for line in document.read_text().splitlines() if line.startswith("| verification"))
     assert "| reached |" in row
+
+
+LONG = {
+    "about": {
+        "date": "2026-11-25T20:00:00+00:00",
+        "tree": "0123456789ab",
+        "load_average_before": [0.1, 0.1, 0.1],
+        "load_average_after": [2.0, 1.0, 1.0],
+    },
+    "tasks_many": 100_000,
+    "events_many": 400_003,
+    "database_mb": 600,
+    "few": {"tasks_per_s": {"median": 1_000, "min": 900, "max": 1_100}},
+    "many": {"tasks_per_s": {"median": 900, "min": 800, "max": 1_000}},
+    "rate_share": {"median": 0.9, "min": 0.8, "max": 1.0},
+    "cpu_share": {"median": 1.0, "min": 0.9, "max": 1.1},
+    "restart_open": {
+        "open_tasks": {"median": 5_010, "min": 5_001, "max": 5_020},
+        "ready_s": {"median": 1.5, "min": 1.4, "max": 1.6},
+        "placed_s": {"median": 1.6, "min": 1.5, "max": 1.7},
+    },
+    "restart_ready_s": {"registry": 1.0},
+    "log": {"ok": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "reached"),
+        ({"rate_share": {"median": 0.84, "min": 0.8, "max": 0.9}}, "**missed**"),
+        ({"restart_open": LONG["restart_open"] | {"placed_s": {"median": 2, "min": 1, "max": 5.1}}}, "**missed**"),
+        ({"restart_open": LONG["restart_open"] | {"ready_s": {"median": 2, "min": 1, "max": 5.1}}}, "**missed**"),
+        ({"tasks_many": 99_999}, "not measured"),
+        ({"log": {"ok": False}}, "not measured"),
+    ],
+)
+def test_a_long_log_is_judged_by_rate_restart_and_a_chain_that_verifies(tmp_path, changed, verdict):
+    tree, document, results = copy_of(tmp_path)
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"long": LONG | changed}))
+    assert report(cwd=tree).returncode == 0
+    row = next(line for line in document.read_text().splitlines() if line.startswith("| 10⁵ tasks in the log"))
+    assert f"| {verdict} |" in row
