@@ -8,6 +8,7 @@ copy: where it does not agree with the log it is made anew.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -31,8 +32,8 @@ BATCH_EVENTS: Final = 1_000
 """Messages in flight, far below what a stream buffers (10,000). An error repeats at most these."""
 ANSWER_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 1.0
-"""How soon an idle relay notices new events without a hint, and that its stream is gone."""
-COALESCE_S: Final = 0.005
+"""How soon an idle relay notices new events without a hint, and any relay that its stream is gone."""
+COALESCE_S: Final = 0.02
 BACKOFF_S: Final = 0.5
 NO_STORAGE: Final = 10047
 """Error code of JetStream: `max_bytes` is reserved, and there is less on the disk."""
@@ -112,10 +113,16 @@ class Relay:
         while True:
             self.position = await self._align(source)
             self.problem = None
+            aligned = time.monotonic()
             try:
-                while rows := await source.envelopes(self.position, BATCH_EVENTS):
-                    await self._publish(rows)
-                    self._last = rows[-1][2]
+                # Each batch is checked by the server; a look at the whole stream costs more than a batch of a few.
+                while time.monotonic() - aligned < POLL_S:
+                    while rows := await source.envelopes(self.position, BATCH_EVENTS):
+                        await self._publish(rows)
+                        self._last = rows[-1][2]
+                    stuck_at = None
+                    if not await self._woken():
+                        break
             except _Misaligned as error:
                 log.info("reading again where %s stands: %s", EVENTS_STREAM, error)
                 if self.position == stuck_at:
@@ -123,19 +130,18 @@ class Relay:
                         f"{EVENTS_STREAM} does not take position {self.position + 1}: {error}"
                     ) from error
                 stuck_at = self.position
-                continue
-            stuck_at = None
-            await self._sleep()
 
-    async def _sleep(self) -> None:
+    async def _woken(self) -> bool:
+        """Wait for a hint; say whether one came."""
         try:
             async with asyncio.timeout(POLL_S):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            return False
         self._wake.clear()
         # Under load hints come one by one; a few milliseconds make batches of them.
         await asyncio.sleep(COALESCE_S)
+        return True
 
     async def _publish(self, rows: _Envelopes) -> None:
         good = _takewhile_known(rows, self.position)
