@@ -24,9 +24,10 @@ LEASE_MS = 6_000
 class MovedClock:
     def __init__(self) -> None:
         self.ms = 1_000_000
+        self.set_by_ms = 0
 
     def now_us(self) -> int:
-        return self.ms * 1_000
+        return (self.ms + self.set_by_ms) * 1_000
 
     def boot_ms(self) -> int:
         return self.ms
@@ -282,3 +283,33 @@ async def test_priorities_go_first_and_jobs_take_turns(bench):
         order.append(AttemptKey(given.task, 1))
     jobs = [bench.engine.task_jobs[key.task] for key in order]
     assert jobs == [one.id, two.id, one.id, two.id]
+
+
+@pytest.mark.parametrize("hours", [-1, 1, 24])
+async def test_a_deadline_comes_when_it_would_have_come_however_the_wall_clock_is_set(hours, bench):
+    job = await bench.submit()
+    await bench.pass_time(60_000, step_ms=2_000)
+    bench.clock.set_by_ms = hours * 3_600_000
+    await bench.pass_time(3_600_000 - 62_000, step_ms=2_000)
+    assert job.end is None
+    await bench.pass_time(4_000, step_ms=2_000)
+    assert job.end is not None
+    assert "JobFailed" in [event.type for event in bench.log.events]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_pause_before_a_retry_lasts_as_long_however_the_wall_clock_is_set(hours, bench):
+    job = await bench.submit()
+    pull = bench.pull()
+    await bench.settled()
+    (task,) = job.tasks.values()
+    assert (await pull).assignments
+    bench.engine.lose(task.id, 1, "lease_expired")
+    await bench.settled()
+    pause_us = task.not_before_us - bench.engine.now_us()
+    bench.clock.set_by_ms = hours * 3_600_000
+    bench.engine.tick()
+    assert task.not_before_us - bench.engine.now_us() == pause_us
+    pull = bench.pull()
+    await bench.pass_time(pause_us // 1_000 + 1_000)
+    assert [one.attempt for one in (await pull).assignments] == [2]

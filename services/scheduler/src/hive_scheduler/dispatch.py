@@ -293,7 +293,7 @@ class Dispatcher:
 
     def _assign(self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked) -> None:
         assert state.session is not None
-        command = tasks.Assign(state.id, state.session, self._lease_ms, self._clock.now_us(), picked.placement)
+        command = tasks.Assign(state.id, state.session, self._lease_ms, self._engine.now_us(), picked.placement)
         number = len(task.attempts) + 1
         self.hold(state.id, state.session, task, number)
         assignment = self._assignment(job, task, number)

@@ -43,6 +43,9 @@ ENDED_TASKS_MAX: Final = 20_000
 from the log. A task is about a kilobyte, and what the garbage collector walks through while everybody waits."""
 FETCH_BACKOFF_S: Final = 0.5
 
+JUMP_US_MIN: Final = 1_000_000
+"""A wall clock that moves by less against the boot clock is being corrected, not set."""
+
 ACTOR: Final = "scheduler"
 
 
@@ -91,9 +94,35 @@ class Engine:
         self._settling = False
         self._loaded: dict[str, dict[str, bytes | None]] = {}
         self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._offset_us = clock.now_us() - clock.boot_ms() * 1_000
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._deadlines: list[tuple[int, str]] = []
+
+    # --- time ---
+
+    def now_us(self) -> int:
+        """Return the time that decisions count by: the boot clock, set by the wall clock to within a second.
+
+        Where somebody sets the wall clock, everything that is planned moves along with it: what was to happen in
+        five minutes still happens in five minutes. A new leader has nothing but the wall clock to go by.
+        """
+        boot_us = self._clock.boot_ms() * 1_000
+        jump_us = self._clock.now_us() - boot_us - self._offset_us
+        if abs(jump_us) > JUMP_US_MIN:
+            self._offset_us += jump_us
+            self._move_plans(jump_us)
+        return boot_us + self._offset_us
+
+    def _move_plans(self, by_us: int) -> None:
+        log.warning("the wall clock jumped by %+.3f s", by_us / 1_000_000)
+        for job in self.jobs.values():
+            job.deadline_us += by_us
+            for task in job.tasks.values():
+                if task.not_before_us:
+                    task.not_before_us += by_us
+        self._deadlines = [(due_us + by_us, job_id) for due_us, job_id in self._deadlines]
+        self._timers = [(due_us + by_us, number, call) for due_us, number, call in self._timers]
 
     # --- jobs in and out ---
 
@@ -166,7 +195,7 @@ class Engine:
 
     def report(self, job: JobState, task: TaskState, report: tasks.Report) -> tasks.Verdict:
         """Decide what a report changes, and return what it counted for. The caller settles and waits."""
-        closing = job.end is not None or job.closing(self._clock.now_us()) is not None
+        closing = job.end is not None or job.closing(self.now_us()) is not None
         verdict = tasks.verdict(task, report, closing)
         self.apply(job, task.id, tasks.decide(task, report, closing))
         return verdict
@@ -176,7 +205,7 @@ class Engine:
         found = self.find_task(task_id)
         if found is not None:
             job, task = found
-            self.apply(job, task_id, tasks.decide(task, tasks.Lose(attempt, reason, self._clock.now_us())))
+            self.apply(job, task_id, tasks.decide(task, tasks.Lose(attempt, reason, self.now_us())))
 
     # --- progress ---
 
@@ -202,7 +231,7 @@ class Engine:
 
     def tick(self) -> None:
         """Run the timers and deadlines that are due."""
-        now_us = self._clock.now_us()
+        now_us = self.now_us()
         while self._deadlines and self._deadlines[0][0] <= now_us:
             self.poke(heapq.heappop(self._deadlines)[1])
         while self._timers and self._timers[0][0] <= now_us:
@@ -215,7 +244,7 @@ class Engine:
     def _advance(self, job: JobState) -> None:
         loaded = self._loaded.get(job.id, {})
         evaluator = Evaluator(self.schemas, loaded, self._blobs.stored)
-        decisions = jobs.due(job, self._clock.now_us(), evaluator)
+        decisions = jobs.due(job, self.now_us(), evaluator)
         event_count = byte_count = 0
         while event_count < CHUNK_EVENTS_MAX and byte_count < CHUNK_BYTES_MAX:
             try:
@@ -321,13 +350,13 @@ class Engine:
 
     def enqueue(self, job: JobState, task: TaskState) -> None:
         """Put a ready task into the queue, now or when its pause is over."""
-        if task.not_before_us > self._clock.now_us():
+        if task.not_before_us > self.now_us():
             self._at(task.not_before_us, lambda: self._enqueue_if_ready(job, task))
         else:
             self._enqueue_if_ready(job, task)
 
     def _enqueue_if_ready(self, job: JobState, task: TaskState) -> None:
-        if task.status == "ready" and job.end is None and job.closing(self._clock.now_us()) is None:
+        if task.status == "ready" and job.end is None and job.closing(self.now_us()) is None:
             self.queue.push(job.priority, self.need_of(job, task), job.id, task.id)
 
     def _new_event(

@@ -134,7 +134,7 @@ class Submissions:
             input=await self._input_of(spec, request),
             agents=agents,
             request_digest=_digest_of(request),
-            deadline_us=self._clock.now_us() + spec.deadline_ms * 1_000,
+            deadline_us=self._engine.now_us() + spec.deadline_ms * 1_000,
             priority=spec.priority,
             caller=request.caller,
         )
