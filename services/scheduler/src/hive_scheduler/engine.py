@@ -93,6 +93,7 @@ class Engine:
         self._dirty: OrderedDict[str, None] = OrderedDict()
         self._settling = False
         self._loaded: dict[str, dict[str, bytes | None]] = {}
+        self._stored: dict[str, list[str]] = {}
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._offset_us = clock.now_us() - clock.boot_ms() * 1_000
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
@@ -259,7 +260,7 @@ class Engine:
                 self.committer.after(lambda _: self._resume(job.id))
                 return
             if decision is None:
-                self._loaded.pop(job.id, None)
+                self._forget_blobs(job)
                 return
             event_count += len(decision.events)
             byte_count += self.apply(job, decision.stream, decision.events)
@@ -272,11 +273,16 @@ class Engine:
     def _fetch(self, job: JobState, needed: BlobsNeeded) -> None:
         async def fetch() -> None:
             loaded = self._loaded.setdefault(job.id, {})
+            for digest in self._stored.pop(job.id, ()):
+                # Its task exists by now; a fork would else hold all of its inputs here.
+                loaded.pop(digest, None)
             try:
                 for digest in needed.load:
                     loaded[digest] = await self._patiently(self._blobs.load, digest)
                 for data in needed.store:
-                    loaded[await self._patiently(self._blobs.put, data)] = data
+                    digest = await self._patiently(self._blobs.put, data)
+                    loaded[digest] = data
+                    self._stored.setdefault(job.id, []).append(digest)
             except HiveError as error:
                 job.broken = events.JobFailed(error.code, error.message)
 
@@ -289,6 +295,10 @@ class Engine:
         task = asyncio.create_task(fetch(), name=f"blobs-{job.id}")
         self._fetching[job.id] = task
         task.add_done_callback(done)
+
+    def _forget_blobs(self, job: JobState) -> None:
+        self._loaded.pop(job.id, None)
+        self._stored.pop(job.id, None)
 
     async def _patiently(self, call: Callable[[A], Awaitable[R]], argument: A) -> R:
         while True:
@@ -338,7 +348,7 @@ class Engine:
             self.poke(job.id)
             return
         del self.jobs[job.id]
-        self._loaded.pop(job.id, None)
+        self._forget_blobs(job)
         jobs.forget_values(job)
         self.ended[job.id] = job
         self._ended_tasks += len(job.tasks)

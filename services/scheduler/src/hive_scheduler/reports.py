@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from hive_common.contracts import events
+from hive_common.contracts import events, values
 from hive_common.contracts.events import FAILURE_CODES, Event
 from hive_common.contracts.limits import DETAIL_BYTES_MAX, INLINE_BYTES_MAX, KIB, LOG_BYTES_MAX, OUTPUT_BYTES_MAX
 from hive_common.contracts.messages import AttemptReport, ReportReply, ReportRequest, ReportResult
@@ -83,7 +83,7 @@ class Reports:
             case "started":
                 return tasks.Start(number, executor, session, report.started_us)
             case "cancelled":
-                return tasks.GiveBack(number, executor, session, self._engine.now_us())
+                return tasks.GiveBack(number, executor, session, self._clock.now_us())
             case "succeeded":
                 return await self._succeeded(executor, report)
             case "failed":
@@ -99,8 +99,16 @@ class Reports:
         if violation is not None:
             code, message = violation
             return await self._failed(executor, report, code, message)
-        log = await self._log(report)
-        return tasks.Succeed(report.attempt, executor, report.session, report.output, report.usage, log)
+        output, log = await self._output(report.output, found), await self._log(report)
+        return tasks.Succeed(report.attempt, executor, report.session, output, report.usage, log)
+
+    async def _output(self, output: Value, found: tuple[JobState, TaskState] | None) -> Value:
+        """Return an output as it is kept: as a blob where its job has as much inline as a job may have."""
+        raw = output.raw
+        if raw is None or found is None or found[0].takes_inline(len(raw)):
+            return output
+        await self._blobs.put(raw)
+        return values.by_digest(raw)
 
     async def _failed(self, executor: str, report: AttemptReport, code: str, message: str) -> tasks.Fail:
         return tasks.Fail(
@@ -108,7 +116,7 @@ class Reports:
             executor=executor,
             session=report.session,
             code=code,
-            now_us=self._engine.now_us(),
+            now_us=self._clock.now_us(),
             message=message[:MESSAGE_CHARACTERS_MAX],
             detail=report.detail.encode()[:DETAIL_BYTES_MAX].decode(errors="ignore"),
             usage=report.usage,

@@ -24,6 +24,14 @@ class Value(msgspec.Struct, frozen=True, omit_defaults=True):
         return None if isinstance(self.inline, msgspec.UnsetType) else bytes(self.inline)
 
 
+def inline_bytes(value: Value | None) -> int:
+    """Return how many bytes ride with a value: none where it is named by its digest, or there is no value."""
+    if value is None or isinstance(value.inline, msgspec.UnsetType):
+        return 0
+    # Not `size_bytes`, which is what others say about it.
+    return memoryview(value.inline).nbytes
+
+
 def digest_of(data: bytes) -> str:
     """Return `sha256:<hex>`, the OCI digest of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -65,7 +65,8 @@ class Evaluator(Inputs):
         passed = _passed_on(job, template)
         if passed is not None:
             return passed
-        return self._value(values.encode_json(template.resolve(self._scope(job, (template,)))))
+        data = values.encode_json(template.resolve(self._scope(job, (template,))))
+        return self._value(data, values.fits_inline(data))
 
     def _resolved_input(self, job: JobState, state: StepState, index: int) -> Value:
         template = state.step.input
@@ -82,7 +83,7 @@ class Evaluator(Inputs):
                 f"{_where(state, index)}: has {len(data)} bytes; expected at most {TASK_INPUT_BYTES_MAX}",
                 path=template.path,
             )
-        return self._value(data)
+        return self._value(data, values.fits_inline(data) and job.takes_inline(len(data)))
 
     def _check(self, check: Check, value: Value, state: StepState, index: int) -> None:
         violation = check.violation(self._bytes_of(value))
@@ -137,8 +138,8 @@ class Evaluator(Inputs):
             name = value.digest or "a value"
             raise InvalidArgument(f"{name} is not JSON: {error}") from error
 
-    def _value(self, data: bytes) -> Value:
-        if values.fits_inline(data):
+    def _value(self, data: bytes, inline: bool) -> Value:
+        if inline:
             return values.inline(data)
         value = values.by_digest(data)
         assert value.digest is not None

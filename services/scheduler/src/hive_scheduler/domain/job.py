@@ -12,6 +12,7 @@ import msgspec
 from hive_common.contracts import values
 from hive_common.contracts.events import (
     AgentRef,
+    AttemptSucceeded,
     Event,
     JobCancelled,
     JobCancelRequested,
@@ -23,6 +24,7 @@ from hive_common.contracts.events import (
     TaskFailed,
     TaskReady,
 )
+from hive_common.contracts.limits import KIB, MIB
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
@@ -34,6 +36,12 @@ from hive_scheduler.domain.task import STATUSES, TERMINAL, TaskState
 Closing = Literal["job_cancelled", "job_failed", "deadline"]
 
 DEADLINE_CODE: Final = "deadline_exceeded"
+
+INLINE_BYTES_MAX: Final = 32 * MIB
+"""Inline inputs and outputs of one open job, which are in the leader's memory; beyond it values are stored as
+blobs and named by their digest."""
+SMALL_BYTES: Final = KIB
+"""Values up to this size are inline all the same: a blob would cost more than it spares."""
 
 
 class Decision(NamedTuple):
@@ -95,6 +103,11 @@ class JobState:
         self.failed: TaskState | None = None
         self.end: Event | None = None
         self.broken: JobFailed | None = None
+        self.inline_bytes = 0
+
+    def takes_inline(self, byte_count: int) -> bool:
+        """Whether another value of so many bytes may be inline."""
+        return byte_count <= SMALL_BYTES or self.inline_bytes + byte_count <= INLINE_BYTES_MAX
 
     def closing(self, now_us: int) -> Closing | None:
         """Return why the job takes no more results, or None while it does."""
@@ -329,8 +342,12 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
     task = job.tasks.get(stream)
     if task is None:
         raise CorruptLog(f"job {job.id}: {type(event).__name__} of an unknown task {stream}", job=job.id)
-    before = task.status
+    before, given = task.status, task.input
     tasks.evolve(task, event)
+    if isinstance(event, AttemptSucceeded):
+        job.inline_bytes += values.inline_bytes(event.output)
+    if task.input is not given:
+        job.inline_bytes += values.inline_bytes(task.input) - values.inline_bytes(given)
     if task.status != before:
         counts = job.steps[task.step].counts
         counts[before] -= 1
@@ -350,6 +367,7 @@ def _add_task(job: JobState, task: TaskState) -> TaskState:
     state.tasks.append(task)
     state.counts[task.status] += 1
     job.tasks[task.id] = task
+    job.inline_bytes += values.inline_bytes(task.input)
     return task
 
 
