@@ -83,7 +83,7 @@ class Reports:
             case "started":
                 return tasks.Start(number, executor, session, report.started_us)
             case "cancelled":
-                return tasks.GiveBack(number, executor, session, self._clock.now_us())
+                return tasks.GiveBack(number, executor, session, self._engine.now_us())
             case "succeeded":
                 return await self._succeeded(executor, report)
             case "failed":
@@ -116,7 +116,7 @@ class Reports:
             executor=executor,
             session=report.session,
             code=code,
-            now_us=self._clock.now_us(),
+            now_us=self._engine.now_us(),
             message=message[:MESSAGE_CHARACTERS_MAX],
             detail=report.detail.encode()[:DETAIL_BYTES_MAX].decode(errors="ignore"),
             usage=report.usage,
