@@ -52,14 +52,14 @@ bench: setup ## measure, each figure beside its reference in the same run
 bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
 	@$(BIN)/python -m benchmarks.long
 
-bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
-	@$(BIN)/python -m benchmarks.long
-
 bench-peers: setup ## install what the benchmarks compare with, in an environment of its own
 	@$(BIN)/python -m benchmarks.peer_runs
 
 hostile: setup ## the whole corpus of guests that mean harm: large compile bombs, 300 random modules
 	@HIVE_HOSTILE=full $(BIN)/pytest -q -rP executor/tests/sandbox/test_hostile.py
+
+wasi-testsuite: setup ## the programs of the public WASI test suite, from a checkout: SUITE=/path/to/wasi-testsuite/tests
+	@HIVE_WASI_TESTSUITE=$(SUITE) $(BIN)/pytest -q -rPs executor/tests/sandbox/test_wasi_programs.py -k public_suite
 
 chaos: setup ## the long chaos runs: every process killed at random moments, more seeds
 	@HIVE_CHAOS_ROUNDS=$${HIVE_CHAOS_ROUNDS:-10} $(BIN)/pytest -q -m chaos tests/chaos

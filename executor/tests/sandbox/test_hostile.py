@@ -265,9 +265,10 @@ async def test_a_million_one_byte_writes_end_in_time(watched: RunnerPool, module
     assert len(outcome.log) <= 10_000 // 32
 
 
-DAMAGED = 200 if FULL else 12
+DAMAGED = 100 if FULL else 12
 
 
+@pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("name", ["echo", "echo_component"])
 async def test_damaged_modules_end_with_a_named_code(
     watched: RunnerPool, module: Module, cache_dir: Path, tmp_path: Path, name: str

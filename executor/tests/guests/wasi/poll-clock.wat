@@ -1,0 +1,16 @@
+;; A wait of a millisecond ends with one event that carries its mark.
+(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll_oneoff (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 2)
+  (func $must (param $holds i32) (param $code i32)
+    (if (i32.eqz (local.get $holds)) (then (call $proc_exit (local.get $code)))))
+  (func (export "_start")
+    (i64.store (i32.const 0) (i64.const 7))
+    (i32.store8 (i32.const 8) (i32.const 0))
+    (i32.store (i32.const 16) (i32.const 1))
+    (i64.store (i32.const 24) (i64.const 1000000))
+    (call $must (i32.eqz (call $poll_oneoff (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 256))) (i32.const 1))
+    (call $must (i32.eq (i32.load (i32.const 256)) (i32.const 1)) (i32.const 2))
+    (call $must (i64.eq (i64.load (i32.const 128)) (i64.const 7)) (i32.const 3))
+    (call $must (i32.eqz (i32.load16_u (i32.const 136))) (i32.const 4))))
