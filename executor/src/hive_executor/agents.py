@@ -48,14 +48,10 @@ class Agents:
             Unavailable: it could not be fetched now.
         """
         known = self._programs.get(ref.digest)
-        if known is not None and await self._is_there(known):
+        if known is not None and _is_there(known):
             self._programs.move_to_end(ref.digest)
             return known
         return await self._flights.join(ref.digest, lambda: self._load(ref.digest))
-
-    async def _is_there(self, program: Program) -> bool:
-        path = program.module_path
-        return path is None or await asyncio.to_thread(path.exists)
 
     async def _load(self, digest: str) -> Program:
         package = await unpack(self._blobs.fetch, digest)
@@ -66,6 +62,11 @@ class Agents:
         while len(self._programs) > 1 and sum(map(_source_bytes, self._programs.values())) > SOURCES_BYTES_MAX:
             self._programs.popitem(last=False)
         return program
+
+
+def _is_there(program: Program) -> bool:
+    # A look at the cache takes microseconds; a thread for it would take ten times that.
+    return program.module_path is None or program.module_path.exists()
 
 
 async def program_of(package: AgentPackage, modules: FolderCache) -> Program:

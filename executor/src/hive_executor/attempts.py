@@ -52,7 +52,7 @@ class Ending(enum.Enum):
 
 
 class Held:
-    """One attempt between its assignment and its outcome on disk."""
+    """One attempt between its assignment and its outcome in the spool."""
 
     def __init__(self, assignment: Assignment, key: AttemptKey) -> None:
         self.assignment = assignment
@@ -70,7 +70,7 @@ class Attempts:
 
     Args:
         session: of this process; stands in every outcome.
-        on_change: called when a slot is free again or an outcome is on disk.
+        on_change: called when a slot is free again or an outcome is in the spool.
         on_started: takes a `started` report of an attempt that runs longer than 500 ms.
     """
 
@@ -198,7 +198,7 @@ class Attempts:
             self._seen.popitem(last=False)
 
     async def _attempt(self, held: Held) -> None:
-        """From the assignment to the outcome on disk, however it ends."""
+        """From the assignment to the outcome in the spool, however it ends."""
         held.has_begun = True
         try:
             try:
@@ -208,7 +208,7 @@ class Attempts:
                 self._unfinished -= 1
             if report is not None:
                 ATTEMPTS.labels(report.status, report.code or "").inc()
-                await self._spool.add(report)
+                self._spool.add(report)
             else:
                 ATTEMPTS.labels("discarded", "").inc()
         finally:

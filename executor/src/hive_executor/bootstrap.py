@@ -96,6 +96,7 @@ class Executor:
             self._link,
             self._spool,
             session,
+            is_busy=lambda: self._attempts.is_busy,
             on_change=lambda: self._pulls.poke(),
             on_late=self._attempts.discard,
         )

@@ -14,7 +14,7 @@ SLOTS = Gauge("hive_executor_slots", "Guests that may run at the same time")
 SANDBOX_LAYERS = Gauge(
     "hive_executor_sandbox_layer", "Whether all runners have this layer around the engine: 1 or 0", ["layer"]
 )
-SPOOL_REPORTS = Gauge("hive_executor_spool_reports", "Outcomes on disk that are not yet committed")
+SPOOL_REPORTS = Gauge("hive_executor_spool_reports", "Outcomes that are not yet committed")
 SPOOL_BYTES = Gauge("hive_executor_spool_bytes", "Size of those outcomes")
 SPOOL_QUARANTINED = Counter("hive_executor_spool_quarantined_total", "Spool files set aside as damaged")
 PULLS = Counter("hive_executor_pulls_total", "Pulls, by how they ended", ["result"])

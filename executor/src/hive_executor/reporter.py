@@ -30,6 +30,9 @@ ANSWER_S: Final = 5.0
 BATCH_MAX: Final = 500
 """The scheduler takes 1,000 reports at once; this many, with as many starts, are below that."""
 
+GATHER_S: Final = 0.01
+"""While there is more to do anyway, outcomes of this time share a report, and then a commit."""
+
 _ENVELOPE_BYTES: Final = 1024
 
 
@@ -44,6 +47,7 @@ class Reporter:
     """One report under way at a time; whatever ends meanwhile goes with the next one.
 
     Args:
+        is_busy: whether more outcomes are about to come, so that waiting for them a moment costs nothing.
         on_change: called when outcomes were answered.
         on_late: takes attempts that run here but that the scheduler has given up.
     """
@@ -54,12 +58,14 @@ class Reporter:
         spool: Spool,
         session: str,
         *,
+        is_busy: Callable[[], bool],
         on_change: Callable[[], None],
         on_late: Callable[[Iterable[AttemptKey]], None],
     ) -> None:
         self._link = link
         self._spool = spool
         self._session = session
+        self._is_busy = is_busy
         self._on_change = on_change
         self._on_late = on_late
         self._started: dict[AttemptKey, AttemptReport] = {}
@@ -70,7 +76,7 @@ class Reporter:
         link.on_reset(self._on_reset)
 
     def wake(self) -> None:
-        """Say that an outcome is on disk."""
+        """Say that there is an outcome."""
         self._wake.set()
 
     def started(self, report: AttemptReport) -> None:
@@ -85,6 +91,8 @@ class Reporter:
             await self._wake.wait()
             self._wake.clear()
             while self._spool or self._started:
+                if self._is_busy():
+                    await asyncio.sleep(GATHER_S)
                 try:
                     await self._report()
                     backoff.reset()

@@ -1,7 +1,9 @@
-"""Outcomes on disk until the scheduler has committed them.
+"""Outcomes until the scheduler has committed them; on disk, unless that takes it no longer than a moment.
 
-Order of an outcome: written and synced, reported, committed by the scheduler, forgotten. A crash at any point
-leaves it either here or committed; at worst it is reported twice, which the scheduler sees.
+An outcome is reported from here at once. What is not answered within `WRITE_AFTER_S` is written and synced, and
+what has been answered by then never costs a write. A crash leaves an outcome on disk, or committed, or, in its
+first moment, nowhere: then the attempt is lost as if the crash had come before its end. At worst it is reported
+twice, which the scheduler sees.
 
 Files are segments `<number>.spool`: a magic line, then records
 
@@ -16,7 +18,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,8 +35,8 @@ SEGMENT_BYTES_MAX: Final = 4 << 20
 RECORD_BYTES_MAX: Final = 2 << 20
 QUARANTINED_MAX: Final = 8
 RETRY_S: Final = 1.0
-GATHER_S: Final = 0.004
-"""While there is more to do anyway, outcomes of this time share a sync, and then a report."""
+WRITE_AFTER_S: Final = 0.01
+"""A commit takes a few milliseconds. Outcomes of this time that are not answered share a sync."""
 
 _HEADER: Final = struct.Struct(">cII")
 _REPORT: Final = b"R"
@@ -45,20 +47,12 @@ _decode_key = msgspec.json.Decoder(AttemptKey).decode
 
 
 class Spooled(NamedTuple):
-    """An outcome that is on disk."""
+    """An outcome that is not committed yet. `segment` is 0 until it is on disk."""
 
     key: AttemptKey
     session: str
     body: bytes
     segment: int
-
-
-class Addition(NamedTuple):
-    """An outcome that waits for the disk."""
-
-    report: AttemptReport
-    body: bytes
-    done: asyncio.Future[None]
 
 
 class Spool:
@@ -68,23 +62,21 @@ class Spool:
         folder: made when missing; this process MUST be the only one that uses it.
         reports_max: `is_full` from here on. What runs already may still be added.
         bytes_max: the same in bytes.
-        is_busy: whether more outcomes are about to come, so that waiting for them a moment costs nothing.
     """
 
-    def __init__(
-        self, folder: Path, *, reports_max: int, bytes_max: int, is_busy: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, folder: Path, *, reports_max: int, bytes_max: int) -> None:
         self._folder = folder
         self._reports_max = reports_max
         self._bytes_max = bytes_max
-        self._is_busy = is_busy
         self._pending: dict[AttemptKey, Spooled] = {}
         self._pending_bytes = 0
         self._segments: dict[int, int] = {}  # pending records by segment
+        self._unwritten: dict[AttemptKey, Spooled] = {}
+        self._all_written = asyncio.Event()
+        self._all_written.set()
         self._active = 0
         self._active_bytes = 0
         self._file: int | None = None
-        self._additions: list[Addition] = []
         self._settled: list[AttemptKey] = []
         self._wake = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -120,9 +112,8 @@ class Spool:
         loop = asyncio.get_running_loop()
         try:
             if self._file is not None:
-                await loop.run_in_executor(
-                    self._disk, self._flush, self._additions, self._settled, not self._pending
-                )
+                additions = list(self._unwritten.values())
+                await loop.run_in_executor(self._disk, self._flush, additions, self._settled, self._none_on_disk)
         except OSError as error:
             log.error("%s: cannot be written: %s", self._folder, error.strerror or error)
         finally:
@@ -137,7 +128,7 @@ class Spool:
 
     @property
     def keys(self) -> tuple[AttemptKey, ...]:
-        """The attempts whose outcome is on disk, oldest first."""
+        """The attempts whose outcome is here, oldest first."""
         return tuple(self._pending)
 
     @property
@@ -151,21 +142,32 @@ class Spool:
         """Say whether outcomes of an earlier session are left."""
         return any(spooled.session != session for spooled in self._pending.values())
 
-    async def add(self, report: AttemptReport) -> None:
-        """Keep an outcome; returns once it is on disk. A disk that fails is tried again until it works."""
-        done = asyncio.get_running_loop().create_future()
-        self._additions.append(Addition(report, msgspec.json.encode(report), done))
+    def add(self, report: AttemptReport) -> None:
+        """Keep an outcome. A disk that fails is tried again until it works."""
+        key = AttemptKey(report.task, report.attempt)
+        spooled = self._pending[key] = self._unwritten[key] = Spooled(
+            key, report.session, msgspec.json.encode(report), 0
+        )
+        self._pending_bytes += len(spooled.body)
+        self._all_written.clear()
+        self._measure()
         self._wake.set()
-        await asyncio.shield(done)
+
+    async def written(self) -> None:
+        """Return when every outcome is on disk or committed."""
+        await self._all_written.wait()
 
     def settle(self, keys: Iterable[AttemptKey]) -> None:
         """Forget outcomes that the scheduler has answered."""
         for key in keys:
             spooled = self._pending.pop(key, None)
-            if spooled is not None:
-                self._pending_bytes -= len(spooled.body)
-                self._segments[spooled.segment] -= 1
+            if spooled is None:
+                continue
+            self._pending_bytes -= len(spooled.body)
+            if self._unwritten.pop(key, None) is None:
                 self._settled.append(key)
+                if spooled.segment:
+                    self._segments[spooled.segment] -= 1
         self._measure()
         self._wake.set()
 
@@ -181,47 +183,62 @@ class Spool:
         return chosen
 
     async def run(self) -> None:
-        """Write what is added, one sync for all that came meanwhile. Ends only by being cancelled."""
+        """Write what is not answered soon, one sync for all that came meanwhile. Ends only by being cancelled."""
         while True:
             await self._wake.wait()
-            if self._is_busy():
-                await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(WRITE_AFTER_S)
             self._wake.clear()
-            additions, self._additions = self._additions, []
+            unwritten, self._unwritten = self._unwritten, {}
             settled, self._settled = self._settled, []
-            # Decided here: `settle` may run on this thread while the disk works.
-            is_empty = not self._pending
-            flushing = asyncio.get_running_loop().run_in_executor(
-                self._disk, self._flush, additions, settled, is_empty
-            )
-            try:
-                await asyncio.shield(flushing)
-            except asyncio.CancelledError:
-                # The disk goes on; what it wrote must be known to whoever closes this.
-                await asyncio.wait({flushing})
-                if flushing.exception() is None:
-                    self._take(additions, flushing.result())
-                raise
-            except OSError as error:
-                self.problem = f"{self._folder}: cannot be written: {error.strerror or error}"
-                log.error("%s; trying again", self.problem)
-                self._additions = additions + self._additions
-                self._settled = settled + self._settled
-                await asyncio.sleep(RETRY_S)
-                self._wake.set()
-            else:
-                self.problem = None
+            if unwritten or settled:
+                await self._written(unwritten, settled)
+            if not self._unwritten:
+                self._all_written.set()
+
+    async def _written(self, unwritten: dict[AttemptKey, Spooled], settled: list[AttemptKey]) -> None:
+        additions = list(unwritten.values())
+        # Decided here: `settle` may run on this thread while the disk works.
+        flushing = asyncio.get_running_loop().run_in_executor(
+            self._disk, self._flush, additions, settled, self._none_on_disk
+        )
+        try:
+            await asyncio.shield(flushing)
+        except asyncio.CancelledError:
+            # The disk goes on; what it wrote must be known to whoever closes this.
+            await asyncio.wait({flushing})
+            if flushing.exception() is None:
                 self._take(additions, flushing.result())
+            else:
+                self._put_back(unwritten, settled)
+            raise
+        except OSError as error:
+            self.problem = f"{self._folder}: cannot be written: {error.strerror or error}"
+            log.error("%s; trying again", self.problem)
+            self._put_back(unwritten, settled)
+            await asyncio.sleep(RETRY_S)
+            self._wake.set()
+        else:
+            self.problem = None
+            self._take(additions, flushing.result())
 
-    def _take(self, additions: list[Addition], segment: int) -> None:
-        """Count outcomes that are on disk now."""
-        for report, body, done in additions:
-            self._remember(Spooled(AttemptKey(report.task, report.attempt), report.session, body, segment))
-            if not done.done():
-                done.set_result(None)
-        self._measure()
+    @property
+    def _none_on_disk(self) -> bool:
+        return not any(self._segments.values())
 
-    def _flush(self, additions: list[Addition], settled: list[AttemptKey], is_empty: bool) -> int:
+    def _put_back(self, unwritten: dict[AttemptKey, Spooled], settled: list[AttemptKey]) -> None:
+        """Have outcomes written again that may or may not be on disk, but for those that were settled meanwhile."""
+        again = {key: spooled for key, spooled in unwritten.items() if key in self._pending}
+        self._unwritten = again | self._unwritten
+        self._settled = settled + self._settled
+
+    def _take(self, additions: list[Spooled], segment: int) -> None:
+        """Count outcomes that are on disk now; those that were settled meanwhile are settled there next."""
+        for spooled in additions:
+            if spooled.key in self._pending:
+                self._pending[spooled.key] = spooled._replace(segment=segment)
+                self._segments[segment] = self._segments.get(segment, 0) + 1
+
+    def _flush(self, additions: list[Spooled], settled: list[AttemptKey], is_empty: bool) -> int:
         """Runs on the disk thread, while `run` waits for it."""
         if self._active_bytes > SEGMENT_BYTES_MAX or self._file is None:
             self._start_segment(self._active + 1)
@@ -230,7 +247,7 @@ class Spool:
         elif settled:
             self._write(_record(_SETTLED, msgspec.json.encode(key)) for key in settled)
         if additions:
-            self._write(_record(_REPORT, body) for _, body, _ in additions)
+            self._write(_record(_REPORT, spooled.body) for spooled in additions)
             self._sync()
         return self._active
 
