@@ -5,9 +5,7 @@ the same cut has to lose acknowledged commits of a PostgreSQL with `fsync=off`, 
 JetStream with its default `sync_interval`. A rig that loses nothing there proves nothing elsewhere.
 """
 
-import asyncio
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -15,19 +13,17 @@ import signal
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nats
 import psycopg
 import pytest
 import yaml
-from hive_common.contracts.messages import EVENTS_STREAM
 from hive_common.testing.faults import PowerDisk, lacking, settled_on
 from hive_common.testing.installation import Installation, wait_until
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.postgres import EmbeddedPostgres
-from hive_common.testing.witness import Witness
+from hive_common.testing.witness import Witness, published
 
 pytestmark = [
     pytest.mark.chaos,
@@ -181,22 +177,6 @@ def cut(installation, disk, seed):
 def test_a_machine_without_power_loses_nothing_acknowledged(whole_home):
     for seed in range(CUTS):
         cut(*whole_home, seed)
-
-
-def published(installation):
-    """Return the last position in HIVE_EVENTS."""
-
-    async def ask():
-        settings = json.loads((installation.home / "hive.json").read_text())
-        password = (installation.home / "secrets" / "nats-services").read_text().strip()
-        client = await nats.connect(settings["endpoints"]["nats"], user="services", password=password)
-        try:
-            return (await client.jetstream().stream_info(EVENTS_STREAM)).state.last_seq
-        finally:
-            await client.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, ask()).result()
 
 
 @only_long

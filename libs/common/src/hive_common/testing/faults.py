@@ -235,6 +235,7 @@ def settled_on(folder: Path, make_disk: Callable[[Path], _Disk]) -> Iterator[_Di
     with make_disk(folder) as disk:
         folder.chmod(aside.stat().st_mode)
         shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        _run("sync", "-f", str(folder))
         yield disk
         shutil.rmtree(aside)
         shutil.copytree(folder, aside, symlinks=True)
@@ -282,8 +283,13 @@ class Wire(_Fault):
             _run("ip", "-n", namespace, "link", "set", end, "up")
         _run(*self.in_control(["sysctl", "-qw", f"net.ipv4.conf.{self._end}c.route_localnet=1"]))
         self._nft(
-            f"table ip wire {{ chain door {{ type nat hook prerouting priority dstnat; "
-            f'iifname "{self._end}c" ip daddr {self.address} dnat to 127.0.0.1; }} }}'
+            "wire",
+            door=(
+                "nat",
+                "prerouting",
+                "dstnat",
+                f'iifname "{self._end}c" ip daddr {self.address} dnat to 127.0.0.1',
+            ),
         )
 
     def in_control(self, command: Sequence[str]) -> list[str]:
@@ -294,25 +300,29 @@ class Wire(_Fault):
         """Return the argv that runs `command` on the device. It keeps its pid."""
         return ["ip", "netns", "exec", self.device, *command]
 
+    @property
+    def control_namespace(self) -> Path:
+        """File of the control host's network namespace."""
+        return Path("/run/netns") / self.control
+
     def drop(self) -> None:
         """From now on packets vanish; nobody is told."""
         self.heal()
         self._nft(
-            f"table ip fault {{"
-            f' chain to {{ type filter hook prerouting priority raw; iifname "{self._end}c" drop; }}'
-            f" chain from {{ type filter hook output priority raw; ip daddr 10.203.77.2 drop; }} }}"
+            "fault",
+            there=("filter", "prerouting", "raw", f'iifname "{self._end}c" drop'),
+            back=("filter", "output", "raw", "ip daddr 10.203.77.2 drop"),
         )
 
     def reset(self) -> None:
         """From now on whoever sends anything over TCP gets a reset; new connections are refused."""
         self.heal()
         # Behind the translation of addresses, which a reset has to run through backwards.
+        tcp = "meta l4proto tcp reject with tcp reset"
         self._nft(
-            f"table ip fault {{"
-            f' chain to {{ type filter hook input priority 0; iifname "{self._end}c" meta l4proto tcp'
-            f" reject with tcp reset; }}"
-            f" chain from {{ type filter hook output priority 0; ip daddr 10.203.77.2 meta l4proto tcp"
-            f" reject with tcp reset; }} }}"
+            "fault",
+            there=("filter", "input", "filter", f'iifname "{self._end}c" {tcp}'),
+            back=("filter", "output", "filter", f"ip daddr 10.203.77.2 {tcp}"),
         )
 
     def heal(self) -> None:
@@ -326,9 +336,14 @@ class Wire(_Fault):
             with contextlib.suppress(AssertionError):
                 _run("ip", "netns", "del", namespace)
 
-    def _nft(self, rules: str) -> None:
+    def _nft(self, table: str, **chains: tuple[str, str, str, str]) -> None:
+        """Add a table to the control host: chains of a type, a hook, a priority, and one rule."""
+        parts = [
+            f"chain {name} {{\ntype {kind} hook {hook} priority {priority}\n{rule}\n}}\n"
+            for name, (kind, hook, priority, rule) in chains.items()
+        ]
         with tempfile.NamedTemporaryFile("w", suffix=".nft") as file:
-            file.write(rules + "\n")
+            file.write(f"table ip {table} {{\n{''.join(parts)}}}\n")
             file.flush()
             _run(*self.in_control(["nft", "-f", file.name]))
 

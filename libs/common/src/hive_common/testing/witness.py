@@ -10,16 +10,18 @@ import asyncio
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import aiohttp
 import msgspec
 import nats
+import nats.errors
 import psycopg
 from nats.aio.msg import Msg
 
-from hive_common.contracts.messages import ReportReply, ReportRequest, report_subject
+from hive_common.contracts.messages import EVENTS_STREAM, ReportReply, ReportRequest, report_subject
 from hive_common.kernel.ids import new_id
 from hive_common.testing.installation import TERMINAL, Installation, wait_until
 
@@ -90,6 +92,8 @@ class Witness:
         self.outcomes: dict[Outcome, str] = {}
         """Acknowledged outcomes, `succeeded` or `failed`."""
         self.problems: list[Exception] = []
+        self.refusals: set[str] = set()
+        """Stable codes of the errors that submits got."""
         self.refused = 0
         """Submits that got an error for an answer, each time it came."""
         self.unknown = 0
@@ -202,7 +206,9 @@ class Witness:
                     if answer.status in (200, 201):
                         job: str = (await answer.json())["job_id"]
                         return job
-                    assert answer.status >= 500, f"{answer.status}: {await answer.text()}"
+                    problem = await answer.json(content_type=None)
+                    assert answer.status >= 500, f"{answer.status}: {problem}"
+                    self.refusals.add(problem["code"])
                     self.refused += 1
             except (aiohttp.ClientError, TimeoutError, OSError):
                 pass
@@ -248,3 +254,30 @@ def read(installation: Installation) -> Seen:
                 case _:
                     ends[stream] = ends.get(stream, 0) + 1
     return Seen(jobs, ends, outcomes, tasks)
+
+
+def published(installation: Installation) -> int:
+    """Return the last position in HIVE_EVENTS; 0 while NATS cannot say."""
+    settings = json.loads((installation.home / "hive.json").read_text())
+    password = (installation.home / "secrets" / "nats-services").read_text().strip()
+
+    async def ask() -> int:
+        try:
+            client = await nats.connect(
+                settings["endpoints"]["nats"],
+                user="services",
+                password=password,
+                allow_reconnect=False,
+                error_cb=_ignore,
+            )
+        except (OSError, nats.errors.Error):
+            return 0
+        try:
+            return int((await client.jetstream().stream_info(EVENTS_STREAM)).state.last_seq)
+        except nats.errors.Error:
+            return 0
+        finally:
+            await client.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, ask()).result()
