@@ -22,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[3]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "results", "node_modules")
 TEST_S = 400
 STORM_S = 600
+NO_SHRINKING = """\
+from hypothesis import Phase, settings
+
+settings.register_profile("find", phases=[Phase.explicit, Phase.generate])
+settings.load_profile("find")
+"""
+"""That something is found is enough here; to make the finding small takes minutes."""
 SEEDS = (1, 2, 3)
 """A storm is drawn from a seed: one that happens to miss the moment gets another."""
 
@@ -44,6 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hive-mutations-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+        (tree / "conftest.py").write_text(NO_SHRINKING)
         tests = sorted({test for one in chosen for test in one.tests})
         whole = run_tests(tree, tests)
         if whole.returncode != 0:

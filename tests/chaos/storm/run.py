@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from hive_common.testing.faults import PowerDisk, lacking
 from hive_common.testing.installation import Installation
 
 from tests.chaos.storm import oracle, plan
@@ -50,8 +51,9 @@ class Options:
 class Storm:
     """An installation, its clients, and what strikes it."""
 
-    def __init__(self, options: Options, home: Path) -> None:
+    def __init__(self, options: Options, home: Path, disk: PowerDisk | None) -> None:
         self.options = options
+        self.disk = disk
         self.installation = Installation(home)
         self.processes = Processes(home)
         self.rng = random.Random(options.seed)
@@ -65,7 +67,8 @@ class Storm:
         clients = self._clients()
         home = self.installation.home
         async with Wires(home, self.processes) as wires, Echo(home, random.Random(self.options.seed)) as echo:
-            await self._rage(clients, Strikes(self.installation, self.processes, wires, EXECUTORS, self.rng))
+            strikes = Strikes(self.installation, self.processes, wires, EXECUTORS, self.rng, self.disk)
+            await self._rage(clients, strikes)
             await self._calm()
         audit = await asyncio.to_thread(self.installation.verify)
         history = await asyncio.to_thread(self._history)
@@ -149,8 +152,11 @@ class Storm:
 
 async def storm(options: Options) -> dict[str, Any]:
     """Run one storm in a home of its own and return its line."""
-    home = Path(tempfile.mkdtemp(prefix="hive-storm-"))
-    made = Storm(options, home)
+    folder = Path(tempfile.mkdtemp(prefix="hive-storm-"))
+    home = folder / "home"
+    wants_disk = not lacking("mkfs.ext4", "mount") and (not options.faults or "power cut" in options.faults)
+    disk = PowerDisk(folder / "disk.img", home) if wants_disk else None
+    made = Storm(options, home, disk)
     try:
         line = await made.run()
         if not line["ok"]:
@@ -159,6 +165,8 @@ async def storm(options: Options) -> dict[str, Any]:
     finally:
         await asyncio.to_thread(made.installation.hive, "down", check=False)
         if options.keep:
-            print(f"storm: {home}", file=sys.stderr)
+            print(f"storm: {folder}", file=sys.stderr)
         else:
-            shutil.rmtree(home, ignore_errors=True)
+            if disk is not None:
+                disk.remove()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from hive_common.testing.faults import SlowSync, lacking
+from hive_common.testing.faults import PowerDisk, SlowSync, lacking
 from hive_common.testing.installation import Installation
 from hive_common.testing.proxy import POSTGRES_READY
 
@@ -51,12 +51,20 @@ class Strikes:
         wires: between them.
         executors: how many it has.
         rng: seeded.
+        disk: under its home, where the power can be cut.
     """
 
     def __init__(
-        self, installation: Installation, processes: Processes, wires: Wires, executors: int, rng: random.Random
+        self,
+        installation: Installation,
+        processes: Processes,
+        wires: Wires,
+        executors: int,
+        rng: random.Random,
+        disk: PowerDisk | None,
     ) -> None:
         self._installation = installation
+        self._disk = disk
         self._processes = processes
         self._wires = wires
         self._count = executors
@@ -81,6 +89,8 @@ class Strikes:
         }
         if not lacking("strace"):
             self.kinds["slow fsync"] = self._slow_sync
+        if disk is not None:
+            self.kinds["power cut"] = self._cut_power
 
     async def strike(self, kind: str) -> Strike:
         """Strike, and return when everything is ready again.
@@ -130,6 +140,17 @@ class Strikes:
         struck.ready_at = await self._processes.all_ready({"scheduler": scheduler} if backends else {})
         return struck
 
+    async def _cut_power(self) -> Strike:
+        """The disk under the home loses its power, and what was not synced with it; then all is killed."""
+        assert self._disk is not None
+        tree = family(self._processes.state()["supervisor_pid"])
+        struck = Strike("power cut", time.time())
+        await asyncio.to_thread(self._disk.cut)
+        await asyncio.to_thread(self._installation.kill_everything, tree)
+        await asyncio.to_thread(self._disk.restore)
+        await self._up_again(struck)
+        return struck
+
     async def _kill_during_commit(self) -> Strike:
         """The scheduler dies while the database has not answered for a while: what it said meanwhile was wrong."""
         postgres = self._processes.pid("postgres")
@@ -150,10 +171,13 @@ class Strikes:
         """Everything goes with it; `hive up` goes on where the log stands."""
         struck = Strike("kill supervisor", time.time())
         kill(self._processes.state()["supervisor_pid"])
+        await self._up_again(struck)
+        return struck
+
+    async def _up_again(self, struck: Strike) -> None:
         await asyncio.to_thread(self._installation.up, executors=self._count)
         struck.ready_at = time.time()
         await self._wires.lay()
-        return struck
 
     # --- SIGSTOP, slow disks -------------------------------------------------------------------------------
 
