@@ -11,7 +11,7 @@ import aiohttp
 import grpc.aio
 import msgspec
 import pytest
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
+from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, NotFound, body_of
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
 from hive_common.ops.embedded import free_port
@@ -254,6 +254,25 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
         return models_pb2.ListResponse(models=[models_pb2.Model(name="smollm2:135m", executors=["e"], loaded=True)])
 
 
+class IntakePeer(jobs_pb2_grpc.IntakeServicer):
+    def __init__(self, jobs: JobsPeer) -> None:
+        self.jobs = jobs
+        self.calls: list[int] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def SubmitMany(self, request, context):
+        self.calls.append(len(request.submits))
+        await self.open.wait()
+        results = []
+        for submit in request.submits:
+            try:
+                results.append(jobs_pb2.SubmitResult(taken=await self.jobs.Submit(submit, context)))
+            except HiveError as error:
+                results.append(jobs_pb2.SubmitResult(error_json=msgspec.json.encode(body_of(error))))
+        return jobs_pb2.SubmitManyResponse(results=results)
+
+
 class World:
     """The gateway of a test, its peers, and ways to talk to it."""
 
@@ -263,6 +282,7 @@ class World:
         self.service_key = secrets.token_hex(8)
         self.keys = {name: secrets.token_urlsafe(24) for name in ("admin", "executor")}
         self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
+        self.intake = IntakePeer(self.jobs)
         self.audit, self.models = AuditPeer(), ModelsPeer()
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
@@ -277,6 +297,7 @@ class World:
         server = RpcServer("127.0.0.1", port, key_check(self.service_key))
         if name == "scheduler":
             jobs_pb2_grpc.add_JobsServicer_to_server(self.jobs, server.server)
+            jobs_pb2_grpc.add_IntakeServicer_to_server(self.intake, server.server)
         elif name == "registry":
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)

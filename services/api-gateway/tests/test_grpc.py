@@ -45,6 +45,10 @@ async def test_every_published_service_answers_and_presence_does_not(world, chan
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await executors_pb2_grpc.PresenceStub(channel).List(executors_pb2.PresenceRequest(), metadata=key)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    forged = jobs_pb2.SubmitManyRequest(submits=[jobs_pb2.SubmitRequest(caller="somebody else")])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await jobs_pb2_grpc.IntakeStub(channel).SubmitMany(forged, metadata=key)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_every_method_but_health_needs_an_admin_key(world, channel):
@@ -53,7 +57,7 @@ async def test_every_method_but_health_needs_an_admin_key(world, channel):
         f"/{s.full_name}/{m.name}"
         for names in services
         for n, s in names.items()
-        if n != "Presence"
+        if n not in ("Presence", "Intake")
         for m in s.methods
     ]
     assert len(methods) > 15
@@ -166,7 +170,7 @@ async def test_a_client_that_knows_only_reflection_can_call(world, channel, key)
         "hive.audit.v1.Audit",
         "hive.models.v1.Models",
     } <= names
-    assert "hive.executors.v1.Presence" not in names
+    assert not {"hive.executors.v1.Presence", "hive.jobs.v1.Intake"} & names
     answer = await _reflect(channel, key, file_containing_symbol="hive.jobs.v1.Jobs")
     pool = DescriptorPool()
     for data in answer.file_descriptor_response.file_descriptor_proto:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import pytest
@@ -20,8 +21,56 @@ async def test_submit_answers_201_with_location_and_names_the_caller(world, http
     assert body["existed"] is False and body["position"] > 0
     sent = world.jobs.requests[-1]
     assert sent.caller == world.caller
-    assert world.jobs.metadata[-1]["hive-caller"] == world.caller
     assert world.keys["admin"] not in str(world.jobs.metadata)
+
+
+async def test_submits_that_come_together_go_in_one_call_and_are_refused_one_by_one(world, http):
+    world.intake.open.clear()
+    names = [f"job-{number}" for number in range(20)]
+    bodies = [DOCUMENT.replace(b"squares", name.encode()) for name in names]
+    bodies[7] = b'{"name": "no tasks"}'
+    answers = []
+    for number, body in enumerate(bodies):
+        answers.append(asyncio.create_task(submit(http, body)))
+        # Two calls are under way before the others come.
+        while number < 2 and len(world.intake.calls) <= number:
+            await asyncio.sleep(0.005)
+    while world.gateway.intake.waiting < 18:
+        await asyncio.sleep(0.005)
+    world.intake.open.set()
+    results = await asyncio.gather(*answers)
+    assert world.intake.calls == [1, 1, 18]
+    assert [response.status for response, _ in results] == [201] * 7 + [400] + [201] * 12
+    assert results[7][1]["path"] == "tasks"
+    for number, (_, body) in enumerate(results):
+        if number != 7:
+            assert world.jobs.jobs[body["job_id"]].name == names[number]
+
+
+async def test_a_submit_whose_client_left_before_it_was_sent_is_not_sent(world, http):
+    world.intake.open.clear()
+    first = []
+    for number in range(2):
+        first.append(asyncio.create_task(submit(http)))
+        while len(world.intake.calls) <= number:
+            await asyncio.sleep(0.005)
+    left = asyncio.create_task(submit(http, DOCUMENT.replace(b"squares", b"unwanted")))
+    while world.gateway.intake.waiting < 1:
+        await asyncio.sleep(0.005)
+    left.cancel()
+    await asyncio.wait({left})
+    while world.gateway.intake.waiting:
+        await asyncio.sleep(0.005)
+    world.intake.open.set()
+    await asyncio.gather(*first)
+    assert (await submit(http))[0].status == 201
+    assert "unwanted" not in {job.name for job in world.jobs.jobs.values()}
+
+
+async def test_a_scheduler_that_is_away_fails_every_submit_of_a_call(world, http):
+    await world.stop_peer("scheduler")
+    results = await asyncio.gather(*(submit(http) for _ in range(10)))
+    assert {(response.status, body["code"]) for response, body in results} == {(503, "unavailable")}
 
 
 async def test_the_same_idempotency_key_gives_the_same_job_and_another_body_under_it_409(http):

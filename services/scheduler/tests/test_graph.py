@@ -7,8 +7,11 @@ import msgspec
 import pytest
 from hive_common.artifacts.manifest import AgentManifest
 from hive_common.contracts import values
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
-from hive_proto.jobs.v1 import jobs_pb2
+from hive_common.kernel.errors import Conflict, ErrorBody, InvalidArgument, NotFound
+from hive_common.rpc.client import bearer, call
+from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+
+from .conftest import KEY
 
 SQUARES = {
     "apiVersion": "hive/v1",
@@ -354,3 +357,32 @@ async def test_jobs_are_listed_newest_first_and_by_state(cluster, control, one_s
     running = await control.rpc("List", jobs_pb2.ListRequest(state="running"))
     assert [one.job_id for one in running.jobs] == ids[:0:-1]
     assert job.state == "cancelled"
+
+
+async def test_jobs_of_one_call_are_taken_or_refused_each_on_its_own(cluster, control, one_step):
+    await cluster.executor("one", {"square": lambda assignment, given: given["n"] ** 2})
+    intake = jobs_pb2_grpc.IntakeStub(control.channel)
+    documents = [{**one_step, "input": {"n": n}} for n in range(4)]
+    documents[2] = {**one_step, "tasks": []}
+    request = jobs_pb2.SubmitManyRequest(
+        submits=[
+            jobs_pb2.SubmitRequest(document_json=msgspec.json.encode(document), caller=f"caller-{n}")
+            for n, document in enumerate(documents)
+        ]
+    )
+    results = (await call(intake.SubmitMany(request, metadata=bearer(KEY), timeout=20))).results
+    refused = msgspec.json.decode(results[2].error_json, type=ErrorBody)
+    assert (refused.code, refused.fields["path"]) == ("invalid_argument", "tasks")
+    for n in (0, 1, 3):
+        assert not results[n].error_json
+        job = await control.finish(results[n].taken.job_id)
+        assert msgspec.json.decode(job.output_json) == n * n
+        (submitted, *_) = await cluster.log(results[n].taken.job_id)
+        assert (submitted.position, submitted.actor) == (results[n].taken.position, f"caller-{n}")
+
+
+async def test_a_call_of_too_many_jobs_is_refused(control, one_step):
+    submit = jobs_pb2.SubmitRequest(document_json=msgspec.json.encode(one_step))
+    request = jobs_pb2.SubmitManyRequest(submits=[submit] * 257)
+    with pytest.raises(InvalidArgument, match="256"):
+        await call(jobs_pb2_grpc.IntakeStub(control.channel).SubmitMany(request, metadata=bearer(KEY), timeout=20))

@@ -449,3 +449,79 @@ class Jobs:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class IntakeStub:
+    """For the gateway alone, which sets `caller`; not published.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.SubmitMany = channel.unary_unary(
+                '/hive.jobs.v1.Intake/SubmitMany',
+                request_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyResponse.FromString,
+                _registered_method=True)
+
+
+class IntakeServicer:
+    """For the gateway alone, which sets `caller`; not published.
+    """
+
+    def SubmitMany(self, request, context):
+        """Takes jobs that came close together in one call, each as `Jobs.Submit` would: committed or refused on its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_IntakeServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'SubmitMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitMany,
+                    request_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyRequest.FromString,
+                    response_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hive.jobs.v1.Intake', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hive.jobs.v1.Intake', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Intake:
+    """For the gateway alone, which sets `caller`; not published.
+    """
+
+    @staticmethod
+    def SubmitMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.jobs.v1.Intake/SubmitMany',
+            hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyRequest.SerializeToString,
+            hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.SubmitManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

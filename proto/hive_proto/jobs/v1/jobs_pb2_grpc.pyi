@@ -146,3 +146,34 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         """One attempt's log as it was reported, and where it is by now."""
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class IntakeStub:
+    """For the gateway alone, which sets `caller`; not published."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> IntakeAsyncStub: ...
+    SubmitMany: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitManyRequest, _jobs_pb2.SubmitManyResponse]
+    """Takes jobs that came close together in one call, each as `Jobs.Submit` would: committed or refused on its own."""
+
+@_typing.type_check_only
+class IntakeAsyncStub(IntakeStub):
+    """For the gateway alone, which sets `caller`; not published."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    SubmitMany: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitManyRequest, _jobs_pb2.SubmitManyResponse]  # type: ignore[assignment]
+    """Takes jobs that came close together in one call, each as `Jobs.Submit` would: committed or refused on its own."""
+
+class IntakeServicer(metaclass=_abc_1.ABCMeta):
+    """For the gateway alone, which sets `caller`; not published."""
+
+    @_abc_1.abstractmethod
+    def SubmitMany(
+        self,
+        request: _jobs_pb2.SubmitManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.SubmitManyResponse, _abc.Awaitable[_jobs_pb2.SubmitManyResponse]]:
+        """Takes jobs that came close together in one call, each as `Jobs.Submit` would: committed or refused on its own."""
+
+def add_IntakeServicer_to_server(servicer: IntakeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

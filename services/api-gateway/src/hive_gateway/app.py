@@ -6,6 +6,7 @@ from hive_common.ops.telemetry import Health
 from starlette.types import ASGIApp
 
 from hive_gateway import documents, problems
+from hive_gateway.intake import Intake
 from hive_gateway.keys import KeyRing
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.middleware import Authenticated, Measured
@@ -20,7 +21,7 @@ Every path but health needs `Authorization: Bearer <key>`. Errors are problem do
 
 
 def build_api(
-    peers: Peers, store: ArtifactStore, live_logs: LiveLogs, followers: Followers, health: Health
+    peers: Peers, intake: Intake, store: ArtifactStore, live_logs: LiveLogs, followers: Followers, health: Health
 ) -> FastAPI:
     """Return the REST interface, without the key check around it."""
     api = FastAPI(
@@ -34,7 +35,7 @@ def build_api(
     problems.install(api)
     documents.install(api)
     for router in (
-        jobs.router(peers, store),
+        jobs.router(peers, intake, store),
         following.router(peers, live_logs, followers),
         executors.router(peers),
         agents.router(peers),

@@ -15,6 +15,7 @@ from hive_common.ops.telemetry import Health, OpsServer
 from hive_gateway.app import build_api, guarded
 from hive_gateway.grpc_proxy import PublicRpc
 from hive_gateway.http_server import HttpServer
+from hive_gateway.intake import Intake
 from hive_gateway.keys import KeyRing
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.peers import Peers
@@ -40,7 +41,9 @@ class Gateway:
         self.live_logs = LiveLogs()
         self.followers = Followers()
         self._nats = config.nats
-        api = build_api(self.peers, FolderStore(config.artifacts_dir), self.live_logs, self.followers, self.health)
+        self.intake = Intake(self.peers)
+        store = FolderStore(config.artifacts_dir)
+        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health)
         self._http = HttpServer(guarded(api, keys), settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
         self.http_port = self.grpc_port = 0

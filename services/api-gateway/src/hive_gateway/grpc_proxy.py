@@ -34,7 +34,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
-    """Return the services that outsiders may call, each with its owner. Presence is not among them."""
+    """Return the services that outsiders may call, each with its owner. Presence and Intake are not among them."""
     return {
         _service(jobs_pb2, "Jobs"): peers.scheduler,
         _service(executors_pb2, "Executors"): peers.registry,

@@ -60,15 +60,20 @@ class Peer:
         )
         self._problem: str | None = f"the {name} has not been asked yet"
 
-    def metadata(self, caller: Caller) -> tuple[tuple[str, str], ...]:
-        """Return what a call carries: the service key in place of the caller's, and the caller's pseudonym."""
+    def metadata(self, caller: Caller | None) -> tuple[tuple[str, str], ...]:
+        """Return what a call carries: the service key in place of the caller's, and the caller's pseudonym.
+
+        A call for several callers names them in its message.
+        """
+        if caller is None:
+            return bearer(self._key)
         return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym))
 
     async def ask(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Q, R],
         message: Q,
-        caller: Caller,
+        caller: Caller | None,
         timeout_s: float = UNARY_S,
     ) -> R:
         """Make a unary call. Raises the catalogue's error where it failed."""
@@ -140,6 +145,7 @@ class Peers:
         self.audit = Peer("audit", addresses["audit"], key)
         self.router = Peer("router", addresses["router"], key)
         self.jobs = jobs_pb2_grpc.JobsStub(self.scheduler.channel)
+        self.intake = jobs_pb2_grpc.IntakeStub(self.scheduler.channel)
         self.executors = executors_pb2_grpc.ExecutorsStub(self.registry.channel)
         self.agents = agents_pb2_grpc.AgentsStub(self.registry.channel)
         self.log = audit_pb2_grpc.AuditStub(self.audit.channel)

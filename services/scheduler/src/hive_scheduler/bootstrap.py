@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from hive_scheduler import metrics
 from hive_scheduler.leader import Leader, prepare_database
 from hive_scheduler.leadership import lead
-from hive_scheduler.rpc import JobsService, PresenceService
+from hive_scheduler.rpc import IntakeService, JobsService, PresenceService
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
             ),
             rpc.server,
         )
+        jobs_pb2_grpc.add_IntakeServicer_to_server(IntakeService(leader.submissions), rpc.server)
         executors_pb2_grpc.add_PresenceServicer_to_server(PresenceService(leader.dispatcher), rpc.server)
         try:
             await leader.start()

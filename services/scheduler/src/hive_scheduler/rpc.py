@@ -1,6 +1,7 @@
 """The scheduler's gRPC services: Jobs, and Presence for the registry."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, Final
@@ -10,7 +11,7 @@ from hive_common.contracts import events
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.eventlog.projection import ProjectionRunner
-from hive_common.kernel.errors import InvalidArgument, NotFound, Unavailable
+from hive_common.kernel.errors import InvalidArgument, NotFound, Unavailable, body_of
 from hive_common.kernel.ids import is_id
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
@@ -25,7 +26,10 @@ from hive_scheduler.hub import Hub, Subscription
 from hive_scheduler.queries import PAGE_EVENTS, Queries, Row, counts_of
 from hive_scheduler.submission import Submission, Submissions
 
+log = logging.getLogger(__name__)
+
 PAGE_MAX: Final = 1_000
+SUBMITS_MAX: Final = 256
 OUTPUTS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Outputs in one page of tasks; the page ends early where there are more."""
 MESSAGE_BYTES_AIM: Final = 1024 * 1024
@@ -65,16 +69,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Submit(self, request: jobs_pb2.SubmitRequest, context: Any) -> jobs_pb2.SubmitResponse:
         """Commit a job and answer."""
-        submitted = await self._submissions.submit(
-            Submission(
-                request.document_json,
-                request.input_json,
-                request.input_digest,
-                request.idempotency_key,
-                request.caller,
-            )
-        )
-        return jobs_pb2.SubmitResponse(job_id=submitted.job, position=submitted.position, existed=submitted.existed)
+        return await _submit(self._submissions, request)
 
     async def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.CancelResponse:
         """Ask for the end of a job."""
@@ -250,6 +245,30 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         return 0 < ended <= position
 
 
+class IntakeService(jobs_pb2_grpc.IntakeServicer):
+    """hive.jobs.v1.Intake: submits of the gateway, many in a call."""
+
+    def __init__(self, submissions: Submissions) -> None:
+        self._submissions = submissions
+
+    async def SubmitMany(self, request: jobs_pb2.SubmitManyRequest, context: Any) -> jobs_pb2.SubmitManyResponse:
+        """Commit the jobs that can be taken, and say of each what became of it."""
+        if len(request.submits) > SUBMITS_MAX:
+            raise InvalidArgument(f"submits: has {len(request.submits)}, expected {SUBMITS_MAX} at most")
+        results = await asyncio.gather(*map(self._result, request.submits))
+        return jobs_pb2.SubmitManyResponse(results=results)
+
+    async def _result(self, request: jobs_pb2.SubmitRequest) -> jobs_pb2.SubmitResult:
+        try:
+            return jobs_pb2.SubmitResult(taken=await _submit(self._submissions, request))
+        except Exception as error:
+            # One job's trouble is its own: the others of the call are taken all the same.
+            body = body_of(error)
+            if body.code == "internal":
+                log.exception("a submit failed")
+            return jobs_pb2.SubmitResult(error_json=msgspec.json.encode(body))
+
+
 class PresenceService(executors_pb2_grpc.PresenceServicer):
     """hive.executors.v1.Presence."""
 
@@ -270,6 +289,19 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
                 for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
             ]
         )
+
+
+async def _submit(submissions: Submissions, request: jobs_pb2.SubmitRequest) -> jobs_pb2.SubmitResponse:
+    submitted = await submissions.submit(
+        Submission(
+            request.document_json,
+            request.input_json,
+            request.input_digest,
+            request.idempotency_key,
+            request.caller,
+        )
+    )
+    return jobs_pb2.SubmitResponse(job_id=submitted.job, position=submitted.position, existed=submitted.existed)
 
 
 def _until_end(batch: Iterable[Committed]) -> list[Committed]:

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from hive_gateway import views
 from hive_gateway.bodies import SUBMIT_BYTES_MAX, JobBody, read_body, split_job
 from hive_gateway.documents import JSON_TYPE, answers, body, raw_answers
-from hive_gateway.peers import SUBMIT_S, Peers
+from hive_gateway.intake import Intake
+from hive_gateway.peers import Peers
 from hive_gateway.replies import (
     After,
     JobId,
@@ -47,16 +48,16 @@ _JOB_SCHEMA = {
 }
 
 
-def router(peers: Peers, store: ArtifactStore) -> APIRouter:
+def router(peers: Peers, intake: Intake, store: ArtifactStore) -> APIRouter:
     """Return the paths of jobs and tasks but for their streams."""
     api = APIRouter(prefix="/v1", tags=["jobs"])
-    _submitting(api, peers, store)
+    _submitting(api, peers, intake, store)
     _reading(api, peers, store)
     _inspecting(api, peers)
     return api
 
 
-def _submitting(api: APIRouter, peers: Peers, store: ArtifactStore) -> None:
+def _submitting(api: APIRouter, peers: Peers, intake: Intake, store: ArtifactStore) -> None:
     @api.post(
         "/jobs",
         operation_id="submitJob",
@@ -80,7 +81,7 @@ def _submitting(api: APIRouter, peers: Peers, store: ArtifactStore) -> None:
             idempotency_key=idempotency_key,
             caller=upstream.caller.pseudonym,
         )
-        answer = await upstream.ask(peers.scheduler, peers.jobs.Submit, message, SUBMIT_S)
+        answer = await upstream.while_connected(intake.submit(message, upstream.caller))
         view = views.Submitted(job_id=answer.job_id, position=answer.position, existed=answer.existed)
         return reply(view, 200 if answer.existed else 201, {"Location": f"/v1/jobs/{answer.job_id}"})
 
