@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
+import msgspec
 import referencing
 import referencing.exceptions
 import referencing.jsonschema
 
 from hive_common.artifacts.documents import refuse
+from hive_common.artifacts.validation import BadPattern, Validator, matcher, unsupported
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCES = ("$ref", "$dynamicRef")
@@ -29,7 +31,7 @@ def check_schema(schema: dict[str, Any], file: str, path: str) -> None:
 
     Raises:
         InvalidArgument: it is not valid draft 2020-12, names another dialect, has a pattern that is no
-            regular expression, or a reference that leaves the schema, is not there, or runs in a circle.
+            regular expression of RE2, or a reference that leaves the schema, is not there, or runs in a circle.
     """
     dialect = schema.get("$schema", DIALECT)
     if str(dialect).rstrip("#") != DIALECT:
@@ -41,6 +43,13 @@ def check_schema(schema: dict[str, Any], file: str, path: str) -> None:
     except jsonschema.SchemaError as error:
         inside = path + error.json_path.removeprefix("$")
         refuse(file, inside, f"not a JSON Schema: {_short(error.message)}", "JSON Schema draft 2020-12")
+    for where, pattern in _patterns(schema, path):
+        try:
+            matcher(pattern)
+        except BadPattern as error:
+            refuse(file, where, str(error), "a regular expression without looking around or back")
+    if (found := unsupported(schema)) is not None:
+        refuse(file, path, found, "one of the two")
     resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
     resolver = _NO_NETWORK.with_resource("", resource).resolver("")
     for where, reference in _references(schema, path):
@@ -59,18 +68,29 @@ def violation(schema: dict[str, Any], value: Any) -> tuple[str, str] | None:
     The first element is the path in the value such as `numbers[2]`, empty for the value itself; the second
     a sentence without a full stop.
     """
-    validator = jsonschema.Draft202012Validator(schema, registry=_NO_NETWORK)
     try:
-        error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+        byte_count = len(msgspec.json.encode(value))
     except RecursionError:
         return "", "the value is nested too deeply to be checked"
-    if error is None:
-        return None
-    return error.json_path.removeprefix("$").lstrip("."), _short(error.message)
+    return Validator(schema).violation(value, byte_count)
 
 
 def _short(message: str) -> str:
     return message if len(message) <= 300 else message[:297] + "…"
+
+
+def _patterns(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key == "pattern" and isinstance(child, str):
+                yield f"{path}.{key}", child
+            elif key not in ("const", "enum", "default", "examples"):
+                if key == "patternProperties" and isinstance(child, dict):
+                    yield from ((f"{path}.{key}", pattern) for pattern in child)
+                yield from _patterns(child, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _patterns(child, f"{path}[{index}]")
 
 
 def _references(node: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -2,12 +2,10 @@
 
 from typing import Any, Final
 
-import jsonschema
 import msgspec
-import referencing
+from hive_common.artifacts.validation import Validator
 from hive_common.contracts.events import AgentRef
 
-_NO_NETWORK: Final[referencing.Registry[Any]] = referencing.Registry()
 _CACHE_MAX: Final = 2_000
 """Compiled schemas that are kept; an installation uses far fewer."""
 _WHITESPACE: Final = b" \t\r\n"
@@ -21,7 +19,7 @@ class Check:
         constraints = {key: value for key, value in schema.items() if key not in _SAY_NOTHING}
         self._any = not constraints
         self._object_only = constraints == {"type": "object"}
-        self._validator = jsonschema.Draft202012Validator(schema, registry=_NO_NETWORK)
+        self._validator = Validator(schema)
 
     @property
     def trivial(self) -> bool:
@@ -41,14 +39,11 @@ class Check:
             value = msgspec.json.decode(raw)
         except (msgspec.DecodeError, RecursionError) as error:
             return f"not JSON: {error}"
-        try:
-            worst = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
-        except RecursionError:
-            return "nested too deeply to be checked"
-        if worst is None:
+        found = self._validator.violation(value, len(raw))
+        if found is None:
             return None
-        where = worst.json_path.removeprefix("$").lstrip(".") or "the value"
-        return f"{where}: {worst.message[:300]}"
+        where, message = found
+        return f"{where or 'the value'}: {message}"
 
 
 class Schemas:
