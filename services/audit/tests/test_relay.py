@@ -152,6 +152,32 @@ async def test_the_store_of_nats_deleted_while_it_is_down_loses_nothing(
         assert await is_copy(database, client)
 
 
+async def test_a_stream_that_reserves_more_than_the_server_has_left_is_made_anew(
+    database: Database, server_dir: Path, tmp_path: Path
+) -> None:
+    def server(store_bytes: int) -> EmbeddedNats:
+        # Read after the block that the class writes; the store is the same.
+        store = f'store_dir: "{server_dir / "jetstream"}", max_file_store: {store_bytes}'
+        return EmbeddedNats(server_dir, f"jetstream {{ {store} }}")
+
+    head = await fill(database, 10)
+    roomy = server(2 << 30)
+    roomy.start()
+    async with connected(roomy, tmp_path) as client, relaying(database, client) as relay:
+        await eventually(lambda: relay.position == head)
+    roomy.stop()
+    small = server(64 << 20)
+    small.start()
+    try:
+        async with connected(small, tmp_path) as client, relaying(database, client) as relay:
+            await eventually(lambda: relay.position == head and relay.problem is None)
+            info = await client.jetstream().stream_info(EVENTS_STREAM)
+            assert 0 < (info.config.max_bytes or 0) <= 64 << 20
+            assert await is_copy(database, client)
+    finally:
+        small.stop()
+
+
 @pytest.mark.parametrize("torn", ["meta.inf", "meta.sum"])
 async def test_a_stream_that_nats_cannot_read_after_a_power_cut_is_made_anew(
     torn: str, database: Database, nats: EmbeddedNats, tmp_path: Path

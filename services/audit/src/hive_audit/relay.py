@@ -177,11 +177,10 @@ class Relay:
             raise Unavailable("the log has no genesis event yet")
         log_id = _log_of(genesis[0])
         why = "it is not there" if info is None else await self._difference(source, info, log_id, head.position)
-        if why is None:
-            assert info is not None
-            await self._sized(self._js.update_stream, log_id, info.config.first_seq)
-        else:
-            info = await self._make(info is not None, log_id, head.position, why)
+        if why is None and info is not None:
+            why = await self._update(log_id, info)
+        if why is not None or info is None:
+            info = await self._make(info is not None, log_id, head.position, why or "")
         self._created = str(info.created)
         stored = await source.event_at(info.state.last_seq)
         self._last = stored[0] if stored else None
@@ -217,6 +216,17 @@ class Relay:
             return f"its message {last} was deleted"
         if stored is None or message.data != stored[0]:
             return f"its message {last} is not what stands in the log"
+        return None
+
+    async def _update(self, log_id: str, info: StreamInfo) -> str | None:
+        """Bring the settings of the stream up to date, or say why that cannot be done."""
+        try:
+            await self._sized(self._js.update_stream, log_id, info.config.first_seq)
+        except nats.js.errors.APIError as error:
+            if error.err_code != NO_STORAGE:
+                raise
+            # What it reserves counts already: the server has less room than when it was made.
+            return f"NATS has no room for the {info.config.max_bytes} bytes that it may take"
         return None
 
     async def _make(self, exists: bool, log_id: str, head: int, why: str) -> StreamInfo:
