@@ -45,6 +45,7 @@ HEALTHY_S = 31.0
 PATIENCE_S = 600.0
 POLL_S = 0.01
 SERVICES = ("registry", "router", "audit", "gateway", "scheduler")
+SERVERS = ("nats", "postgres")
 
 _COUNT_TASKS = "SELECT count(*) FROM log.events WHERE type = 'TaskSucceeded'"
 _COUNT = "SELECT count(*) FROM log.events WHERE position > %s AND type = ANY(%s)"
@@ -226,17 +227,44 @@ async def compare(few: Stack, many: Stack) -> dict[str, Any]:
     return result
 
 
-async def killed(stack: Stack, name: str) -> float:
-    """Kill a service and return the moment, by `time.monotonic`, once it does not call itself ready."""
-    pid = stack.installation.pids()[name]
-    at = time.monotonic()
-    stack.installation.kill(pid)
-    await until(f"{name} is gone", lambda: _gone(pid), 0.001)
-    return at
+class Killed:
+    """A process that was just killed.
+
+    Args:
+        stack: whose process.
+        name: of the process.
+
+    Attributes:
+        at: when, by `time.monotonic`.
+    """
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        process = psutil.Process(stack.installation.pids()[name])
+        self._pid = process.pid
+        self._command = process.cmdline()
+        self._supervisor = process.parent()
+        self.at = time.monotonic()
+        stack.installation.kill(self._pid)
+
+    async def gone(self) -> bool:
+        """Say whether it has ended."""
+        return not psutil.pid_exists(self._pid) or psutil.Process(self._pid).status() == psutil.STATUS_ZOMBIE
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of the process that was started in its place, 0.0 while there is none."""
+        assert self._supervisor is not None
+        for child in self._supervisor.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.cmdline() == self._command and child.pid != self._pid:
+                    return sum(child.cpu_times()[:2])
+        return 0.0
 
 
-async def _gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+async def kill(stack: Stack, name: str) -> Killed:
+    """Kill a process, and wait until it is gone, so that it does not call itself ready any more."""
+    killed = Killed(stack, name)
+    await until(f"{name} is gone", killed.gone, 0.001)
+    return killed
 
 
 async def restart_scheduler(stack: Stack) -> dict[str, float]:
@@ -251,27 +279,28 @@ async def restart_scheduler(stack: Stack) -> dict[str, float]:
 
     opened = await until(f"{OPEN_TASKS} tasks are open", open_tasks)
     epoch = await stack.number(_EPOCH)
-    at = await killed(stack, "scheduler")
+    killed = await kill(stack, "scheduler")
 
     async def leads() -> bool:
         return await stack.number(_EPOCH) > epoch
 
     await until("a scheduler leads", leads)
-    head, lead_s = await stack.number(_HEAD), time.monotonic() - at
+    head, lead_s = await stack.number(_HEAD), time.monotonic() - killed.at
 
     async def placed() -> bool:
         return await stack.first(_PLACED, head) is not None
 
     first, ready = await asyncio.gather(
-        _seconds(at, until("a task is placed", placed)),
-        _seconds(at, until("the scheduler is ready", lambda: stack.ready("scheduler"))),
+        _seconds(killed.at, until("a task is placed", placed)),
+        _seconds(killed.at, until("the scheduler is ready", lambda: stack.ready("scheduler"))),
     )
+    cpu_s = killed.cpu_s()
 
     async def ended() -> bool:
         return await stack.number(_COUNT, start, ["JobSucceeded"]) == len(jobs)
 
     await until("the jobs have ended", ended, 0.5)
-    return {"open_tasks": opened, "leads_s": lead_s, "ready_s": ready, "placed_s": first}
+    return {"open_tasks": opened, "leads_s": lead_s, "ready_s": ready, "placed_s": first, "cpu_s": cpu_s}
 
 
 async def _seconds(since: float, work: Awaitable[Any]) -> float:
@@ -279,15 +308,41 @@ async def _seconds(since: float, work: Awaitable[Any]) -> float:
     return time.monotonic() - since
 
 
-async def restart_services(stack: Stack) -> dict[str, float]:
-    """Kill every service once, idle, and return the seconds until it is ready again."""
-    found: dict[str, float] = {}
+async def restart_services(stack: Stack) -> tuple[dict[str, float], dict[str, float]]:
+    """Kill every service once, idle; return the seconds until it is ready again, and its CPU seconds until then."""
+    seconds: dict[str, float] = {}
+    cpu: dict[str, float] = {}
     for name in SERVICES:
-        at = await killed(stack, name)
+        killed = await kill(stack, name)
         await until(f"{name} is ready", lambda name=name: stack.ready(name))  # type: ignore[misc]
-        found[name] = round(time.monotonic() - at, 2)
-        progress(f"  {name} is ready {found[name]} s after kill -9")
+        seconds[name], cpu[name] = round(time.monotonic() - killed.at, 2), round(killed.cpu_s(), 2)
+        progress(f"  {name} is ready {seconds[name]} s after kill -9, with {cpu[name]} s of CPU")
+    return seconds, cpu
+
+
+async def restart_servers(stack: Stack) -> dict[str, float]:
+    """Kill PostgreSQL and NATS, idle; return the seconds until a job that is submitted from then on is done."""
+    found: dict[str, float] = {}
+    for name in SERVERS:
+        killed = await kill(stack, name)
+
+        async def done() -> bool:
+            try:
+                job_id, _ = await submit_and_wait(stack.client, job("command"))
+                async with stack.client.get(f"/v1/jobs/{job_id}") as answer:
+                    return bool((await answer.json())["state"] == "succeeded")
+            except aiohttp.ClientError:
+                return False
+
+        await until(f"a job is done after {name} was killed", done, 0.05)
+        found[name] = round(time.monotonic() - killed.at, 2)
+        progress(f"  a job is done {found[name]} s after kill -9 of {name}")
+        await until("everything is ready", lambda: _all_ready(stack), 0.5)
     return found
+
+
+async def _all_ready(stack: Stack) -> bool:
+    return all([await stack.ready(name) for name in SERVICES])
 
 
 async def measure(few: Stack, many: Stack) -> dict[str, Any]:
@@ -314,9 +369,10 @@ async def measure(few: Stack, many: Stack) -> dict[str, Any]:
     result["restart_open"] = {key: spread(one[key] for one in restarts) for key in restarts[0]}
     progress("kill -9 of each service")
     await asyncio.sleep(HEALTHY_S)
-    result["restart_ready_s"] = await restart_services(many)
+    result["restart_ready_s"], result["restart_cpu_s"] = await restart_services(many)
+    result["restart_servers_s"] = await restart_servers(many)
     progress("verifying the log")
-    result["log"] = many.installation.verify()
+    result["log"] = many.installation.json("audit", "verify", check=False, timeout_s=PATIENCE_S)
     return result
 
 

@@ -200,13 +200,15 @@ def _long(long: dict[str, Any] | None) -> Row:
     few, many = (long[name]["tasks_per_s"] for name in ("few", "many"))
     enough = long["tasks_many"] >= 100_000 and long["log"]["ok"]
     others = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in long["restart_ready_s"].items())
+    servers = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in long["restart_servers_s"].items())
     return Row(
         what,
         goal,
         f"{span(share)} of the rate at 10³, {span(long['cpu_share'])} times its CPU; kill -9 of the scheduler with "
         f"{number(restart['open_tasks']['median'])} tasks open: ready after {span(restart['ready_s'], ' s')}, "
-        f"a task placed after {span(restart['placed_s'], ' s')}",
-        f"{span(few, '/s')} at 10³, {span(many, '/s')} at 10⁵, by turns; ready after kill -9, idle: {others}",
+        f"a task placed after {span(restart['placed_s'], ' s')}, with {span(restart['cpu_s'], ' s')} of CPU",
+        f"{span(few, '/s')} at 10³, {span(many, '/s')} at 10⁵, by turns; ready after kill -9, idle: {others}; "
+        f"a job is done after that of {servers}",
         (share["median"] >= 0.85 and max(restart["ready_s"]["max"], restart["placed_s"]["max"]) <= 5)
         if enough
         else None,

@@ -75,8 +75,10 @@ LONG = {
         "open_tasks": {"median": 5_010, "min": 5_001, "max": 5_020},
         "ready_s": {"median": 1.5, "min": 1.4, "max": 1.6},
         "placed_s": {"median": 1.6, "min": 1.5, "max": 1.7},
+        "cpu_s": {"median": 1.0, "min": 1.0, "max": 1.0},
     },
     "restart_ready_s": {"registry": 1.0},
+    "restart_servers_s": {"nats": 1.0, "postgres": 1.0},
     "log": {"ok": True},
 }
 
