@@ -95,7 +95,7 @@ def _litter(cache_dir: Path) -> set[str]:
 
 def _is_runner(process: psutil.Process) -> bool:
     try:
-        return "hive_executor.sandbox.runner" in process.cmdline() and process.name() != "hive-keeper"
+        return "hive_executor.sandbox.runner" in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

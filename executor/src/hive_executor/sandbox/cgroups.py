@@ -5,12 +5,12 @@ next pool that starts in the same place (`sweep`), whatever was killed in betwee
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _PREFIX: Final = "hive-"
 _CONTROLLERS: Final = frozenset({"memory", "pids"})
@@ -22,8 +22,7 @@ _SYSTEMD: Final = Path("/run/systemd/system")
 _numbers = itertools.count()
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where groups can be made: one folder in version 2, one for each controller in version 1."""
 
     version: int
@@ -50,12 +49,11 @@ class Place:
             raise
         return group
 
-    def sweep(self) -> None:
-        """Remove the groups of processes that are no more, and whoever is still in them."""
-        for folder in self.folders:
-            for found in folder.glob(f"{_PREFIX}*-*-*"):
-                if not _lives(found.name):
-                    Group(self.version, (found,)).clear()
+    def sweep(self) -> bool:
+        """Remove the groups of processes that are no more, and who is still in them; say whether that is done."""
+        found = (folder for parent in self.folders for folder in parent.glob(f"{_PREFIX}*-*-*"))
+        left = [Group(self.version, (folder,)) for folder in found if not _lives(folder.name)]
+        return not [group for group in left if not group.clear()]
 
 
 class Group:
@@ -120,18 +118,21 @@ class Group:
         return 0
 
     def remove(self) -> bool:
-        """Remove it; say whether it is gone. It stays while somebody is in it."""
+        """Remove it; say whether that is done. It stays while somebody is in it, who may just be ending."""
+        is_busy = False
         for folder in self.folders:
-            with contextlib.suppress(OSError):
+            try:
                 folder.rmdir()
-        return not any(folder.exists() for folder in self.folders)
+            except OSError as error:
+                is_busy = is_busy or error.errno == errno.EBUSY
+        return not is_busy
 
-    def clear(self) -> None:
-        """Kill who is left, and remove it. What cannot be removed yet stays for the next sweep."""
+    def clear(self) -> bool:
+        """Kill who is left, and remove it; say whether that is done."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        self.remove()
+        return self.remove()
 
 
 def group_of(folders: list[Path]) -> Group:

@@ -1,99 +1,51 @@
-"""The process between an executor and its runner: the first in a process namespace has to be somebody's child.
+"""The process between an executor and its runner: `python -I -S keeper.py PID [CGROUP...]`, the runner's parent.
 
-It does nothing but wait. When the runner ends it removes what the runner had and ends too; when it is told to, or
-the executor has gone however that happened, it kills the runner first. It never sees anything of a guest.
+The first process of a namespace has to be somebody's child, and somebody has to clear up when the executor is
+killed. It does nothing but wait. When the runner ends it removes its cgroup and ends too; on SIGTERM, which also
+comes when the executor has gone, however that happened, it kills the runner first. It never sees anything of a
+guest.
+
+One stands beside each runner, so it imports nothing that costs megabytes. SIGTERM and SIGCHLD come blocked.
 """
 
 import os
-import select
-import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Final, NamedTuple
-
-from hive_executor.sandbox import confine
-from hive_executor.sandbox.cgroups import Group, group_of
-
-_SIGNALS: Final = {signal.SIGTERM, signal.SIGCHLD}
-_NAME: Final = "hive-keeper"
+from signal import SIGCHLD, SIGKILL, SIGTERM, sigwait
 
 
-class Kept(NamedTuple):
-    """What a runner is: its number outside, which it cannot find out itself, and the layers it has so far."""
-
-    pid: int
-    layers: list[str]
-
-
-def separate(folders: Sequence[Path]) -> Kept:
-    """Leave the namespaces of the executor, and fork where that takes it; to be called before the first thread.
-
-    Returns in the runner, which dies with the keeper. The keeper stays, and does not return.
-
-    Args:
-        folders: those of the group that the runner is to be in, made by the executor; none for no group.
-    """
-    layers = confine.isolate(processes=True)
-    if not folders and confine.PROCESSES not in layers:
-        confine.die_with_parent()
-        return Kept(os.getpid(), layers)
-    group = group_of(list(folders)) if folders else None
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    confine.die_with_parent(signal.SIGTERM)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(reader)
-        _stay(child, group, writer)
-    os.close(writer)
-    if confine.NAMESPACES in layers:
-        confine.part_mounts()
-    confine.die_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    pid, _, is_in_group = os.read(reader, 64).partition(b" ")
-    # The pipe closes with the keeper: it may have gone before the request to die with it was made.
-    poller = select.poll()
-    poller.register(reader, 0)
-    if not pid or poller.poll(0):
-        os._exit(1)
-    os.close(reader)
-    return Kept(int(pid), [*layers, confine.CGROUP] if is_in_group == b"1" else layers)
-
-
-def _stay(child: int, group: Group | None, pipe: int) -> None:
-    status = 1
-    try:
-        confine.rename(_NAME)
-        is_in_group = group is not None and _enter(group, child)
-        # The runner's end of its channel must close with the runner, and nothing be written to it from here.
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, 0)
-        os.write(pipe, f"{child} {int(is_in_group)}".encode())
-        status = _wait(child)
-        if group is not None:
-            if killed := group.killed_for_memory():
-                print(f"the kernel killed {killed} process over the memory limit of its cgroup", file=sys.stderr)
-            group.clear()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _enter(group: Group, child: int) -> bool:
-    try:
-        group.enter(child)
-    except OSError as error:
-        print(f"the runner cannot be moved into its cgroup: {error}", file=sys.stderr)
-        return False
-    return True
-
-
-def _wait(child: int) -> int:
-    """Return how the runner ended, as an exit code."""
+def main(runner: int, folders: list[str]) -> int:
+    """Wait for the runner, and clear up after it; return how it ended, as an exit code."""
+    with open("/proc/self/comm", "w") as name:  # noqa: PTH123 - pathlib is such an import
+        name.write("hive-keeper")
     while True:
-        if signal.sigwait(_SIGNALS) == signal.SIGTERM:
-            os.kill(child, signal.SIGKILL)
-        ended, status = os.waitpid(child, os.WNOHANG)
+        if sigwait({SIGTERM, SIGCHLD}) == SIGTERM:
+            os.kill(runner, SIGKILL)
+        ended, status = os.waitpid(runner, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status) & 0xFF
+            break
+    if killed := sum(map(_killed_for_memory, folders)):
+        print(
+            f"the kernel killed {killed} process over the memory limit of its cgroup", file=sys.stderr, flush=True
+        )
+    for folder in folders:
+        try:  # noqa: SIM105 - contextlib is such an import
+            os.rmdir(folder)  # noqa: PTH106
+        except OSError:
+            pass  # then the executor, or the next one, does it
+    return os.waitstatus_to_exitcode(status) & 0xFF
+
+
+def _killed_for_memory(folder: str) -> int:
+    for name in ("memory.events", "memory.oom_control"):
+        try:
+            with open(f"{folder}/{name}") as file:  # noqa: PTH123
+                words = file.read().split()
+        except OSError:
+            continue
+        if "oom_kill" in words:
+            return int(words[words.index("oom_kill") + 1])
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(int(sys.argv[1]), sys.argv[2:]))

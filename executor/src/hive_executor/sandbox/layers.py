@@ -13,7 +13,7 @@ from typing import Final
 
 from hive_executor.sandbox import confine
 from hive_executor.sandbox.cgroups import Group, find_place
-from hive_executor.sandbox.keeper import separate
+from hive_executor.sandbox.separate import separate
 
 _MEMORY_BYTES: Final = 256 << 20
 _PROCESSES: Final = 8

@@ -16,7 +16,7 @@ from hive_executor.sandbox.confine import LAYERS
 from hive_executor.sandbox.engine import require_version
 from hive_executor.sandbox.errors import InvalidModule
 from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
-from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess
+from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess, within
 
 # How long after its limit a guest may still be interrupted from inside before its runner is killed, which takes
 # some milliseconds more: an attempt ends within 250 ms of its limit.
@@ -24,6 +24,7 @@ KILL_SLACK_S: Final = 0.2
 # A runner is replaced after so many guests, so that no leak can grow for ever.
 RUNS_PER_RUNNER_MAX: Final = 10_000
 _RESTART_PAUSE_S: Final = 1.0
+_SWEEP_S: Final = 1.0
 
 
 class RunnerPool:
@@ -62,7 +63,7 @@ class RunnerPool:
         """
         self._folder.mkdir(mode=0o500, exist_ok=True)
         if self._place is not None:
-            self._place.sweep()
+            await within(_SWEEP_S, self._place.sweep)
         self._python = await self._compiler.python_if_cached()
         try:
             async with asyncio.TaskGroup() as group:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from hive_executor.sandbox import confine
-from hive_executor.sandbox.keeper import separate
+from hive_executor.sandbox.separate import separate
 
 
 def main() -> None:

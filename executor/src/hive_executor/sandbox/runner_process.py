@@ -243,22 +243,21 @@ class RunnerProcess:
         else:
             self._process.terminate()
         self._channel.abort()
-        if not await _within(_KEEPER_S_MAX, self._reaped):
+        if not await within(_KEEPER_S_MAX, self._reaped):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            await _within(_REAP_S, self._reaped)
+            await within(_REAP_S, self._reaped)
         self.said = self.said or self.last_words()
         self._stderr.close()
         if self._group is not None:
             # Usually the keeper did that. Where it was killed, the runner may still be ending.
-            self._group.clear()
-            await _within(_REAP_S, self._group.remove)
+            await within(_REAP_S, self._group.clear)
 
     def _reaped(self) -> bool:
         return self._process.poll() is not None
 
 
-async def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+async def within(seconds: float, condition: Callable[[], bool]) -> bool:
     """Wait until something holds that the kernel brings about within microseconds, unless it is busy."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + seconds

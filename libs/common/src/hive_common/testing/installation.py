@@ -109,16 +109,12 @@ class Installation:
         return {one["name"]: one["pid"] for one in self.json("status", check=False)["services"] if one["pid"]}
 
     def runner_pids(self) -> list[int]:
-        """Return the pids of all runner processes, which executors started; their keepers do not count."""
+        """Return the pids of all runner processes, which executors and their keepers started."""
         found = []
         for name, pid in self.pids().items():
             if name.startswith("executor"):
                 children = psutil.Process(pid).children(recursive=True)
-                found += [
-                    child.pid
-                    for child in children
-                    if "hive_executor.sandbox.runner" in child.cmdline() and child.name() != "hive-keeper"
-                ]
+                found += [child.pid for child in children if "hive_executor.sandbox.runner" in child.cmdline()]
         return found
 
     def supervised(self) -> bool:
