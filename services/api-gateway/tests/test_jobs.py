@@ -233,3 +233,12 @@ async def test_an_id_that_is_none_is_refused_here(world, http):
     assert response.status == 400 and problem["path"] == "path.job_id"
     assert "expected the id of a job" in problem["detail"]
     assert world.jobs.requests == []
+
+
+async def test_a_submit_is_counted_under_the_path_that_describes_it(world, http):
+    await submit(http)
+    refused, problem = await submit(http, **{"Idempotency-Key": "k" * 256})
+    assert refused.status == 400 and problem["path"] == "header.idempotency-key"
+    text = await (await http.get("/metrics")).text()
+    assert 'hive_requests_total{code="201",method="POST /v1/jobs"}' in text
+    assert 'hive_requests_total{code="400",method="POST /v1/jobs"}' in text

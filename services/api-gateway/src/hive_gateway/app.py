@@ -6,6 +6,7 @@ from hive_common.ops.telemetry import Health
 from starlette.types import ASGIApp
 
 from hive_gateway import documents, problems
+from hive_gateway.direct import Direct
 from hive_gateway.intake import Intake
 from hive_gateway.keys import KeyRing
 from hive_gateway.live_logs import LiveLogs
@@ -48,6 +49,6 @@ def build_api(
     return api
 
 
-def guarded(api: FastAPI, keys: KeyRing) -> ASGIApp:
-    """Return what the server runs: `api` behind the key check, measured."""
-    return Measured(Authenticated(api, keys))
+def guarded(api: FastAPI, keys: KeyRing, intake: Intake, store: ArtifactStore) -> ASGIApp:
+    """Return what the server runs: `api` behind the key check, measured; submits go past it."""
+    return Measured(Authenticated(Direct(api, intake, store), keys))

@@ -44,7 +44,7 @@ class Gateway:
         self.intake = Intake(self.peers)
         store = FolderStore(config.artifacts_dir)
         api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health)
-        self._http = HttpServer(guarded(api, keys), settings.http_host, settings.http_port)
+        self._http = HttpServer(guarded(api, keys, self.intake, store), settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
         self.http_port = self.grpc_port = 0
         for peer in self.peers.all:

@@ -78,6 +78,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_error)
 
 
+async def answer_of(request: Request, error: Exception) -> Response:
+    """Return the answer where a handler raised `error` outside of FastAPI."""
+    if isinstance(error, ClientDisconnect):
+        return await _on_disconnect(request, error)
+    return await _on_error(request, error)
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     if body_of(error).code == "internal":
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)

@@ -30,6 +30,7 @@ from hive_gateway.replies import (
 from hive_gateway.streams import lines, primed
 from hive_gateway.upstream import Upstream, UpstreamDep
 
+IDEMPOTENCY_KEY_CHARS_MAX = 255
 JobState = Literal["running", "cancelling", "succeeded", "failed", "cancelled"]
 TaskState = Literal["blocked", "ready", "active", "succeeded", "failed", "cancelled"]
 
@@ -70,20 +71,10 @@ def _submitting(api: APIRouter, peers: Peers, intake: Intake, store: ArtifactSto
     async def submit(
         request: Request,
         upstream: UpstreamDep,
-        idempotency_key: Annotated[str, Header(max_length=255)] = "",
+        idempotency_key: Annotated[str, Header(max_length=IDEMPOTENCY_KEY_CHARS_MAX)] = "",
     ) -> Response:
         """Commit a job. The same `Idempotency-Key` with the same body gives the same job."""
-        job = await _stored(split_job(await read_body(request, SUBMIT_BYTES_MAX)), store)
-        message = jobs_pb2.SubmitRequest(
-            document_json=job.document,
-            input_json=job.input or b"",
-            input_digest=job.input_digest,
-            idempotency_key=idempotency_key,
-            caller=upstream.caller.pseudonym,
-        )
-        answer = await upstream.while_connected(intake.submit(message, upstream.caller))
-        view = views.Submitted(job_id=answer.job_id, position=answer.position, existed=answer.existed)
-        return reply(view, 200 if answer.existed else 201, {"Location": f"/v1/jobs/{answer.job_id}"})
+        return await submitted(request, upstream, idempotency_key, intake, store)
 
     @api.delete(
         "/jobs/{job_id}",
@@ -99,6 +90,23 @@ def _submitting(api: APIRouter, peers: Peers, intake: Intake, store: ArtifactSto
         message = jobs_pb2.CancelRequest(job_id=job_id, reason=reason, caller=upstream.caller.pseudonym)
         answer = await upstream.ask(peers.scheduler, peers.jobs.Cancel, message)
         return reply(views.Cancelled(job_id=job_id, state=answer.state, position=answer.position), 202)
+
+
+async def submitted(
+    request: Request, upstream: Upstream, idempotency_key: str, intake: Intake, store: ArtifactStore
+) -> Response:
+    """Answer a submit, once the job is committed. Raises the catalogue's error."""
+    job = await _stored(split_job(await read_body(request, SUBMIT_BYTES_MAX)), store)
+    message = jobs_pb2.SubmitRequest(
+        document_json=job.document,
+        input_json=job.input or b"",
+        input_digest=job.input_digest,
+        idempotency_key=idempotency_key,
+        caller=upstream.caller.pseudonym,
+    )
+    answer = await upstream.while_connected(intake.submit(message, upstream.caller))
+    view = views.Submitted(job_id=answer.job_id, position=answer.position, existed=answer.existed)
+    return reply(view, 200 if answer.existed else 201, {"Location": f"/v1/jobs/{answer.job_id}"})
 
 
 async def _stored(job: JobBody, store: ArtifactStore) -> JobBody:
