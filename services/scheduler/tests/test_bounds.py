@@ -1,8 +1,13 @@
-"""What one job may hold in the leader's memory."""
+"""What one job may hold in the leader's memory, and what a new leader reads of a long log."""
 
 import msgspec
+import psycopg
+import pytest
 from hive_common.artifacts.store import FolderStore
 from hive_common.contracts import events
+from hive_common.eventlog.log import Append, LogWriter, NewEvent
+from hive_common.kernel.ids import new_id
+from hive_scheduler import queries, recovery
 from hive_scheduler.domain import job as jobs
 from hive_scheduler.recovery import Fold
 from hive_scheduler.submission import Specs
@@ -56,3 +61,23 @@ async def test_a_fork_of_large_values_keeps_most_of_them_in_the_store(cluster, c
     assert by_digest["TaskCreated"] > 20 and by_digest["AttemptSucceeded"] > 20
     # Reports of one batch are looked at together.
     assert INLINE_BYTES_MAX / 2 < held < INLINE_BYTES_MAX + 4 * 3_100
+
+
+def rows_of(plan):
+    yield plan["Actual Rows"] * plan["Actual Loops"] + plan.get("Rows Removed by Filter", 0)
+    for below in plan.get("Plans", ()):
+        yield from rows_of(below)
+
+
+@pytest.mark.parametrize("query", [recovery._EVENTS, queries._PAYLOADS], ids=["recovery", "outputs"])
+async def test_events_at_given_positions_are_read_without_all_the_others(cluster, query):
+    async with await LogWriter.open(cluster.database.role_dsn("scheduler")) as writer:
+        for _ in range(10):
+            noted = (NewEvent(new_id(), 1, "TaskNoted", 1, b"{}", 1, "scheduler", "owner") for _ in range(500))
+            await writer.append(Append(tuple(noted)))
+    wanted = list(range(3_001, 4_001))
+    async with await psycopg.AsyncConnection.connect(cluster.database.dsn, autocommit=True) as conn:
+        await conn.execute("ANALYZE log.events, log.payloads")
+        parameters = {"positions": wanted, "first": wanted[0], "last": wanted[-1]}
+        found = await (await conn.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query, parameters)).fetchone()
+    assert max(rows_of(found[0][0]["Plan"])) <= len(wanted), found

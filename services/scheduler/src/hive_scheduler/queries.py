@@ -35,7 +35,8 @@ SELECT * FROM scheduler.tasks
  ORDER BY created_position LIMIT %(limit)s
 """
 _PAYLOADS: Final = """
-SELECT e.position, e.type, p.payload FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position
+SELECT e.position, e.type, p.payload FROM log.events e LEFT JOIN log.payloads p
+       ON p.position = e.position AND p.position BETWEEN %(first)s AND %(last)s
  WHERE e.position = ANY(%(positions)s)
 """
 _HISTORY: Final = """
@@ -152,7 +153,10 @@ class Queries:
         return [stored_of(*row) for row in await self._tuples(_HISTORY, parameters)]
 
     async def _events(self, positions: list[int]) -> list[tuple[int, events.Event]]:
-        rows = await self._tuples(_PAYLOADS, {"positions": positions})
+        if not positions:
+            return []
+        bounds = {"first": min(positions), "last": max(positions)}
+        rows = await self._tuples(_PAYLOADS, {"positions": positions, **bounds})
         return [
             (position, events.decode(type_name, events.SCHEMA, payload))
             for position, type_name, payload in sorted(rows, key=lambda row: row[0])

@@ -34,10 +34,12 @@ SELECT position FROM scheduler.job_positions, unnest(positions) AS position
  WHERE (ns, job_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
  ORDER BY job_id, first_position, position
 """
+# The range says what the list means for the other table, too: without it a plan may read all payloads there are.
 _EVENTS = """
 SELECT e.position, e.event, e.hash, p.payload
-  FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position
- WHERE e.position = ANY(%s) ORDER BY e.position
+  FROM log.events e LEFT JOIN log.payloads p
+       ON p.position = e.position AND p.position BETWEEN %(first)s AND %(last)s
+ WHERE e.position = ANY(%(positions)s) ORDER BY e.position
 """
 
 
@@ -126,5 +128,7 @@ async def _load_events(conn: AsyncConnection[Any], fold: Fold, namespaces: list[
         await positions.execute(_POSITIONS, (namespaces, job_ids))
         while page := await positions.fetchmany(PAGE_EVENTS):
             async with conn.cursor(binary=True) as cursor:
-                await cursor.execute(_EVENTS, ([position for (position,) in page],))
+                wanted = [position for (position,) in page]
+                bounds = {"first": min(wanted), "last": max(wanted)}
+                await cursor.execute(_EVENTS, {"positions": wanted, **bounds})
                 fold.apply([stored_of(*row) for row in await cursor.fetchall()])
