@@ -87,6 +87,7 @@ class Relay:
         self._client = client
         self._js = client.jetstream(timeout=ANSWER_TIMEOUT_S)
         self._settings = settings
+        self._max_bytes = settings.max_bytes
         self._wake = wake
         self._created: str | None = None
         self._last: bytes | None = None
@@ -226,6 +227,7 @@ class Relay:
             if error.err_code != NO_STORAGE:
                 raise
             # What it reserves counts already: the server has less room than when it was made.
+            self._max_bytes = self._settings.max_bytes
             return f"NATS has no room for the {info.config.max_bytes} bytes that it may take"
         return None
 
@@ -246,17 +248,16 @@ class Relay:
         self, ask: Callable[[StreamConfig], Awaitable[StreamInfo]], log_id: str, first_seq: int | None
     ) -> StreamInfo:
         """Ask for the stream as large as wanted; where the server has no room for that, for half, and so on."""
-        max_bytes = self._settings.max_bytes
         while True:
             try:
-                return await ask(self._config(log_id, first_seq, max_bytes))
+                return await ask(self._config(log_id, first_seq))
             except nats.js.errors.APIError as error:
-                if error.err_code != NO_STORAGE or max_bytes <= STREAM_BYTES_MIN:
+                if error.err_code != NO_STORAGE or self._max_bytes <= STREAM_BYTES_MIN:
                     raise
-                max_bytes = max(max_bytes // 2, STREAM_BYTES_MIN)
-                log.warning("%s: NATS has no room for more than %d MiB", EVENTS_STREAM, max_bytes // 2**20)
+                self._max_bytes = max(self._max_bytes // 2, STREAM_BYTES_MIN)
+                log.warning("%s: NATS has no room for more than %d MiB", EVENTS_STREAM, self._max_bytes // 2**20)
 
-    def _config(self, log_id: str, first_seq: int | None, max_bytes: int) -> StreamConfig:
+    def _config(self, log_id: str, first_seq: int | None) -> StreamConfig:
         return StreamConfig(
             name=EVENTS_STREAM,
             description="Every committed envelope of the log; the sequence is the position",
@@ -264,7 +265,7 @@ class Relay:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             discard=DiscardPolicy.OLD,
-            max_bytes=max_bytes,
+            max_bytes=self._max_bytes,
             max_age=self._settings.max_age_s,
             num_replicas=self._settings.replicas,
             allow_direct=True,
