@@ -101,7 +101,10 @@ async def test_a_report_on_a_job_that_somebody_else_moved_is_not_written(cluster
     await cluster.publish(*agents())
     await control.start()
     idle = await cluster.executor("one", {}, start=False)
-    job_id = await control.submit(one_step)
+    # Two tasks: the end of the first says nothing on the job's own stream.
+    two = {**one_step, "input": {"n": 3, "each": [1, 2]}}
+    two["tasks"] = [{**one_step["tasks"][0], "fork": "${input.each}"}]
+    job_id = await control.submit(two)
     assignment = await assigned(idle)
     await cluster.append(job_id, 2, JobCancelRequested("by a second leader"))
     done = AttemptReport(assignment.task, assignment.attempt, idle.session, "succeeded", output=values.inline(b"9"))

@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections import Counter
 
+import aiohttp
 import msgspec
 import psycopg
 import pytest
@@ -291,10 +292,22 @@ async def test_the_history_of_a_job_is_the_same_in_pages_of_any_size(cluster, co
         await queries.close()
 
 
+async def ready_answer(control):
+    """What `/readyz` says, None before there is an answer."""
+    url = f"http://127.0.0.1:{control.config.ops_port}/readyz"
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            return await answer.json()
+    return None
+
+
 async def test_a_second_scheduler_stands_by_and_takes_over(cluster, control, one_step):
     fake = await cluster.executor("one", {"square": lambda a, given: given["n"]})
     standby = cluster.control_process()
     await standby.start(wait=False)
+    while (answer := await ready_answer(standby)) is None or answer["problems"].get("leader") == "starting":
+        await asyncio.sleep(0.05)
+    assert answer["problems"].get("leader") == "stands by: another scheduler leads"
     assert (await control.finish(await control.submit(one_step))).state == "succeeded"
     with pytest.raises(HiveError):
         await standby.submit(one_step)
