@@ -241,6 +241,32 @@ def _peers(stack: dict[str, Any]) -> Iterator[str]:
             )
 
 
+CPU_ROWS = {
+    "cpu_fork_command": "one job that forks, WASI command",
+    "cpu_fork_python": "one job that forks, Python agents",
+    "cpu_single_command": "single submits, 50 in flight",
+}
+
+
+def _cpu(stack: dict[str, Any]) -> Iterator[str]:
+    measured = {row: stack[row] for row in CPU_ROWS if row in stack}
+    if not measured:
+        return
+    names = list(next(iter(measured.values())))
+    yield "### CPU time by process, milliseconds per task"
+    yield ""
+    yield (
+        "With all children, over a whole row's tasks and until views, relay and auditor have caught up. The "
+        "client is the benchmark's own process, which is no part of the stack and runs on the same cores."
+    )
+    yield ""
+    yield "| | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 1) + "|"
+    for row, found in measured.items():
+        yield f"| {CPU_ROWS[row]} | " + " | ".join(f"{found[name]['median']:.2f}" for name in names) + " |"
+    yield ""
+
+
 def render(results: dict[str, Any], name: str) -> str:
     """Return what stands between the markers."""
     about, stack = results["about"], results["stack"]
@@ -268,6 +294,7 @@ def render(results: dict[str, Any], name: str) -> str:
         "|---|---|---|---|---|---|",
         *(row.text() for row in rows),
         "",
+        *_cpu(stack),
         "### Beside what people would pick instead",
         "",
     ]

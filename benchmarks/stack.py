@@ -26,6 +26,7 @@ from hive_executor.sandbox import Limits, Program, RunnerPool
 from hive_executor.sandbox.warm import default_cache_dir
 
 from benchmarks import peer_runs, raw_nats
+from benchmarks.cpu import CpuClock, measured
 from benchmarks.rounds import percentiles, spread, spreads
 
 TASKS = {
@@ -176,14 +177,16 @@ async def one_round(
     folders: dict[str, Path],
     servers: peer_runs.PeerServers | None,
     scratch: Path,
+    clock: CpuClock,
 ) -> dict[str, Mapping[str, float]]:
     """Measure everything once."""
     found: dict[str, Mapping[str, float]] = {}
     for runtime in folders:
         alone = await sandbox_rate(folders, runtime, runners=2)
-        tasks = await fork_rate(client, runtime)
+        tasks, found[f"cpu_fork_{runtime}"] = await measured(clock, TASKS[runtime], fork_rate(client, runtime))
         found[f"fork_{runtime}"] = {"tasks_per_s": tasks, "sandbox_alone_per_s": alone, "share": tasks / alone}
-    found["single_command"] = {"tasks_per_s": await single_rate(client, dsn)}
+    singles, found["cpu_single_command"] = await measured(clock, SINGLES, single_rate(client, dsn))
+    found["single_command"] = {"tasks_per_s": singles}
     for system in peer_runs.SYSTEMS if servers else ():
         assert servers is not None
         try:
@@ -240,7 +243,8 @@ async def run() -> dict[str, Any]:
             for runtime in folders:
                 await submit_and_wait(client, job(runtime, 100))
             dsn = installation.admin_dsn()
-            rounds = [await one_round(client, dsn, folders, servers, scratch) for _ in range(ROUNDS)]
+            clock = CpuClock(installation)
+            rounds = [await one_round(client, dsn, folders, servers, scratch, clock) for _ in range(ROUNDS)]
         names = dict.fromkeys(name for one in rounds for name in one)
         result |= {name: spreads([one[name] for one in rounds if name in one]) for name in names}
         result["rounds"] = {name: sum(name in one for one in rounds) for name in names}
