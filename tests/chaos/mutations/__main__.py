@@ -20,6 +20,7 @@ from tests.chaos.mutations.catalogue import MUTATIONS, Mutation, Storm
 
 ROOT = Path(__file__).resolve().parents[3]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "results", "node_modules")
+DOCUMENT = ROOT / "docs" / "RELIABILITY.md"
 TEST_S = 400
 STORM_S = 600
 NO_SHRINKING = """\
@@ -39,12 +40,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only the tests that take a second each")
     parser.add_argument("--only", default="", help="only those with this in their name")
     parser.add_argument("--storms", action="store_true", help="the storms too, some minutes each")
-    parser.add_argument("--check", action="store_true", help="only see that every text is where it should be")
+    parser.add_argument("--check", action="store_true", help="only see that all texts are where they should be")
+    parser.add_argument("--table", action="store_true", help="print the table of docs/RELIABILITY.md")
     given = parser.parse_args()
+    if given.table:
+        print(table())
+        return 0
     chosen = [one for one in MUTATIONS if given.only in one.name]
     if given.quick:
         chosen = [replace(one, tests=one.quick_tests) for one in chosen if one.quick_tests]
     moved = [f"{one.name}: {problem}" for one in MUTATIONS if (problem := misplaced(ROOT, one))]
+    if table() not in DOCUMENT.read_text():
+        moved.append(f"{DOCUMENT.name}: has another table than `python -m tests.chaos.mutations --table` prints")
     if moved or given.check:
         print("\n".join(moved) or f"{len(MUTATIONS)} mutations fit the tree")
         return bool(moved)
@@ -60,6 +67,17 @@ def main() -> int:
         missed = [missing for one in chosen for missing in unnoticed(tree, one, given.storms)]
     print(f"{len(chosen)} mutations, {len(missed)} not noticed")
     return bool(missed)
+
+
+def table() -> str:
+    """Return the catalogue as the document shows it."""
+    lines = ["| law | what is taken out | noticed by |", "|---|---|---|"]
+    for one in MUTATIONS:
+        # A file's name, or that of the one test in it.
+        tests = [f"`{test.partition('::')[2] or Path(test).stem}`" for test in one.tests]
+        storm = [f"a storm: {one.storm.finding}"] if one.storm else []
+        lines.append(f"| {one.law} | {one.name} | {', '.join([*tests, *storm])} |")
+    return "\n".join(lines)
 
 
 def misplaced(tree: Path, mutation: Mutation) -> str:

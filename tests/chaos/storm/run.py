@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import sys
@@ -63,6 +64,7 @@ class Storm:
     async def run(self) -> dict[str, Any]:
         """Everything: up, storm, calm, the look at the log."""
         started = time.monotonic()
+        load_before = round(os.getloadavg()[0], 1)
         await asyncio.to_thread(self._up)
         clients = self._clients()
         home = self.installation.home
@@ -74,7 +76,9 @@ class Storm:
         history = await asyncio.to_thread(self._history)
         line = line_of(self.options.seed, clients.records, history, self.struck, audit, self.problems)
         seconds = round(time.monotonic() - started, 1)
-        return {**line, "echoed": echo.repeated, "forged": echo.forged, "seconds": seconds}
+        # Times mean something only beside what else the machine had to do.
+        load = [load_before, round(os.getloadavg()[0], 1)]
+        return {**line, "echoed": echo.repeated, "forged": echo.forged, "seconds": seconds, "load": load}
 
     async def _rage(self, clients: Clients, strikes: Strikes) -> None:
         submitting = asyncio.create_task(clients.run(CLIENTS))
