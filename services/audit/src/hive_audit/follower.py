@@ -125,7 +125,7 @@ class Follower:
     async def _catch_up(self, source: LogSource, state: AsyncConnection[Any], verifier: Verifier) -> None:
         async with aclosing(source.pages(verifier.position or BEFORE_FIRST, self.head)) as pages:
             async for rows in pages:
-                await learn_streams(source, verifier.heads, rows)
+                await learn_streams(source, verifier.heads, (row[1] for row in rows), rows[0][0] - 1)
                 before = verifier.position
                 bad = await asyncio.to_thread(verifier.feed, rows)
                 verifier.heads.trim()

@@ -18,10 +18,10 @@ BEFORE_FIRST: Final = -(2**63)
 """Also rows at positions that no log has must be seen."""
 
 _HEAD = "SELECT position, hash FROM log.events ORDER BY position DESC LIMIT 1"
-_EVENT_AT = "SELECT event, hash FROM log.events WHERE position = %s"
+EVENT_AT = "SELECT event, hash FROM log.events WHERE position = %s"
 # Both sides of the join get the range, or a page would scan all payloads before it. What is large comes as
 # NULL and makes the page be read again by size: the window function costs a third of the rate.
-_PAGE = """
+PAGE = """
 SELECT e.position, e.stream, e.version, e.type, e.event, e.hash,
        CASE WHEN octet_length(p.payload) <= %(large)s THEN p.payload END, p.salt
   FROM log.events e LEFT JOIN log.payloads p
@@ -29,7 +29,7 @@ SELECT e.position, e.stream, e.version, e.type, e.event, e.hash,
  WHERE e.position > %(after)s AND e.position <= %(until)s
  ORDER BY e.position LIMIT %(rows)s"""
 # A row whose predecessors filled the budget is left for the next page; the first one always comes.
-_PAGE_BY_SIZE = """
+PAGE_BY_SIZE = """
 SELECT position, stream, version, type, event, hash, payload, salt FROM (
     SELECT e.position, e.stream, e.version, e.type, e.event, e.hash, p.payload, p.salt,
            sum(octet_length(e.event) + coalesce(octet_length(p.payload), 0))
@@ -58,14 +58,19 @@ SELECT p.position FROM log.payloads p
  WHERE p.position > (SELECT coalesce(max(e.position), 0) FROM log.events e)
  ORDER BY p.position LIMIT 1"""
 # Pages are read in the order of the keys; a plan that sorts or hashes the whole table is never better here.
-_SESSION = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_sort = off; SET jit = off"
+SESSION = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_sort = off; SET jit = off"
 
 
 class LogSource:
-    """A connection that reads the log. Errors of the connection surface as `Unavailable`."""
+    """A connection that reads the log. Errors of the connection surface as `Unavailable`.
 
-    def __init__(self, conn: AsyncConnection[Any]) -> None:
+    Attributes:
+        dsn: what it was opened with, password included.
+    """
+
+    def __init__(self, conn: AsyncConnection[Any], dsn: str) -> None:
         self._conn = conn
+        self.dsn = dsn
 
     @classmethod
     async def open(cls, dsn: str) -> Self:
@@ -76,10 +81,10 @@ class LogSource:
         """
         try:
             conn = await AsyncConnection.connect(dsn, autocommit=True)
-            await conn.execute(_SESSION)
+            await conn.execute(SESSION)
         except psycopg.OperationalError as error:
             raise Unavailable(f"Postgres cannot be reached: {error}") from error
-        return cls(conn)
+        return cls(conn, dsn)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -98,15 +103,15 @@ class LogSource:
 
     async def event_at(self, position: int) -> tuple[bytes, bytes] | None:
         """Return the envelope and the hash at a position, or None."""
-        rows = await self._fetch(_EVENT_AT, (position,))
+        rows = await self._fetch(EVENT_AT, (position,))
         return (rows[0][0], rows[0][1]) if rows else None
 
     async def page(self, after: int, until: int, rows_max: int = PAGE_ROWS) -> list[Row]:
         """Return the rows with `after < position <= until`, with payloads, as many as a page holds."""
         arguments = {"after": after, "until": until, "rows": rows_max, "large": LARGE_BYTES}
-        rows = await self._fetch(_PAGE, arguments)
+        rows = await self._fetch(PAGE, arguments)
         if any(row[6] is None and row[7] is not None for row in rows):
-            return await self._fetch(_PAGE_BY_SIZE, arguments | {"bytes": PAGE_BYTES})
+            return await self._fetch(PAGE_BY_SIZE, arguments | {"bytes": PAGE_BYTES})
         return rows
 
     async def pages(self, after: int, until: int) -> AsyncGenerator[list[Row], None]:

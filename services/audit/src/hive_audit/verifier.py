@@ -106,11 +106,11 @@ class StreamHeads:
         self.complete = complete
         self._streams_max = streams_max
 
-    def unknown(self, rows: Iterable[Row]) -> list[str]:
-        """Return the streams of `rows` that must be passed to `learn` before these rows are fed."""
+    def unknown(self, streams: Iterable[str]) -> list[str]:
+        """Return which of `streams` must be passed to `learn` before rows of them are fed."""
         if self.complete:
             return []
-        return list({row[1] for row in rows if row[1] not in self.states})
+        return list({stream for stream in streams if stream not in self.states})
 
     def learn(self, stream: str, version: int, ended: bool) -> None:
         """Take over where a stream stands; version 0 for one that does not exist."""
@@ -132,6 +132,8 @@ class Verifier:
         log_id: of the log that `start` belongs to.
         heads: where the streams stand at `start`.
         against: an event that the log must contain, such as the head of an earlier export.
+        assume: take the first event of a stream that `heads` does not know for the one that follows: `assumed`
+            then says after which version, and somebody else has to find that true.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class Verifier:
         log_id: str = "",
         heads: StreamHeads | None = None,
         against: Head | None = None,
+        assume: bool = False,
     ) -> None:
         self.position = start.position if start else 0
         self.head_hash = start.hash if start else NO_HASH
         self.log_id = log_id
         self.heads = heads or StreamHeads(complete=start is None)
         self.broken: Break | None = None
+        self.assumed: dict[str, int] | None = {} if assume else None
         self._first = self.position
         self._against = against
 
@@ -177,6 +181,7 @@ class Verifier:
     def _chain(self, rows: Sequence[Row]) -> Break | None:
         # The hot loop: one condition for all that must hold. Which part did not is found out afterwards.
         states = self.heads.states
+        assumed = self.assumed
         log_id = self.log_id
         start = expected = self.position
         hash_ = self.head_hash
@@ -187,7 +192,12 @@ class Verifier:
             expected += 1
             try:
                 envelope = _decode(event)
-                state = states.get(stream, 0)
+                state = states.get(stream, -1)
+                if state < 0:
+                    state = 0
+                    if assumed is not None and version > 1:
+                        assumed[stream] = version - 1
+                        state = (version - 1) << 1
                 holds = (
                     position == expected == envelope.position
                     and sha256(b"\x00" + event).digest() == row_hash
