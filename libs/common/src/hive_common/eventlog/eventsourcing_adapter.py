@@ -49,7 +49,7 @@ _MAX = "SELECT max(position) AS position FROM log.events"
 _STORED = "SELECT position, event FROM log.events WHERE stream = %s AND version = %s"
 _SELECT = sql.SQL(
     "SELECT e.position, e.stream, e.version, e.type, p.payload"
-    " FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position WHERE"
+    " FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position"
 )
 
 
@@ -165,7 +165,7 @@ class HiveApplicationRecorder(postgres.PostgresApplicationRecorder):
         limit: int | None = None,
     ) -> Sequence[persistence.StoredEvent]:
         """Return the events of one stream."""
-        query = _SELECT + sql.SQL(" e.stream = %s")
+        query = _SELECT + sql.SQL(" WHERE e.stream = %s")
         parameters: list[Any] = [str(originator_id)]
         if gt is not None:
             query += sql.SQL(" AND e.version > %s")
@@ -202,8 +202,9 @@ class HiveApplicationRecorder(postgres.PostgresApplicationRecorder):
             DataError: the payload of one of them was erased. It is not skipped: its reader has to decide.
         """
         after = 0 if start is None else start - 1 if inclusive_of_start else start
-        query = _SELECT + sql.SQL(" e.position > %s")
-        parameters: list[Any] = [after]
+        # Both sides have the range, as in `LogReader`: a page must not cost more the further back it lies.
+        query = _SELECT + sql.SQL(" AND p.position > %s WHERE e.position > %s")
+        parameters: list[Any] = [after, after]
         if stop is not None:
             query += sql.SQL(" AND e.position <= %s")
             parameters.append(stop)
