@@ -292,3 +292,12 @@ async def test_sources_out_of_bounds_are_invalid(
     outcome = await pool.run(Program("python", f"test:{named}", entry, files), b"{}", limits())
     assert outcome.code == "invalid_module"
     assert named in outcome.message
+
+
+async def test_an_agent_is_compiled_once_and_not_in_each_guest(pool: RunnerPool) -> None:
+    small = await pool.run(python("def run(input):\n    return {}\n"), b"{}", limits())
+    unused = "def unused(x):\n" + "    x = x + 1\n" * 2_000
+    large = await pool.run(python(unused + "def run(input):\n    return {}\n"), b"{}", limits())
+    assert small.status == large.status == "succeeded"
+    # Compiling those lines takes 150 times the fuel of the small agent, reading their code 20 times.
+    assert large.fuel_used < 50 * small.fuel_used

@@ -1,15 +1,18 @@
 """Makes the files of an agent importable, as if its folder were the directory of a script."""
 
 import base64
+import binascii
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import marshal
 import sys
 from collections.abc import Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
 _RUNTIME_MODULES = frozenset({"hive", "sys", "builtins", "wit_world", "componentize_py_types", "__main__"})
+_COMPILED_BYTES_MAX = 1 << 20
 
 
 class AgentLoader(importlib.abc.InspectLoader):
@@ -25,6 +28,10 @@ class AgentLoader(importlib.abc.InspectLoader):
     def get_code(self, fullname: str) -> CodeType:
         """Return a module compiled."""
         path = self._bundle.path_of(fullname)
+        ready = self._bundle.code.get(path)
+        if ready is not None:
+            code: CodeType = marshal.loads(binascii.a2b_base64(ready))  # noqa: S302 - compiled by `compiled`
+            return code
         return compile(self.get_data(path), path, "exec", dont_inherit=True)
 
     def is_package(self, fullname: str) -> bool:
@@ -41,15 +48,39 @@ class AgentLoader(importlib.abc.InspectLoader):
         content = self._bundle.files.get(path.removeprefix("./").removeprefix("/"))
         if content is None:
             raise FileNotFoundError(f"the agent's folder has no file {path!r}")
-        return content.encode() if isinstance(content, str) else base64.b64decode(content["base64"])
+        return _bytes_of(content)
+
+
+def _bytes_of(content: str | dict[str, str]) -> bytes:
+    return content.encode() if isinstance(content, str) else base64.b64decode(content["base64"])
+
+
+def compiled(files: dict[str, Any]) -> dict[str, str]:
+    """Return the code of each module, as `Bundle.code` takes it; of one that does not compile, nothing.
+
+    Compiling the smallest agent takes nearly as long as all else that happens to it. This is done once for an
+    agent, in a guest like any other and before any of its code runs, by the very interpreter that will run it.
+    """
+    sources = {path: _bytes_of(content) for path, content in files.items() if path.endswith(".py")}
+    code: dict[str, str] = {}
+    # Code travels into each guest whole; of a large package a guest compiles the little that it imports.
+    if sum(map(len, sources.values())) <= _COMPILED_BYTES_MAX:
+        for path, data in sources.items():
+            try:
+                module = compile(data, path, "exec", dont_inherit=True)
+            except (SyntaxError, ValueError, RecursionError, OverflowError):
+                continue
+            code[path] = base64.b64encode(marshal.dumps(module)).decode()
+    return code
 
 
 class Bundle(importlib.abc.MetaPathFinder):
-    """The files of one agent. Modules are looked for beside the entry file."""
+    """The files of one agent, and what was compiled of them. Modules are looked for beside the entry file."""
 
-    def __init__(self, entry: str, files: dict[str, Any]) -> None:
+    def __init__(self, entry: str, files: dict[str, Any], code: dict[str, str]) -> None:
         self.entry = entry
         self.files = files
+        self.code = code
         self.loader = AgentLoader(self)
         folder = entry.rpartition("/")[0]
         self._prefix = folder + "/" if folder else ""

@@ -24,7 +24,7 @@ from typing import Any  # noqa: E402
 
 import hive  # noqa: E402
 import wit_world  # noqa: E402
-from _hive_bundle import Bundle  # noqa: E402
+from _hive_bundle import Bundle, compiled  # noqa: E402
 from componentize_py_types import Err  # noqa: E402
 from wit_world import Failure, FailureKind  # noqa: E402
 
@@ -153,7 +153,9 @@ def _summary(error: BaseException) -> str:
 
 def _call(bundle_json: str, input_json: str) -> Any:
     described = json.loads(bundle_json)
-    bundle = Bundle(described["entry"], described["files"])
+    if described.get("compile"):
+        return compiled(described["files"])
+    bundle = Bundle(described["entry"], described["files"], described.get("code", {}))
     bundle.install()
     module = bundle.load_entry()
     run = getattr(module, "run", None)
@@ -188,7 +190,7 @@ class WitWorld(wit_world.WitWorld):
     """Implements the world `python-runtime`."""
 
     def run(self, bundle: str, input: str) -> str:
-        """Run an agent; see `agent.wit`."""
+        """Run an agent, or compile it; see `agent.wit`."""
         random.seed(int.from_bytes(os.urandom(16), "little"))
         try:
             return _encoded(_call(bundle, input))
@@ -212,7 +214,8 @@ def _practise() -> None:
 
     Otherwise each guest does that again, and writes to the pages on which this code lies.
     """
-    bundle = json.dumps({"entry": "agent.py", "files": {"agent.py": "def run(input):\n    return {}\n"}})
+    files = {"agent.py": "def run(input):\n    return {}\n"}
+    bundle = json.dumps({"entry": "agent.py", "files": files, "code": compiled(files)})
     finders = sys.meta_path.copy()
     for _ in range(_PRACTICE_RUNS):
         WitWorld.run(None, bundle, '{"n": [1, 2.5, "x", null]}')

@@ -60,8 +60,12 @@ class Guest(Protocol):
         ...
 
 
-def bundle_of(entry: str, files: dict[str, bytes]) -> str:
-    """Return the JSON text in which the sources of a Python agent enter the guest."""
+def bundle_of(entry: str, files: dict[str, bytes], **more: Any) -> str:
+    """Return the JSON text in which the sources of a Python agent enter the guest.
+
+    Args:
+        more: `compile=True` to get what belongs into `code`, `code` to have it run without compiling it again.
+    """
 
     def content(data: bytes) -> str | dict[str, str]:
         try:
@@ -69,7 +73,7 @@ def bundle_of(entry: str, files: dict[str, bytes]) -> str:
         except UnicodeDecodeError:
             return {"base64": base64.b64encode(data).decode()}
 
-    return json.dumps({"entry": entry, "files": {path: content(data) for path, data in files.items()}})
+    return json.dumps({"entry": entry, "files": {path: content(data) for path, data in files.items()}, **more})
 
 
 class Sandbox:

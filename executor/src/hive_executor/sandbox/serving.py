@@ -1,6 +1,7 @@
 """The loop of a runner: it answers the requests of its parent, one guest at a time."""
 
 import gc
+import json
 import os
 import socket
 from collections import OrderedDict
@@ -71,7 +72,7 @@ class Runner:
         except wasmtime.WasmtimeError as error:
             return frames.Stale(str(error))
         if isinstance(guest, PythonGuest):
-            bundle = self._bundle(request)
+            bundle = self._bundle(guest, request)
             if bundle is None:
                 return frames.NeedFiles()
             guest.bundle = bundle
@@ -86,14 +87,21 @@ class Runner:
         self._guests.move_to_end(path)
         return guest
 
-    def _bundle(self, request: frames.Run) -> str | None:
+    def _bundle(self, guest: PythonGuest, request: frames.Run) -> str | None:
         if request.files is not None:
-            self._bundles[request.digest] = bundle_of(request.entry, request.files)
+            self._bundles[request.digest] = self._compiled(guest, request, request.files)
             while len(self._bundles) > 1 and sum(map(len, self._bundles.values())) > _BUNDLE_CHARS_MAX:
                 self._bundles.popitem(last=False)
         elif request.digest in self._bundles:
             self._bundles.move_to_end(request.digest)
         return self._bundles.get(request.digest)
+
+    def _compiled(self, guest: PythonGuest, request: frames.Run, files: dict[str, bytes]) -> str:
+        """Return the bundle of an agent with its code, as far as that compiles within the limits of the attempt."""
+        guest.bundle = bundle_of(request.entry, files, compile=True)
+        done = self._sandbox.run(guest, request)
+        # What is wrong with the sources is said by the attempt itself, which then compiles them again.
+        return bundle_of(request.entry, files, code={} if done.code else json.loads(done.output))
 
 
 def serve(pid: int, layers: list[str], modules: Path) -> None:
