@@ -170,6 +170,8 @@ async def test_idle_leader_notices_that_its_connection_died(database: Database) 
 async def test_backend_that_is_terminated_loses_nothing(database: Database, new_append: NewAppend) -> None:
     streams = [new_id() for _ in range(200)]
 
+    appended = asyncio.Event()
+
     async def killer(until: asyncio.Event) -> None:
         async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
             while not until.is_set():
@@ -177,19 +179,24 @@ async def test_backend_that_is_terminated_loses_nothing(database: Database, new_
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE usename = 'hive_scheduler' AND datname = current_database()"
                 )
-                await asyncio.sleep(0.02)
+                # On a busy machine a new connection may take longer to make than any pause.
+                appended.clear()
+                await appended.wait()
 
     done = asyncio.Event()
-    killing = asyncio.create_task(killer(done))
     async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+        killing = asyncio.create_task(killer(done))
         slots = asyncio.Semaphore(8)
 
         async def one(stream: str) -> int:
             async with slots:
-                return await writer.append(new_append(stream))
+                position = await writer.append(new_append(stream))
+                appended.set()
+                return position
 
         positions = await asyncio.gather(*(one(stream) for stream in streams))
         done.set()
+        appended.set()
         await killing
     events = await all_events(database)
     assert_chain_holds(events)

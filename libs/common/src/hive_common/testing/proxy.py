@@ -25,6 +25,7 @@ class _Loss:
     whole: Whole
     and_cut: bool
     skip: int
+    spared_bytes: int = 0
     happened: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -88,6 +89,13 @@ class TcpProxy:
         """
         return self._lose(until, and_cut=True, skip=skip)
 
+    def cut_inside_next_answer(self, after_bytes: int) -> asyncio.Event:
+        """Forward the next request and the first bytes of its answer, then cut that connection."""
+        happened = self._lose(b"", and_cut=True, skip=0)
+        assert self._loss is not None
+        self._loss.spared_bytes = after_bytes
+        return happened
+
     def silence_next_answer(self, until: bytes | Whole = b"", *, skip: int = 0) -> asyncio.Event:
         """Like `cut_next_answer`, but the connection stays, and says nothing more: the caller's time runs out."""
         return self._lose(until, and_cut=False, skip=skip)
@@ -98,6 +106,7 @@ class TcpProxy:
         for link in self._links:
             if link.loss is not None and not link.loss.happened.is_set():
                 link.client.write(bytes(link.swallowed))
+                link.swallowed.clear()
                 link.loss = None
 
     def _lose(self, until: bytes | Whole, and_cut: bool, skip: int) -> asyncio.Event:
@@ -169,20 +178,43 @@ class TcpProxy:
             if link.loss is None:
                 link.client.write(chunk)
                 continue
+            spared = chunk[: link.loss.spared_bytes]
+            if spared:
+                link.loss.spared_bytes -= len(spared)
+                link.client.write(spared)
+                chunk = chunk[len(spared) :]
+                if not chunk and link.loss.spared_bytes:
+                    continue
             link.swallowed += chunk
-            if not link.loss.happened.is_set() and link.loss.whole(bytes(link.swallowed)):
-                if self._loss is link.loss:
-                    self._loss = None
-                if link.loss.and_cut:
-                    link.close()
-                link.loss.happened.set()
-                if link.loss.and_cut:
-                    return
+            if link.loss.happened.is_set():
+                continue  # silent from now on
+            if link.loss.whole(bytes(link.swallowed)):
+                self._lost(link, link.loss)
+            elif _greets(bytes(link.swallowed)):
+                link.client.write(bytes(link.swallowed))
+                link.swallowed.clear()
+
+    def _lost(self, link: _Link, loss: _Loss) -> None:
+        self._loss = None
+        # Of several that are asked at once, the first to be answered loses its answer; the others get theirs.
+        for other in self._links:
+            if other is not link and other.loss is loss:
+                other.client.write(bytes(other.swallowed))
+                other.swallowed.clear()
+                other.loss = None
+        if loss.and_cut:
+            link.close()
+        loss.happened.set()
 
     async def _hold(self) -> None:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         await self._flows.wait()
+
+
+def _greets(answer: bytes) -> bool:
+    """Say whether PostgreSQL still asks who is there, or says whether it encrypts (its protocol, section 54.2)."""
+    return answer.startswith(b"R") or answer in (b"N", b"S", b"G")
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
