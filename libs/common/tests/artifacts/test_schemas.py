@@ -37,3 +37,11 @@ def test_a_value_nested_beyond_what_can_be_checked_is_a_violation() -> None:
     for _ in range(5000):
         value = [value]
     assert violation(schema, value) == ("", "the value is nested too deeply to be checked")
+
+
+def test_a_chain_of_references_is_followed_once() -> None:
+    length = 1_000
+    chain: dict[str, object] = {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(length)}
+    check_schema({"$defs": chain | {str(length): {}}, "$ref": "#/$defs/0"}, "f", "input")
+    with pytest.raises(InvalidArgument, match="back to itself"):
+        check_schema({"$defs": chain | {str(length): {"$ref": "#/$defs/999"}}, "$ref": "#/$defs/0"}, "f", "input")

@@ -106,19 +106,26 @@ def _references(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _refuse_circles(schema: dict[str, Any], resolver: Any, file: str, path: str) -> None:
-    """Refuse references that lead back to themselves without going down into the value."""
+    """Refuse references that lead back to themselves without going down into the value.
+
+    Every reference is followed once: a chain of them may be as long as the schema.
+    """
+    ended: set[str] = set()
     for where, reference in _references(schema, path):
-        seen: set[str] = set()
-        pending = [reference]
-        while pending:
-            current = pending.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            for following in _in_place(resolver.lookup(current).contents):
-                if following == reference:
-                    refuse(file, where, f"the reference {reference!r} leads back to itself", "an end")
-                pending.append(following)
+        if reference in ended:
+            continue
+        # Depth first, without recursion: what is on the way from `reference` to here, each with what is left of it.
+        way = {reference: _in_place(resolver.lookup(reference).contents)}
+        while way:
+            current, left = next(reversed(way.items()))
+            following = next(left, None)
+            if following is None:
+                ended.add(current)
+                del way[current]
+            elif following in way:
+                refuse(file, where, f"the reference {following!r} leads back to itself", "an end")
+            elif following not in ended:
+                way[following] = _in_place(resolver.lookup(following).contents)
 
 
 def _in_place(node: Any) -> Iterator[str]:
