@@ -55,7 +55,7 @@ class Clients:
         rng: seeded.
 
     Attributes:
-        tasks: submitted so far by those who keep the pace, but for submits that nobody answered for.
+        tasks: submitted so far by those who keep the pace, but for jobs that are cancelled or have no answer.
         pace: how many that may be by now.
         ended: set it, and no new job is begun.
     """
@@ -95,10 +95,12 @@ class Clients:
                 continue
             record = Record(next(self._plan))
             self.records.append(record)
-            self.tasks += record.planned.tasks
+            # Of a job that is cancelled nobody knows how many tasks it will come to.
+            tasks = 0 if record.planned.cancel_after_s is not None else record.planned.tasks
+            self.tasks += tasks
             await self._submit(session, record)
             if record.unknown:
-                self.tasks -= record.planned.tasks
+                self.tasks -= tasks
             elif record.planned.cancel_after_s is not None:
                 group.create_task(self._cancel(session, record))
 

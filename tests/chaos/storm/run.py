@@ -33,6 +33,8 @@ WINDOW = 120
 """Tasks that are always under way, so that every fault meets work."""
 CALM_S = 180.0
 """How long what was submitted may take to its end once nothing strikes any more."""
+HEAD = "SELECT max(position) FROM log.events"
+DECIDED = "SELECT count(*) FROM log.events WHERE position > %s AND type = 'TaskSucceeded'"
 UNENDED = """
 SELECT count(*) FROM log.events j WHERE j.type = 'JobSubmitted' AND NOT EXISTS (
     SELECT FROM log.events e WHERE e.stream = j.stream AND e.type IN ('JobSucceeded', 'JobFailed', 'JobCancelled'))
@@ -118,10 +120,22 @@ class Storm:
                 strike.alone = len(struck) == 1
             self.struck += struck
             clients.pace = WINDOW + self.options.tasks * len(self.struck) / self.options.strikes
-        # The last fault is to see work, too, before the clients stop.
-        await asyncio.sleep(2)
+        await self._until_work_is_done(clients)
         while clients.tasks < self.options.tasks:
             await asyncio.sleep(0.05)
+
+    async def _until_work_is_done(self, clients: Clients) -> None:
+        """Let the last fault see work, too: a submit that is acknowledged and a task that is decided since."""
+        after, position = time.time(), -1
+        async with asyncio.timeout(BACK_S):
+            while True:
+                with suppress(psycopg.OperationalError):
+                    if position < 0:
+                        position = await asyncio.to_thread(self._number, HEAD)
+                    decided = await asyncio.to_thread(self._number, DECIDED, position)
+                    if decided and any((record.acknowledged_at or 0) > after for record in clients.records):
+                        return
+                await asyncio.sleep(0.1)
 
     def _kinds(self, strikes: Strikes) -> list[str]:
         kinds = list(self.options.faults or strikes.kinds)
@@ -134,14 +148,14 @@ class Storm:
         left = -1
         while left and time.monotonic() < until:
             with suppress(psycopg.OperationalError):
-                left = await asyncio.to_thread(self._unended)
+                left = await asyncio.to_thread(self._number, UNENDED)
             await asyncio.sleep(0.2)
         if left:
             self.problems.append(f"{left} jobs have not ended {CALM_S:g} s after the last fault")
 
-    def _unended(self) -> int:
+    def _number(self, query: str, *parameters: int) -> int:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            row = connection.execute(UNENDED).fetchone()
+            row = connection.execute(query.encode(), parameters).fetchone()
         assert row is not None
         return int(row[0])
 

@@ -17,6 +17,7 @@ from tests.chaos.storm.processes import Processes, kill
 
 SLOTS = 2
 ECHO_SHARE = 0.04
+FORGED_SHARE = 0.1
 ECHO_S = 3.0
 FORGED = {"inline": {"square": -1, "forged": True}, "size_bytes": 28}
 
@@ -104,14 +105,26 @@ class Echo:
 
     async def _heard(self, message: Msg) -> None:
         _, _, executor, kind = message.subject.split(".")
-        if ".echo" in message.reply or self._rng.random() > ECHO_SHARE:
+        if ".echo" in message.reply:
             return
-        self._say_later(executor, kind, message.data, self._rng.uniform(0, ECHO_S if kind == "report" else 0.5))
-        if kind == "report":
+        if self._rng.random() < ECHO_SHARE:
+            self._say_later(executor, kind, message.data, self._rng.uniform(0, ECHO_S if kind == "report" else 0.5))
+        if self._rng.random() < FORGED_SHARE:
+            self._forge(executor, kind, json.loads(message.data))
+
+    def _forge(self, executor: str, kind: str, body: dict[str, Any]) -> None:
+        """Report on what an executor holds right now, or has just reported."""
+        named = (
+            body["reports"]
+            if kind == "report"
+            else [{**key, "session": body["session"]} for key in body.get("held", ())]
+        )
+        if named:
             others = [one for one in self._executors if one != executor]
-            speaker, body = forged(self._rng, executor, others, json.loads(message.data))
-            self.forged += 1
-            self._say_later(speaker, kind, json.dumps(body).encode(), self._rng.uniform(0, 0.01))
+            speaker, reports = forged(self._rng, executor, others, named)
+            self.forged += len(reports)
+            request = {"v": 1, "session": body["session"], "reports": reports}
+            self._say_later(speaker, "report", json.dumps(request).encode(), 0)
 
     def _say_later(self, executor: str, kind: str, data: bytes, delay_s: float) -> None:
         async def say() -> None:
@@ -128,20 +141,19 @@ class Echo:
 
 
 def forged(
-    rng: random.Random, executor: str, others: list[str], body: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Return who says it, and a report that must not count."""
+    rng: random.Random, executor: str, others: list[str], named: list[dict[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return who says it, and reports on the attempts of `named` that must not count."""
     how = rng.choice(["session", "attempt", "executor"])
     reports = []
-    for report in body["reports"]:
+    for report in named:
         changed = {**report, "status": "succeeded", "output": FORGED}
         if how == "session":
             changed["session"] = "forged-session"
         elif how == "attempt":
             changed["attempt"] = report["attempt"] + 100
         reports.append(changed)
-    speaker = rng.choice(others) if how == "executor" else executor
-    return speaker, {**body, "reports": reports}
+    return rng.choice(others) if how == "executor" else executor, reports
 
 
 async def _quiet(_: Exception) -> None:
