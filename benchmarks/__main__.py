@@ -7,17 +7,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import uvloop
-from hive_common.eventlog.log import create_log
-from hive_common.eventlog.migrate import migrate_log
-from hive_common.testing.postgres import EmbeddedPostgres
 
 from benchmarks import log_append, peer_runs, report, sandbox, stack, verify
+from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -59,19 +55,11 @@ def progress(text: str) -> None:
 async def run() -> dict[str, Any]:
     """Run all benchmarks, one after the other."""
     results: dict[str, Any] = {"about": about()}
-    with tempfile.TemporaryDirectory(prefix="hive-bench-") as folder:
-        server = EmbeddedPostgres(Path(folder) / "pg")
-        server.start()
-        try:
-            async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as connection:
-                await migrate_log(connection)
-                await create_log(connection)
-            progress("log appends, beside psycopg COPY and the stock eventsourcing recorder")
-            results["log_append"] = await log_append.run(server.dsn())
-            progress("verification, beside plain reading of the rows")
-            results["verify"] = await verify.run(server.dsn())
-        finally:
-            server.stop()
+    async with scratch_log() as dsn:
+        progress("log appends, beside psycopg COPY and the stock eventsourcing recorder")
+        results["log_append"] = await log_append.run(dsn)
+        progress("verification, beside plain reading of the rows")
+        results["verify"] = await verify.run(dsn)
     progress("sandbox, beside raw wasmtime")
     results["sandbox"] = await sandbox.run()
     progress("the whole stack, beside the sandbox alone, the peers and raw NATS")

@@ -16,11 +16,9 @@ import asyncio
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -30,6 +28,7 @@ from hive_common.kernel.ids import new_id
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.rounds import spreads
+from benchmarks.scratch import scratch_log
 
 CALLERS = 64
 PROCESSES = 4
@@ -210,20 +209,9 @@ async def _copy(dsn: str, seconds: float) -> dict[str, float]:
 # --- on its own ---
 
 
-async def _scratch(directory: Path) -> dict[str, Any]:
-    from hive_common.eventlog.log import create_log
-    from hive_common.eventlog.migrate import migrate_log
-    from hive_common.testing.postgres import EmbeddedPostgres
-
-    server = EmbeddedPostgres(directory)
-    server.start()
-    try:
-        async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as conn:
-            await migrate_log(conn)
-            await create_log(conn)
-        return await run(server.dsn(), seconds=float(os.environ.get("HIVE_BENCH_SECONDS", "3")))
-    finally:
-        server.stop()
+async def _on_scratch() -> dict[str, Any]:
+    async with scratch_log() as dsn:
+        return await run(dsn, seconds=float(os.environ.get("HIVE_BENCH_SECONDS", "3")))
 
 
 def main() -> None:
@@ -231,8 +219,7 @@ def main() -> None:
     if sys.argv[1:] == ["worker"]:
         uvloop.run(_worker())
         return
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(uvloop.run(_scratch(Path(directory))), indent=2))
+    print(json.dumps(uvloop.run(_on_scratch()), indent=2))
 
 
 if __name__ == "__main__":

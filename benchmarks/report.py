@@ -109,15 +109,17 @@ def _appends(log: dict[str, Any]) -> Iterator[Row]:
 
 
 def _verification(verify: dict[str, Any]) -> Row:
-    rate, read = verify["verify_per_s"], verify["read_per_s"]
+    rate, read, processes = verify["verify_per_s"], verify["read_per_s"], verify.get("processes", 0)
+    alone = f"in one process: {span(verify['verify_alone_per_s'], '/s')}; " if processes else ""
     return Row(
         "verification",
         "≥ 400,000 events/s",
         span(rate, "/s"),
-        f"reading the same rows, unchecked: {span(read, '/s')}; "
+        f"{alone}reading the same rows over one connection, unchecked: {span(read, '/s')}; "
         f"the check alone, in memory: {span(verify['check_per_s'], '/s')}",
         rate["median"] >= 400_000,
-        f"A warm log of {number(verify['events'])} events, one connection.",
+        f"A warm log of {number(verify['events'])} events, "
+        + (f"{processes} processes, their start included." if processes else "one connection."),
     )
 
 

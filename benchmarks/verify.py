@@ -3,7 +3,8 @@
     python -m benchmarks.verify             # on a scratch server of its own
 
 - `read`: every row with its payload over the auditor's connection, nothing checked.
-- `verify`: what `Audit.Verify` does: read and check.
+- `verify`: what `Audit.Verify` does: read and check, a long log in several processes, their start included.
+- `verify_alone`: the same without other processes.
 - `check`: the check alone, over rows in memory.
 
 Scenarios alternate over several rounds; figures are medians. Publish ratios, not absolutes.
@@ -12,29 +13,29 @@ Scenarios alternate over several rounds; figures are medians. Publish ratios, no
 import asyncio
 import json
 import os
-import tempfile
 import time
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import uvloop
 from hive_audit.checks import verify_log
 from hive_audit.log_source import BEFORE_FIRST, LogSource
+from hive_audit.range_processes import processes_here
 from hive_audit.verifier import Row, Verifier
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.kernel.ids import new_id
 
 from benchmarks.rounds import spread
+from benchmarks.scratch import scratch_log
 
 LIFE = ("TaskCreated", "TaskAssigned", "AttemptStarted", "AttemptSucceeded", "TaskSucceeded")
 PAYLOAD = json.dumps({"attempt": 1, "executor": new_id(), "session": new_id(), "lease_ms": 6000}).encode()
 CALLERS = 64
+EVENTS = 500_000
 ROWS_IN_MEMORY = 100_000
 
 
-async def run(dsn: str, *, events: int = 200_000, rounds: int = 3) -> dict[str, Any]:
+async def run(dsn: str, *, events: int = EVENTS, rounds: int = 3) -> dict[str, Any]:
     """Return rates in events per second by scenario.
 
     Args:
@@ -51,6 +52,7 @@ async def run(dsn: str, *, events: int = 200_000, rounds: int = 3) -> dict[str, 
         scenarios = {
             "read": lambda: _read(source),
             "verify": lambda: _verify(source),
+            "verify_alone": lambda: _verify(source, processes=0),
             "check": lambda: _check(rows),
         }
         rates: dict[str, list[float]] = {name: [] for name in scenarios}
@@ -59,13 +61,19 @@ async def run(dsn: str, *, events: int = 200_000, rounds: int = 3) -> dict[str, 
                 started = time.perf_counter()
                 count = await scenario()
                 rates[name].append(count / (time.perf_counter() - started))
-    return {"events": events} | {f"{name}_per_s": spread(r) for name, r in rates.items()}
+    return {"events": events, "processes": processes_here()} | {
+        f"{name}_per_s": spread(r) for name, r in rates.items()
+    }
+
+
+async def _length(dsn: str) -> int:
+    async with await LogSource.open(dsn) as source:
+        head = await source.head()
+    return head.position if head else 0
 
 
 async def _fill(dsn: str, events: int) -> None:
-    async with await LogSource.open(dsn) as source:
-        head = await source.head()
-    tasks = iter(range(max(0, events - (head.position if head else 0)) // len(LIFE)))
+    tasks = iter(range(max(0, events - await _length(dsn)) // len(LIFE)))
 
     async with await LogWriter.open(dsn) as writer:
 
@@ -99,8 +107,8 @@ async def _read(source: LogSource) -> int:
     return count
 
 
-async def _verify(source: LogSource) -> int:
-    result = await verify_log(source)
+async def _verify(source: LogSource, processes: int | None = None) -> int:
+    result = await verify_log(source, processes=processes)
     if not result.ok:
         raise RuntimeError(result.reason)
     return result.events
@@ -119,26 +127,14 @@ async def _check(rows: list[Row]) -> int:
 # --- on its own ---
 
 
-async def _scratch(directory: Path) -> dict[str, Any]:
-    from hive_common.eventlog.log import create_log
-    from hive_common.eventlog.migrate import migrate_log
-    from hive_common.testing.postgres import EmbeddedPostgres
-
-    server = EmbeddedPostgres(directory)
-    server.start()
-    try:
-        async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as conn:
-            await migrate_log(conn)
-            await create_log(conn)
-        return await run(server.dsn(), events=int(os.environ.get("HIVE_BENCH_EVENTS", "200000")))
-    finally:
-        server.stop()
+async def _on_scratch() -> dict[str, Any]:
+    async with scratch_log() as dsn:
+        return await run(dsn, events=int(os.environ.get("HIVE_BENCH_EVENTS", EVENTS)))
 
 
 def main() -> None:
     """Run on a scratch server and print the figures as JSON."""
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(uvloop.run(_scratch(Path(directory))), indent=2))
+    print(json.dumps(uvloop.run(_on_scratch()), indent=2))
 
 
 if __name__ == "__main__":
