@@ -175,12 +175,12 @@ async def test_backend_that_is_terminated_loses_nothing(database: Database, new_
     async def killer(until: asyncio.Event) -> None:
         async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
             while not until.is_set():
+                # One append between two kills: on a busy machine a new connection takes longer than any pause.
+                appended.clear()
                 await conn.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE usename = 'hive_scheduler' AND datname = current_database()"
                 )
-                # On a busy machine a new connection may take longer to make than any pause.
-                appended.clear()
                 await appended.wait()
 
     done = asyncio.Event()
