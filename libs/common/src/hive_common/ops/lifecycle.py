@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -20,6 +21,10 @@ C = TypeVar("C")
 
 _PR_SET_PDEATHSIG = 1
 _LEASH_POLL_S = 0.5
+
+COLLECT_ALLOCATIONS = 10_000
+"""Objects that are new between two looks of the garbage collector. A service makes thousands for every batch and
+frees nearly all of them by reference counts; 700, the interpreter's setting, took 4 to 7 % of a service's CPU."""
 
 
 def die_with_parent(signal_number: int) -> None:
@@ -109,6 +114,10 @@ def run_process(name: str, kind: type[C], main: Callable[[C, Stop], Awaitable[No
     configure_logging(name, getattr(config, "log_level", "INFO"))
     if arguments.supervised:
         die_with_parent(signal.SIGTERM)
+    # Modules and what they made stay for ever: no collection has to walk through them.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_ALLOCATIONS, 20, 20)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             code = runner.run(_run(main, config, arguments.supervised))
