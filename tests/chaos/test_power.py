@@ -202,8 +202,9 @@ def test_the_witness_notices_a_database_that_acknowledges_before_it_syncs(home, 
             # What is set for a database counts for new sessions.
             conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'hive_%'")
         installation.wait_ready()
-        with pytest.raises(AssertionError, match=r"acknowledged (jobs|outcomes) are lost"):
+        with pytest.raises(AssertionError, match=r"acknowledged (jobs|outcomes) are lost") as noticed:
             cut(installation, disk, 0)
+        print(str(noticed.value).split(":")[0])
 
 
 @contextlib.contextmanager
