@@ -388,7 +388,7 @@ def _evolve_job(job: JobState, event: Event) -> None:
 
 def forget_values(job: JobState) -> None:
     """Drop the values of a job that has ended: only who held which attempt is of interest from here on."""
-    job.input = values.inline(b"null")
+    job.input, job.inline_bytes = values.inline(b"null"), 0
     for task in job.tasks.values():
         task.outputs.clear()
     for state in job.steps.values():
