@@ -90,7 +90,6 @@ MUTATIONS = (
         "if attempt.status in LIVE and not task.ended and not closing:",
         "if not task.ended and not closing:",
         (FENCE, LAWS),
-        Storm(("--tasks", "300", "--strikes", "4", "--faults", "freeze executor"), "stale_accepted"),
     ),
     Mutation(
         "fence: a late report is noted each time it comes",

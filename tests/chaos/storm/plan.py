@@ -10,6 +10,7 @@ SHAPES = {
     "single": 34,
     "small fork": 30,
     "fork": 14,
+    "long": 2,
     "large fork": 2,
     "graph": 6,
     "fails": 4,
@@ -70,6 +71,9 @@ def _job(rng: random.Random, nonce: str, shape: str, most: int) -> Planned:
     match shape:
         case "single":
             return _single(rng, nonce, key, rng.choice([0, 20, 400]))
+        case "long":
+            # Long enough that an attempt which is lost and its successor run at the same time.
+            return _single(rng, nonce, key, 3_000)
         case "small fork" | "fork" | "large fork":
             low, high = {"small fork": (2, 20), "fork": (20, 100), "large fork": (150, 400)}[shape]
             return _fork(nonce, key, min(most, rng.randint(low, high)), ms)
