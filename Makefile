@@ -58,6 +58,9 @@ bench-peers: setup ## install what the benchmarks compare with, in an environmen
 hostile: setup ## the whole corpus of guests that mean harm: large compile bombs, 300 random modules
 	@HIVE_HOSTILE=full $(BIN)/pytest -q -rP executor/tests/sandbox/test_hostile.py
 
+cgroups: setup ## the cgroup tests under a kernel with version 2 (takes user-mode-linux); some three minutes
+	@bash executor/tests/sandbox/cgroup2.sh
+
 wasi-testsuite: setup ## the programs of the public WASI test suite, from a checkout: SUITE=/path/to/wasi-testsuite/tests
 	@HIVE_WASI_TESTSUITE=$(SUITE) $(BIN)/pytest -q -rPs executor/tests/sandbox/test_wasi_programs.py -k public_suite
 
