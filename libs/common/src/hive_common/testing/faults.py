@@ -53,6 +53,8 @@ PACKAGES: Final = {
 """Programs and the Debian packages they come in."""
 
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
+_CAPABILITIES: Final = (12, 19, 21)
+"""CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN (include/uapi/linux/capability.h)."""
 _MIB: Final = 1024 * 1024
 _PATIENCE_S: Final = 20.0
 
@@ -66,9 +68,17 @@ def lacking(*programs: str) -> str:
         return f"apt-get install {' '.join(missing)}"
     if os.geteuid() != 0 and set(programs) != {"libfaketime"}:
         return "run as root: mounts, network namespaces and tracing need it"
+    if set(programs) != {"libfaketime"} and not _has_capabilities():
+        return "run with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SYS_PTRACE, such as docker run --privileged"
     if "mkfs.ext4" in programs and not Path("/dev/loop-control").exists():
         return "load the kernel module loop: there are no loop devices here"
     return ""
+
+
+def _has_capabilities() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    return all(effective >> number & 1 for number in _CAPABILITIES)
 
 
 def _is_there(program: str) -> bool:
