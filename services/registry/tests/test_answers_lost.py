@@ -1,20 +1,27 @@
-"""A push during which answers of the artifact store or of the log are lost."""
+"""A push during which answers of the artifact store are lost, and a hello whose own answer is."""
 
+import contextlib
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hive_common.artifacts.package import AgentPackage
 from hive_common.artifacts.store import FolderStore
-from hive_common.kernel.errors import Unavailable
+from hive_common.bus.nats import connect, request
+from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
+from hive_common.kernel.errors import DeadlineExceeded, Unavailable
+from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.rpc.client import call
 from hive_common.testing.answers import AnswersLost
-from hive_common.testing.fixtures import Database
+from hive_common.testing.fixtures import Database, NatsServer
+from hive_common.testing.proxy import TcpProxy
 from hive_common.testing.services import running_service
+from hive_common.testing.wire import nats_answered
 from hive_proto.agents.v1 import agents_pb2 as pb
 from hive_registry.bootstrap import main
 
-from .conftest import Registry
+from .conftest import CAPABILITIES, Registry
 
 CALLS_MAX = 20
 
@@ -61,3 +68,25 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
         (event,) = await registry.events()
         assert (event.type, event.position) == ("AgentVersionPublished", positions[0])
         assert (await registry.store.tags())["square:1.0.0"].digest == packed.digest
+
+
+async def test_a_hello_whose_answer_is_lost_is_said_again_and_registers_once(
+    config: ServiceConfig, database: Database, nats_server: NatsServer
+) -> None:
+    executor = new_id()
+    async with running_service(main, config) as channel, TcpProxy(nats_server.port) as proxy:
+        registry = Registry(config, channel, database)
+        through = msgspec.structs.replace(config.nats, url=f"nats://127.0.0.1:{proxy.port}")
+        client = await connect(through, executor, inbox=inbox_prefix(executor))
+        body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
+        cut = proxy.cut_next_answer(nats_answered)
+        replies: list[HelloReply] = []
+        for _ in range(CALLS_MAX):
+            with contextlib.suppress(DeadlineExceeded, Unavailable):
+                replies.append(await request(client, hello_subject(executor), body, HelloReply, 2.0))
+                break
+        assert cut.is_set()
+        (event,) = await registry.events()
+        assert (event.stream, event.type) == (executor, "ExecutorRegistered")
+        assert replies and replies[0].error is None
+        await client.close()

@@ -1,13 +1,23 @@
-"""A scheduler whose artifact store loses answers: jobs end as if nothing had happened, or are submitted again."""
+"""A scheduler whose artifact store loses answers, and whose own answers to pulls and reports are lost.
+
+Jobs end as if nothing had happened, or are submitted again.
+"""
+
+import asyncio
+import contextlib
 
 import msgspec
+import pytest
 from hive_common.artifacts.store import FolderStore
-from hive_common.contracts import values
+from hive_common.bus import nats as bus
+from hive_common.contracts import messages, values
 from hive_common.contracts.messages import AttemptReport
-from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_common.testing.answers import AnswersLost, every_other
+from hive_common.testing.proxy import TcpProxy
+from hive_common.testing.wire import nats_answered
 
-from .conftest import agent
+from .conftest import agent, succeeded
 from .test_faults import assert_the_laws_hold
 
 TEXT = "x" * 100_000
@@ -83,3 +93,42 @@ async def test_a_submit_that_met_a_lost_answer_is_repeated_with_its_key(cluster,
     assert (await control.finish(job_id)).state == "succeeded"
     counts = await assert_the_laws_hold(cluster)
     assert (counts["JobSubmitted"], counts["JobSucceeded"]) == (1, 1)
+
+
+async def lost(proxy, ask):
+    """Ask until an answer was lost on the way; on a busy machine the time may be over before it comes."""
+    cut = proxy.cut_next_answer(nats_answered)
+    while not cut.is_set():
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            await ask()
+
+
+async def again(ask):
+    while True:
+        with contextlib.suppress(DeadlineExceeded, Unavailable):
+            return await ask()
+        await asyncio.sleep(0.05)
+
+
+async def test_pulls_and_reports_whose_answers_are_lost_are_asked_again(cluster, control, one_step):
+    fake = await cluster.executor("one", {}, start=False)
+    async with TcpProxy(cluster.nats.port) as proxy:
+        config = msgspec.structs.replace(cluster.config().nats, url=f"nats://127.0.0.1:{proxy.port}")
+        fake.client = await bus.connect(config, fake.id, inbox=messages.inbox_prefix(fake.id))
+        job_id = await control.submit(one_step)
+        # The assignment is committed, and nobody hears of it: the next pull does not name it and is given it again.
+        await lost(proxy, lambda: fake.pull(fake.pull_request(), 2.0))
+        reply = None
+        while reply is None or not reply.assignments:
+            reply = await again(lambda: fake.pull(fake.pull_request(), 2.0))
+        (assignment,) = reply.assignments
+        assert assignment.attempt == 1
+        report = succeeded(assignment, fake.session, 9)
+        await lost(proxy, lambda: fake.report(report))
+        result = await again(lambda: fake.report(report))
+        assert [one.verdict for one in result.results] == ["accepted"]
+        job = await control.finish(job_id)
+        await fake.client.close()
+    assert (job.state, job.attempts) == ("succeeded", 1)
+    counts = await assert_the_laws_hold(cluster)
+    assert (counts["TaskAssigned"], counts["AttemptSucceeded"], counts["AttemptLate"]) == (1, 1, 0)
