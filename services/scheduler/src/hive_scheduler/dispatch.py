@@ -359,13 +359,15 @@ class Dispatcher:
 
     def hold(self, executor: str, session: str, task: TaskState, attempt: int) -> None:
         """Count an attempt as live: assigned now, or by an earlier leader."""
-        state = self._executors.setdefault(executor, _Executor(executor))
+        state = self._executors.get(executor)
+        if state is None:
+            state = self._executors[executor] = _Executor(executor)
         started = attempt in task.attempts and task.attempts[attempt].status == "running"
         grace_ms = OVERTIME_MS if started else OVERTIME_MS + START_GRACE_MS
-        until_ms = self._clock.boot_ms() + task.timeout_ms + grace_ms
-        state.live[task.id, attempt] = _Live(session, task.timeout_ms, until_ms)
+        now_ms = self._clock.boot_ms()
+        state.live[task.id, attempt] = _Live(session, task.timeout_ms, now_ms + task.timeout_ms + grace_ms)
         if executor not in self._leases:
-            self._renew(state, self._clock.boot_ms())
+            self._renew(state, now_ms)
 
     def attempt_started(self, executor: str, task: str, attempt: int) -> None:
         """Count the attempt's time from now (engine.Listener)."""

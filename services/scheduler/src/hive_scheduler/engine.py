@@ -47,6 +47,7 @@ JUMP_US_MIN: Final = 1_000_000
 """A wall clock that moves by less against the boot clock is being corrected, not set."""
 
 ACTOR: Final = "scheduler"
+TASK_ENDS: Final = (events.TaskSucceeded, events.TaskFailed, events.TaskCancelled)
 
 
 class Listener(Protocol):
@@ -159,7 +160,8 @@ class Engine:
 
     def submit(self, job: JobState, payload: bytes, caller: str, effect: Effect) -> None:
         """Take a new job; `payload` is that of `JobSubmitted`, whose position `effect` gets."""
-        new = self._new_event(job, job.id, 1, events.JobSubmitted.__name__, payload, caller)
+        now_us = self._clock.now_us()
+        new = self._new_event(job, job.id, 1, events.JobSubmitted.__name__, payload, caller, now_us)
         self.add(job)
 
         def committed(position: int) -> None:
@@ -181,14 +183,17 @@ class Engine:
         guard = (job.id, job.version)
         new: list[NewEvent] = []
         byte_count = 0
+        now_us = self._clock.now_us()
         for event in decided:
             task = job.tasks.get(stream)
             version = (job.version if stream == job.id else 0 if task is None else task.version) + 1
-            live = task.live() if task is not None else []
-            was_ready = task is not None and task.status == "ready"
+            # What is asked when a task ends is not known any more when it has ended.
+            ends = isinstance(event, TASK_ENDS)
+            live = task.live() if ends and task is not None else []
+            was_ready = ends and task is not None and task.status == "ready"
             payload = events.encode(event)
             byte_count += len(payload)
-            new.append(self._new_event(job, stream, version, type(event).__name__, payload, actor))
+            new.append(self._new_event(job, stream, version, type(event).__name__, payload, actor, now_us))
             task = jobs.evolve(job, stream, event)
             self._react(job, task, event, live, was_ready)
         self.committer.stage(new, guard, effect)
@@ -370,7 +375,7 @@ class Engine:
             self.queue.push(job.priority, self.need_of(job, task), job.id, task.id)
 
     def _new_event(
-        self, job: JobState, stream: str, version: int, type_name: str, payload: bytes, actor: str
+        self, job: JobState, stream: str, version: int, type_name: str, payload: bytes, actor: str, now_us: int
     ) -> NewEvent:
         return NewEvent(
             stream=stream,
@@ -378,7 +383,7 @@ class Engine:
             type=type_name,
             schema=events.SCHEMA,
             payload=payload,
-            ts_us=self._clock.now_us(),
+            ts_us=now_us,
             actor=actor,
             owner=job.owner,
             ns=self._ns,

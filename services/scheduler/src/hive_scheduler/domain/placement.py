@@ -142,6 +142,15 @@ class _Bucket:
     def drop(self, executor: str) -> None:
         self.stamps.pop(executor, None)
 
+    def best(self) -> tuple[float, str, int] | None:
+        """Return the best live entry, which stays where it is."""
+        while self.heap:
+            entry = self.heap[0]
+            if self.stamps.get(entry[1]) == entry[2]:
+                return entry
+            heapq.heappop(self.heap)
+        return None
+
     def best_first(self) -> Iterator[tuple[float, str, int]]:
         """Pop live entries, best first. The caller pushes back what it does not take."""
         while self.heap:
@@ -156,6 +165,7 @@ class Fleet:
     def __init__(self, weights: Weights | None = None) -> None:
         self.weights = weights or Weights()
         self._devices: dict[str, Device] = {}
+        self._groups: dict[str, _Class] = {}
         self._reasons: dict[str, str] = {}
         self._reason_counts: Counter[tuple[_Class, str]] = Counter()
         self._class_sizes: Counter[_Class] = Counter()
@@ -171,32 +181,46 @@ class Fleet:
 
     def upsert(self, device: Device) -> None:
         """Put in a device, or what is new about it."""
-        self.remove(device.executor)
-        group = class_of(device)
-        self._devices[device.executor] = device
-        self._class_sizes[group] += 1
+        executor = device.executor
+        known = self._devices.get(executor)
+        # Nearly always only its slots have changed.
+        if known is not None and known.capabilities is device.capabilities:
+            group = self._groups[executor]
+        else:
+            self.remove(executor)
+            group = self._groups[executor] = class_of(device)
+            self._class_sizes[group] += 1
+        self._devices[executor] = device
         reason = state_reason(device, self.weights)
-        if reason is not None:
-            self._reasons[device.executor] = reason
-            self._reason_counts[group, reason] += 1
+        self._note_reason(group, executor, reason)
+        if reason is None:
+            self._stamp += 1
+            score = sum(score_parts(device, self.weights).values())
+            self._buckets.setdefault(group, _Bucket()).put(device, score, self._stamp)
+        elif group in self._buckets:
+            self._buckets[group].drop(executor)
+
+    def _note_reason(self, group: _Class, executor: str, reason: str | None) -> None:
+        before = self._reasons.get(executor)
+        if before == reason:
             return
-        self._stamp += 1
-        score = sum(score_parts(device, self.weights).values())
-        self._buckets.setdefault(group, _Bucket()).put(device, score, self._stamp)
+        if before is not None:
+            self._reason_counts[group, before] -= 1
+            del self._reasons[executor]
+        if reason is not None:
+            self._reason_counts[group, reason] += 1
+            self._reasons[executor] = reason
 
     def remove(self, executor: str) -> None:
         """Forget a device."""
-        device = self._devices.pop(executor, None)
-        if device is None:
+        if self._devices.pop(executor, None) is None:
             return
-        group = class_of(device)
+        group = self._groups.pop(executor)
         self._class_sizes[group] -= 1
         if not self._class_sizes[group]:
             del self._class_sizes[group]
-        reason = self._reasons.pop(executor, None)
-        if reason is not None:
-            self._reason_counts[group, reason] -= 1
-        elif group in self._buckets:
+        self._note_reason(group, executor, None)
+        if group in self._buckets:
             self._buckets[group].drop(executor)
 
     def has_room(self) -> bool:
@@ -231,6 +255,9 @@ class Fleet:
         bucket = self._buckets.get(group)
         if bucket is None:
             return None
+        top = bucket.best()
+        if top is not None and need_reason(self._devices[top[1]], need) is None:
+            return top[0], top[1]
         looked_at, found = [], None
         for entry in bucket.best_first():
             looked_at.append(entry)
