@@ -259,6 +259,16 @@ async def test_process_that_is_killed_makes_the_check_unavailable(
         await in_processes(database)
 
 
+@pytest.mark.parametrize("interpreter", ["/bin/false", "/no/such/python"])
+async def test_log_is_verified_alone_where_no_process_can_be_started(
+    database: Database, all_in_ranges: list[Range], monkeypatch: pytest.MonkeyPatch, interpreter: str
+) -> None:
+    head = await fill(database, 10)
+    monkeypatch.setattr("sys.executable", interpreter)
+    result = await in_processes(database)
+    assert result.ok and result.events == head and all_in_ranges == []
+
+
 async def test_check_without_a_database_is_unavailable(database: Database, all_in_ranges: list[Range]) -> None:
     await fill(database, 40)
     async with await LogSource.open(database.role_dsn("audit")) as source:

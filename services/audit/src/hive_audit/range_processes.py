@@ -1,6 +1,7 @@
 """Processes that check ranges of the log beside this one, for the time of one verification."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from hive_common.kernel.errors import Unavailable
 
 from hive_audit.range_worker import LENGTH_BYTES, Answer, framed
 from hive_audit.ranges import Checked, Range
+
+log = logging.getLogger(__name__)
 
 PROCESSES_MAX: Final = 4
 """Each takes a core, and a connection whose process takes a part of one."""
@@ -34,6 +37,8 @@ def processes_here() -> int:
 class RangeProcesses:
     """Starts processes when entered, and ends them when left.
 
+    Where they cannot be started none of them is ever `ready`, and a warning says why; whoever asks goes on alone.
+
     Args:
         dsn: how they reach the log.
         count: how many.
@@ -49,8 +54,10 @@ class RangeProcesses:
 
     async def __aenter__(self) -> Self:
         pairs = [socket.socketpair() for _ in range(self.count)]
+        for ours, _ in pairs:
+            self._wires.append(await asyncio.open_connection(sock=ours))
+        descriptors = [theirs.fileno() for _, theirs in pairs]
         try:
-            descriptors = [theirs.fileno() for _, theirs in pairs]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -61,12 +68,13 @@ class RangeProcesses:
                 stdout=DEVNULL,
                 start_new_session=True,  # what stops a terminal's foreground processes must not cut an answer
             )
+        except OSError as error:
+            log.warning("verifying in one process only: no other can be started: %s", error)
         finally:
             for _, theirs in pairs:
                 theirs.close()
-        for ours, _ in pairs:
-            self._wires.append(await asyncio.open_connection(sock=ours))
-        self._starting = [asyncio.create_task(self._start(wire)) for wire in self._wires]
+        if self._process is not None:
+            self._starting = [asyncio.create_task(self._start(wire)) for wire in self._wires]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -75,7 +83,8 @@ class RangeProcesses:
         await asyncio.gather(*self._starting, return_exceptions=True)
         for wire in self._wires:
             wire[1].transport.abort()
-        assert self._process is not None
+        if self._process is None:
+            return
         try:
             async with asyncio.timeout(END_S):
                 await self._process.wait()
@@ -85,14 +94,7 @@ class RangeProcesses:
 
     @property
     def ready(self) -> bool:
-        """Say whether one of them waits for a range.
-
-        Raises:
-            Unavailable: none ever will.
-        """
-        if all(task.done() for task in self._starting):
-            for task in self._starting:
-                task.result()
+        """Say whether one of them waits for a range."""
         return not self._free.empty()
 
     async def check(self, range_: Range) -> Checked:
@@ -109,8 +111,12 @@ class RangeProcesses:
         return answer.checked
 
     async def _start(self, wire: Wire) -> None:
-        await _ask(wire, framed(self._dsn))
-        self._free.put_nowait(wire)
+        try:
+            await _ask(wire, framed(self._dsn))
+        except Unavailable as error:
+            log.warning("verifying without a process that was to help: %s", error)
+        else:
+            self._free.put_nowait(wire)
 
 
 async def _ask(wire: Wire, message: bytes) -> Answer:
