@@ -10,9 +10,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from eventsourcing.persistence import OperationalError, StoredEvent
+from eventsourcing.postgres import PostgresDatastore
+from hive_common.eventlog.eventsourcing_adapter import HiveApplicationRecorder
 from hive_common.eventlog.genesis import create_log
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.eventlog.migrate import migrate_log
@@ -26,7 +30,7 @@ from hive_common.testing.ports import calls_of
 from hive_common.testing.proxy import TcpProxy
 from hive_common.testing.wire import postgres_answered
 from psycopg import AsyncConnection
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 STREAMS = [new_id() for _ in range(8)]
 HEAD = 1 + len(STREAMS)
@@ -375,3 +379,51 @@ async def test_making_a_log_goes_on_where_an_answer_was_lost(empty_database: Dat
     async with LogReader(empty_database.dsn) as reader:
         (genesis,) = await reader.read(0, 10)
     assert (genesis.position, genesis.type) == (1, "LogCreated")
+
+
+RECORDER = {"insert_events", "select_events", "select_notifications", "max_notification_id", "subscribe"}
+"""What an application of the library `eventsourcing` asks the log; `use_recorder` does each."""
+
+
+def test_every_call_of_the_librarys_recorder_is_made() -> None:
+    own = {name for name, found in vars(HiveApplicationRecorder).items() if callable(found) and name[0] != "_"}
+    assert own == RECORDER
+
+
+def use_recorder(recorder: HiveApplicationRecorder, originator: UUID) -> None:
+    """Record two events and read them in every way, over the wire on which an answer is lost."""
+    events = [StoredEvent(originator, version, "Noted", b"{}") for version in (1, 2)]
+    first, second = recorder.insert_events(events) or ()
+    assert second == first + 1
+    assert recorder.select_events(originator) == events
+    assert [note.id for note in recorder.select_notifications(first, 10)] == [first, second]
+    assert recorder.max_notification_id() == second
+    for _ in range(2):
+        try:
+            with recorder.subscribe(gt=first) as subscription:
+                assert next(subscription).id == second
+        except OperationalError:
+            continue  # its own connection, for notifications: it ends with that, and one subscribes again
+        return
+    raise AssertionError("a second subscription failed as well")
+
+
+async def test_an_application_of_the_library_records_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request in turn, after the library's start."""
+    monkeypatch.setattr("hive_common.eventlog.eventsourcing_adapter.RETRY_S", 0.01)
+    info = conninfo_to_dict(world.dsn("registry"))
+    address = [str(info[key]) for key in ("dbname", "host", "port", "user", "password")]
+    originators: list[UUID] = []
+    with PostgresDatastore(*address, schema="registry", pool_size=2) as store:
+        recorder = await asyncio.to_thread(HiveApplicationRecorder, store)
+        while True:
+            assert len(originators) < REQUESTS_MAX
+            cut = world.lose(len(originators))
+            originators.append(uuid4())
+            await asyncio.to_thread(use_recorder, recorder, originators[-1])
+            world.proxy.spare_answers()
+            if not cut.is_set():
+                break
+    assert len(originators) > 7  # three of a transaction, four reads
+    recorded = [stored.stream for stored in await world.stored()][HEAD:]
+    assert recorded == [str(originator) for originator in originators for _ in range(2)]
