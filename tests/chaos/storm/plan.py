@@ -52,10 +52,11 @@ def jobs(rng: random.Random, tasks: int) -> Iterator[Planned]:
 
 
 def trickle(rng: random.Random) -> Iterator[Planned]:
-    """Yield small jobs for ever, each with a key: what keeps coming however far the others are."""
+    """Yield small jobs for ever, every second one with a key: what keeps coming however far the others are."""
     number = 0
     while True:
-        yield _single(rng, nonce := f"trickle-{number}-{rng.getrandbits(32):08x}", nonce, 5)
+        nonce = f"trickle-{number}-{rng.getrandbits(32):08x}"
+        yield _single(rng, nonce, nonce if number % 2 else "", 5)
         number += 1
 
 
