@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import uvloop
 from hive_common.eventlog.log import Append, LogReader, LogWriter, Stored, envelope_of, leaf_hash
 from hive_common.kernel.errors import HiveError, Unavailable, VersionConflict
 from hive_common.kernel.ids import new_id
@@ -316,3 +317,27 @@ async def test_writer_needs_a_log_with_a_genesis_event(empty_database: Database)
         await migrate_log(conn)
     with pytest.raises(HiveError, match="create_log"):
         await LogWriter.open(empty_database.dsn)
+
+
+async def test_a_session_that_ended_before_the_append_fails_it_on_the_loop_of_the_services_too(
+    database: Database, new_append: NewAppend
+) -> None:
+    async def scenario() -> None:
+        conn = await AsyncConnection.connect(database.role_dsn("scheduler"), autocommit=True)
+        writer = await LogWriter.open(conn, reconnect=False)
+        await writer.append(new_append(new_id()))
+        async with await AsyncConnection.connect(database.dsn, autocommit=True) as admin:
+            await admin.execute("SELECT pg_terminate_backend(%s, 10000)", (conn.info.backend_pid,))
+        # What is sent now is answered by a reset, behind the last words of the session.
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(30):
+                await writer.append(new_append(new_id()))
+        assert writer.failed.is_set()
+        await writer.close()
+        await conn.close()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(scenario())
+
+    await asyncio.to_thread(run)

@@ -6,6 +6,7 @@ this process than everything else. What is left here is what psycopg's own gener
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,10 @@ import psycopg
 from psycopg import AsyncConnection, generators
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
+
+LOOK_S = 0.1
+"""How often a socket is read without being told to: uvloop does not tell a second time of one that was reset, and
+the first time there may still be something to read."""
 
 _NUMBERS = itertools.count(1)
 
@@ -68,7 +73,9 @@ class Statement:
         try:
             while True:
                 while pgconn.is_busy():
-                    await readable.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await readable.wait()
                     readable.clear()
                     pgconn.consume_input()
                 result = pgconn.get_result()
