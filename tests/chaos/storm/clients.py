@@ -141,7 +141,7 @@ class Clients:
     async def _cancel(self, session: aiohttp.ClientSession, record: Record) -> None:
         assert record.planned.cancel_after_s is not None
         await asyncio.sleep(record.planned.cancel_after_s)
-        (job,) = record.jobs
+        job = min(record.jobs)
         while not record.cancelled:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.delete(f"/v1/jobs/{job}") as answer:
