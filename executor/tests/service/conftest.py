@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +351,11 @@ class Home:
     @property
     def spool_dir(self) -> Path:
         return self.folder / "state" / "spool"
+
+    def has_on_disk(self, keys: Iterable[AttemptKey]) -> bool:
+        """Whether the outcomes are written: before that, a process that is killed loses them."""
+        written = b"".join(file.read_bytes() for file in self.spool_dir.glob("*.spool"))
+        return all(key.task.encode() in written for key in keys)
 
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[Stop]:
