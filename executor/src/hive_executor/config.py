@@ -56,7 +56,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     labels: dict[str, str] = {}
     battery_floor_percent: int = 20
     model_urls: tuple[str, ...] = (OLLAMA_URL,)
-    prefetch_max: int = 32
+    prefetch_max: int = 128
     prefetch_ms: int = 100
     spool_reports_max: int = SPOOL_REPORTS_MAX
     spool_bytes_max: int = 64 * MIB

@@ -30,7 +30,7 @@ ANSWER_S: Final = 5.0
 BATCH_MAX: Final = 500
 """The scheduler takes 1,000 reports at once; this many, with as many starts, are below that."""
 
-GATHER_S: Final = 0.01
+GATHER_S: Final = 0.02
 """While there is more to do anyway, outcomes of this time share a report, and then a commit."""
 
 _ENVELOPE_BYTES: Final = 1024
