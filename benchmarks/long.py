@@ -44,6 +44,7 @@ HEALTHY_S = 31.0
 """After this time the supervisor starts a process again at once; before, it pauses longer each time."""
 PATIENCE_S = 600.0
 POLL_S = 0.01
+TRY_S = 10.0
 SERVICES = ("registry", "router", "audit", "gateway", "scheduler")
 SERVERS = ("nats", "postgres")
 
@@ -327,11 +328,13 @@ async def restart_servers(stack: Stack) -> dict[str, float]:
         killed = await kill(stack, name)
 
         async def done() -> bool:
+            # One that is asked too early may be refused, or wait longer than the next one.
             try:
-                job_id, _ = await submit_and_wait(stack.client, job("command"))
-                async with stack.client.get(f"/v1/jobs/{job_id}") as answer:
-                    return bool((await answer.json())["state"] == "succeeded")
-            except aiohttp.ClientError:
+                async with asyncio.timeout(TRY_S):
+                    job_id, _ = await submit_and_wait(stack.client, job("command"))
+                    async with stack.client.get(f"/v1/jobs/{job_id}") as answer:
+                        return bool((await answer.json())["state"] == "succeeded")
+            except (aiohttp.ClientError, TimeoutError):
                 return False
 
         await until(f"a job is done after {name} was killed", done, 0.05)
