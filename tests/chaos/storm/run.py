@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -169,7 +170,10 @@ class Storm:
 
 
 async def storm(options: Options) -> dict[str, Any]:
-    """Run one storm in a home of its own and return its line."""
+    """Run one storm in a home of its own and return its line. SIGTERM ends it, and everything it started."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     folder = Path(tempfile.mkdtemp(prefix="hive-storm-"))
     home = folder / "home"
     wants_disk = not lacking("mkfs.ext4", "mount") and (not options.faults or "power cut" in options.faults)
