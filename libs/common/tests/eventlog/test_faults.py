@@ -315,8 +315,15 @@ async def test_writer_needs_a_log_with_a_genesis_event(empty_database: Database)
 
     async with await psycopg.AsyncConnection.connect(empty_database.dsn, autocommit=True) as conn:
         await migrate_log(conn)
+    opened: list[AsyncConnection[object]] = []
+
+    async def connect() -> AsyncConnection[object]:
+        opened.append(await AsyncConnection.connect(empty_database.dsn, autocommit=True))
+        return opened[-1]
+
     with pytest.raises(HiveError, match="create_log"):
-        await LogWriter.open(empty_database.dsn)
+        await LogWriter.open(connect)
+    assert [conn.closed for conn in opened] == [True]
 
 
 async def test_a_session_that_ended_before_the_append_fails_it_on_the_loop_of_the_services_too(

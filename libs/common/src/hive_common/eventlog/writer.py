@@ -130,7 +130,7 @@ class LogWriter:
             unavailable_after_s: with `reconnect=True`: how long a batch waits for the database.
 
         Raises:
-            Unavailable: no connection.
+            Unavailable: no connection, or it was lost.
             FailedPrecondition: the log has no genesis event.
         """
         connect: Connect | None = None
@@ -146,7 +146,12 @@ class LogWriter:
                 raise Unavailable(f"the log's database cannot be reached: {error}") from error
         if not conn.autocommit:
             raise InvalidArgument("a writer needs an autocommit connection: one statement, one transaction")
-        log_id = await read_log_id(conn)
+        try:
+            log_id = await read_log_id(conn)
+        except BaseException:
+            if conn is not source:
+                await conn.close()
+            raise
         writer = cls(conn, log_id, connect if reconnect else None, on_head, unavailable_after_s)
         writer._owns_conn = not isinstance(source, AsyncConnection)
         writer._start()
