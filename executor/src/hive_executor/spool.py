@@ -35,8 +35,8 @@ SEGMENT_BYTES_MAX: Final = 4 << 20
 RECORD_BYTES_MAX: Final = 2 << 20
 QUARANTINED_MAX: Final = 8
 RETRY_S: Final = 1.0
-WRITE_AFTER_S: Final = 0.01
-"""A commit takes a few milliseconds. Outcomes of this time that are not answered share a sync."""
+WRITE_AFTER_S: Final = 0.05
+"""An outcome that is not answered by then is being written. Under load, reports gather and commits queue."""
 
 _HEADER: Final = struct.Struct(">cII")
 _REPORT: Final = b"R"
@@ -72,6 +72,7 @@ class Spool:
         self._pending_bytes = 0
         self._segments: dict[int, int] = {}  # pending records by segment
         self._unwritten: dict[AttemptKey, Spooled] = {}
+        self._due: dict[AttemptKey, Spooled] = {}  # unwritten too, and the next to be written
         self._all_written = asyncio.Event()
         self._all_written.set()
         self._active = 0
@@ -112,7 +113,7 @@ class Spool:
         loop = asyncio.get_running_loop()
         try:
             if self._file is not None:
-                additions = list(self._unwritten.values())
+                additions = [*self._due.values(), *self._unwritten.values()]
                 await loop.run_in_executor(self._disk, self._flush, additions, self._settled, self._none_on_disk)
         except OSError as error:
             log.error("%s: cannot be written: %s", self._folder, error.strerror or error)
@@ -164,7 +165,7 @@ class Spool:
             if spooled is None:
                 continue
             self._pending_bytes -= len(spooled.body)
-            if self._unwritten.pop(key, None) is None:
+            if self._unwritten.pop(key, None) is None and self._due.pop(key, None) is None:
                 self._settled.append(key)
                 if spooled.segment:
                     self._segments[spooled.segment] -= 1
@@ -186,13 +187,17 @@ class Spool:
         """Write what is not answered soon, one sync for all that came meanwhile. Ends only by being cancelled."""
         while True:
             await self._wake.wait()
-            await asyncio.sleep(WRITE_AFTER_S)
+            # Twice in `WRITE_AFTER_S`: what is there the second time has waited for half of it at least.
+            await asyncio.sleep(WRITE_AFTER_S / 2)
             self._wake.clear()
-            unwritten, self._unwritten = self._unwritten, {}
+            due, self._due = self._due, {}
             settled, self._settled = self._settled, []
-            if unwritten or settled:
-                await self._written(unwritten, settled)
-            if not self._unwritten:
+            if due or settled:
+                await self._written(due, settled)
+            self._due, self._unwritten = self._due | self._unwritten, {}
+            if self._due:
+                self._wake.set()
+            else:
                 self._all_written.set()
 
     async def _written(self, unwritten: dict[AttemptKey, Spooled], settled: list[AttemptKey]) -> None:
@@ -228,7 +233,7 @@ class Spool:
     def _put_back(self, unwritten: dict[AttemptKey, Spooled], settled: list[AttemptKey]) -> None:
         """Have outcomes written again that may or may not be on disk, but for those that were settled meanwhile."""
         again = {key: spooled for key, spooled in unwritten.items() if key in self._pending}
-        self._unwritten = again | self._unwritten
+        self._due = again
         self._settled = settled + self._settled
 
     def _take(self, additions: list[Spooled], segment: int) -> None:

@@ -33,7 +33,7 @@ BATCH_EVENTS: Final = 1_000
 ANSWER_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 1.0
 """How soon an idle relay notices new events without a hint, and any relay that its stream is gone."""
-COALESCE_S: Final = 0.02
+COALESCE_S: Final = 0.05
 BACKOFF_S: Final = 0.5
 NO_STORAGE: Final = 10047
 """Error code of JetStream: `max_bytes` is reserved, and there is less on the disk."""
