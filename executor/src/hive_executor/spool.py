@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from hive_common.contracts.messages import AttemptKey, AttemptReport
+from hive_common.ops.files import sync_folder
 
 from hive_executor.metrics import SPOOL_BYTES, SPOOL_QUARANTINED, SPOOL_REPORTS
 
@@ -273,7 +274,7 @@ class Spool:
         self._active, self._active_bytes = number, 0
         self._segments.setdefault(number, 0)
         self._write([MAGIC])
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         for old in [old for old, count in self._segments.items() if count == 0 and old != number]:
             self._drop(old)
 
@@ -362,11 +363,3 @@ def _set_aside(path: Path) -> None:
     log.error("%s: damaged; kept for inspection as %s, its readable outcomes go on", path, target.name)
     for old in sorted(path.parent.glob("*.damaged"))[:-QUARANTINED_MAX]:
         old.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,5 @@
 """Sets an installation up: folders, secrets, ports, ids. Everything is made once and kept afterwards."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from hive_common.kernel.errors import FailedPrecondition
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import read_secret, write_config
 from hive_common.ops.embedded import SUPERUSER
+from hive_common.ops.files import replace_file
 
 from hive_cli.home import Endpoints, ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, ports
@@ -146,14 +146,7 @@ def _make_secrets(home: Home, executors: Iterable[str]) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, from its first byte on; whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    replace_file(path, text.encode(), mode=0o600)
 
 
 def to_raw(value: object) -> msgspec.Raw:

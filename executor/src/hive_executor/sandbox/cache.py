@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 from hive_common.kernel.errors import FailedPrecondition
+from hive_common.ops.files import replace_file, sync_folder
 
 from hive_executor.sandbox.engine import fingerprint
 
@@ -155,9 +156,10 @@ class CompiledCache:
         path = self.root / "key"
         if not path.exists():
             draft = self.scratch()  # mkstemp gives mode 0600
-            draft.write_bytes(secrets.token_bytes(_KEY_BYTES))
+            replace_file(draft, secrets.token_bytes(_KEY_BYTES), mode=0o600)
             try:
                 os.link(draft, path)
+                sync_folder(self.root)
             except FileExistsError:
                 pass  # another process was first; its key counts
             finally:

@@ -23,6 +23,7 @@ from hive_common.artifacts.package import Descriptor
 from hive_common.contracts.limits import BLOB_BYTES_MAX, MIB
 from hive_common.contracts.values import digest_of, is_digest
 from hive_common.kernel.errors import Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable
+from hive_common.ops.files import sync_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -296,12 +297,7 @@ class _Upload:
         os.fsync(self._file.fileno())
         self._file.close()
         self._path.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # Without this a power cut may take the name though the bytes are there.
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(target.parent)
 
     def discard(self) -> None:
         with contextlib.suppress(OSError):

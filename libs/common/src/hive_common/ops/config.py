@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.ops.files import replace_file
 
 
 class PostgresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,9 +78,7 @@ def load_config(path: str | Path, kind: type[T]) -> T:
 
 def write_config(path: Path, config: msgspec.Struct) -> None:
     """Write a configuration so that people can read it; whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
-    draft.replace(path)
+    replace_file(path, msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
 
 
 def read_secret(path: str | Path) -> str:

@@ -291,7 +291,7 @@ class Wire(_Fault):
         for namespace, end, address in ends:
             _run("ip", "-n", namespace, "addr", "add", address, "dev", end)
             _run("ip", "-n", namespace, "link", "set", end, "up")
-        _run(*self.in_control(["sysctl", "-qw", f"net.ipv4.conf.{self._end}c.route_localnet=1"]))
+        _run(*self.in_control(["sh", "-c", f"echo 1 > /proc/sys/net/ipv4/conf/{self._end}c/route_localnet"]))
         self._nft(
             "wire",
             door=(
