@@ -91,8 +91,7 @@ class Reporter:
             await self._wake.wait()
             self._wake.clear()
             while self._spool or self._started:
-                if self._is_busy():
-                    await asyncio.sleep(GATHER_S)
+                await self._gather()
                 try:
                     await self._report()
                     backoff.reset()
@@ -100,6 +99,16 @@ class Reporter:
                     log.info("report: %s", error.message)
                     REPORTS.labels("unanswered").inc()
                     await self._pause(backoff.next_s())
+
+    async def _gather(self) -> None:
+        """Let outcomes come together while more are about to come."""
+        try:
+            async with asyncio.timeout(GATHER_S):
+                while self._is_busy():
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            pass
 
     async def flushed(self) -> None:
         """Return when nothing waits to be reported."""
