@@ -6,9 +6,8 @@ BIN := .venv/bin
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
-SOURCES := libs services executor cli tests benchmarks examples
 
-.PHONY: help setup demo test lint format up down bench bench-long bench-peers chaos storm mutations compose compose-test contract-containers proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations compose compose-test contract-containers proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
