@@ -14,6 +14,7 @@ death of the process, and losing them to a power cut only repeats a report.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import struct
@@ -36,6 +37,7 @@ SEGMENT_BYTES_MAX: Final = 4 << 20
 RECORD_BYTES_MAX: Final = 2 << 20
 QUARANTINED_MAX: Final = 8
 RETRY_S: Final = 1.0
+_PROBE_BYTES: Final = 64 << 10
 WRITE_AFTER_S: Final = 0.05
 """An outcome that is not answered by then is being written. Under load, reports gather and commits queue."""
 
@@ -193,7 +195,8 @@ class Spool:
             self._wake.clear()
             due, self._due = self._due, {}
             settled, self._settled = self._settled, []
-            if due or settled:
+            # A disk that failed is tried until it works, also when what it had to write was answered meanwhile.
+            if due or settled or self.problem is not None:
                 await self._written(due, settled)
             self._due, self._unwritten = self._due | self._unwritten, {}
             if self._due:
@@ -205,7 +208,7 @@ class Spool:
         additions = list(unwritten.values())
         # Decided here: `settle` may run on this thread while the disk works.
         flushing = asyncio.get_running_loop().run_in_executor(
-            self._disk, self._flush, additions, settled, self._none_on_disk
+            self._disk, self._flush, additions, settled, self._none_on_disk, self.problem is not None
         )
         try:
             await asyncio.shield(flushing)
@@ -244,7 +247,9 @@ class Spool:
                 self._pending[spooled.key] = spooled._replace(segment=segment)
                 self._segments[segment] = self._segments.get(segment, 0) + 1
 
-    def _flush(self, additions: list[Spooled], settled: list[AttemptKey], is_empty: bool) -> int:
+    def _flush(
+        self, additions: list[Spooled], settled: list[AttemptKey], is_empty: bool, has_failed: bool = False
+    ) -> int:
         """Runs on the disk thread, while `run` waits for it."""
         if self._active_bytes > SEGMENT_BYTES_MAX or self._file is None:
             self._start_segment(self._active + 1)
@@ -255,7 +260,20 @@ class Spool:
         if additions:
             self._write(_record(_REPORT, spooled.body) for spooled in additions)
             self._sync()
+        elif has_failed:
+            self._try_disk()
         return self._active
+
+    def _try_disk(self) -> None:
+        probe = self._folder / "probe"
+        handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(handle, bytes(_PROBE_BYTES)) < _PROBE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            probe.unlink()
 
     def _empty(self) -> None:
         """Drop everything on disk: nothing is pending."""

@@ -240,6 +240,31 @@ async def test_a_full_disk_keeps_the_outcome_waiting_until_there_is_room(tmp_pat
     assert not list(tmp_path.glob("*.damaged"))
 
 
+async def test_a_disk_is_tried_again_though_what_it_failed_to_write_was_answered(tmp_path, monkeypatch):
+    write, is_full = os.write, True
+
+    def full_write(handle, data):
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(spool_module, "RETRY_S", 0.02)
+    async with opened(tmp_path) as spool:
+        monkeypatch.setattr(spool_module.os, "write", full_write)
+        spool.add(report(1))
+        while spool.problem is None:
+            await asyncio.sleep(0.005)
+        spool.settle([key(1)])
+        await spool.written()
+        await asyncio.sleep(0.2)  # some tries
+        assert spool.problem is not None and spool.room == 0
+        is_full = False
+        while spool.problem is not None:
+            await asyncio.sleep(0.005)
+        assert spool.room > 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".spool"]
+
+
 async def test_what_another_session_left_is_known(tmp_path):
     async with opened(tmp_path) as spool:
         spool.add(report(1, session="old"))
