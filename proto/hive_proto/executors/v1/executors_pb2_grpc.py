@@ -50,6 +50,31 @@ class ExecutorsStub:
                 request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.DrainRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
                 _registered_method=True)
+        self.IssueToken = channel.unary_unary(
+                '/hive.executors.v1.Executors/IssueToken',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenResponse.FromString,
+                _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/hive.executors.v1.Executors/Enrol',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/hive.executors.v1.Executors/Renew',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RenewRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/hive.executors.v1.Executors/Revoke',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
+                _registered_method=True)
+        self.Keys = channel.unary_unary(
+                '/hive.executors.v1.Executors/Keys',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorsServicer:
@@ -75,6 +100,41 @@ class ExecutorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueToken(self, request, context):
+        """Makes a token with which one machine may join, once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enrol(self, request, context):
+        """Takes a machine in that shows such a token and the public key it made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Gives an executor, which the gateway has recognised by its key, new credentials for NATS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Disconnects an executor at once and for ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Keys(self, request, context):
+        """Public keys of executors, for whoever checks what they sign.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +152,31 @@ def add_ExecutorsServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.DrainRequest.FromString,
                     response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.SerializeToString,
+            ),
+            'IssueToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueToken,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenResponse.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.EnrolRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RenewRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.SerializeToString,
+            ),
+            'Keys': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keys,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +261,141 @@ class Executors:
             '/hive.executors.v1.Executors/Drain',
             hive__proto_dot_executors_dot_v1_dot_executors__pb2.DrainRequest.SerializeToString,
             hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/IssueToken',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.IssueTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/Enrol',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.EnrolRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/Renew',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.RenewRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.Credentials.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/Revoke',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/Keys',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

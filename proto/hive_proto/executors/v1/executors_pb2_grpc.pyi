@@ -37,6 +37,16 @@ class ExecutorsStub:
     Get: _grpc.UnaryUnaryMultiCallable[_executors_pb2.GetRequest, _executors_pb2.Executor]
     Drain: _grpc.UnaryUnaryMultiCallable[_executors_pb2.DrainRequest, _executors_pb2.Executor]
     """Gives the executor no new attempts; what runs may end. `undrain` takes it back."""
+    IssueToken: _grpc.UnaryUnaryMultiCallable[_executors_pb2.IssueTokenRequest, _executors_pb2.IssueTokenResponse]
+    """Makes a token with which one machine may join, once."""
+    Enrol: _grpc.UnaryUnaryMultiCallable[_executors_pb2.EnrolRequest, _executors_pb2.Credentials]
+    """Takes a machine in that shows such a token and the public key it made."""
+    Renew: _grpc.UnaryUnaryMultiCallable[_executors_pb2.RenewRequest, _executors_pb2.Credentials]
+    """Gives an executor, which the gateway has recognised by its key, new credentials for NATS."""
+    Revoke: _grpc.UnaryUnaryMultiCallable[_executors_pb2.RevokeRequest, _executors_pb2.Executor]
+    """Disconnects an executor at once and for ever."""
+    Keys: _grpc.UnaryUnaryMultiCallable[_executors_pb2.KeysRequest, _executors_pb2.KeysResponse]
+    """Public keys of executors, for whoever checks what they sign."""
 
 @_typing.type_check_only
 class ExecutorsAsyncStub(ExecutorsStub):
@@ -47,6 +57,16 @@ class ExecutorsAsyncStub(ExecutorsStub):
     Get: _aio.UnaryUnaryMultiCallable[_executors_pb2.GetRequest, _executors_pb2.Executor]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_executors_pb2.DrainRequest, _executors_pb2.Executor]  # type: ignore[assignment]
     """Gives the executor no new attempts; what runs may end. `undrain` takes it back."""
+    IssueToken: _aio.UnaryUnaryMultiCallable[_executors_pb2.IssueTokenRequest, _executors_pb2.IssueTokenResponse]  # type: ignore[assignment]
+    """Makes a token with which one machine may join, once."""
+    Enrol: _aio.UnaryUnaryMultiCallable[_executors_pb2.EnrolRequest, _executors_pb2.Credentials]  # type: ignore[assignment]
+    """Takes a machine in that shows such a token and the public key it made."""
+    Renew: _aio.UnaryUnaryMultiCallable[_executors_pb2.RenewRequest, _executors_pb2.Credentials]  # type: ignore[assignment]
+    """Gives an executor, which the gateway has recognised by its key, new credentials for NATS."""
+    Revoke: _aio.UnaryUnaryMultiCallable[_executors_pb2.RevokeRequest, _executors_pb2.Executor]  # type: ignore[assignment]
+    """Disconnects an executor at once and for ever."""
+    Keys: _aio.UnaryUnaryMultiCallable[_executors_pb2.KeysRequest, _executors_pb2.KeysResponse]  # type: ignore[assignment]
+    """Public keys of executors, for whoever checks what they sign."""
 
 class ExecutorsServicer(metaclass=_abc_1.ABCMeta):
     """Executors: which devices there are and what they can do. Served by the registry, published by the gateway."""
@@ -72,6 +92,46 @@ class ExecutorsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_executors_pb2.Executor, _abc.Awaitable[_executors_pb2.Executor]]:
         """Gives the executor no new attempts; what runs may end. `undrain` takes it back."""
+
+    @_abc_1.abstractmethod
+    def IssueToken(
+        self,
+        request: _executors_pb2.IssueTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.IssueTokenResponse, _abc.Awaitable[_executors_pb2.IssueTokenResponse]]:
+        """Makes a token with which one machine may join, once."""
+
+    @_abc_1.abstractmethod
+    def Enrol(
+        self,
+        request: _executors_pb2.EnrolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.Credentials, _abc.Awaitable[_executors_pb2.Credentials]]:
+        """Takes a machine in that shows such a token and the public key it made."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _executors_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.Credentials, _abc.Awaitable[_executors_pb2.Credentials]]:
+        """Gives an executor, which the gateway has recognised by its key, new credentials for NATS."""
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _executors_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.Executor, _abc.Awaitable[_executors_pb2.Executor]]:
+        """Disconnects an executor at once and for ever."""
+
+    @_abc_1.abstractmethod
+    def Keys(
+        self,
+        request: _executors_pb2.KeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.KeysResponse, _abc.Awaitable[_executors_pb2.KeysResponse]]:
+        """Public keys of executors, for whoever checks what they sign."""
 
 def add_ExecutorsServicer_to_server(servicer: ExecutorsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class ModelsStub:
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway.
     """
 
     def __init__(self, channel):
@@ -41,15 +40,40 @@ class ModelsStub:
                 request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ListRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_stream(
+                '/hive.models.v1.Models/Complete',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/hive.models.v1.Models/Explain',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer:
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway.
     """
 
     def List(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Complete(self, request, context):
+        """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+        before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
+        events ends in `data: [DONE]` or in an event with an `error`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a call went where it went.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -62,6 +86,16 @@ def add_ModelsServicer_to_server(servicer, server):
                     request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ListRequest.FromString,
                     response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ListResponse.SerializeToString,
             ),
+            'Complete': grpc.unary_stream_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'hive.models.v1.Models', rpc_method_handlers)
@@ -71,8 +105,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models:
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway.
     """
 
     @staticmethod
@@ -92,6 +125,60 @@ class Models:
             '/hive.models.v1.Models/List',
             hive__proto_dot_models_dot_v1_dot_models__pb2.ListRequest.SerializeToString,
             hive__proto_dot_models_dot_v1_dot_models__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hive.models.v1.Models/Complete',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/Explain',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

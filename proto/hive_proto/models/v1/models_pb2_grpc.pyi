@@ -27,29 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelsStub:
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
-    """
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelsAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListRequest, _models_pb2.ListResponse]
+    Complete: _grpc.UnaryStreamMultiCallable[_models_pb2.CompleteRequest, _models_pb2.CompleteResponse]
+    """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+    before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
+    events ends in `data: [DONE]` or in an event with an `error`.
+    """
+    Explain: _grpc.UnaryUnaryMultiCallable[_models_pb2.ExplainRequest, _models_pb2.Explanation]
+    """Why a call went where it went."""
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
-    """
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_models_pb2.ListRequest, _models_pb2.ListResponse]  # type: ignore[assignment]
+    Complete: _aio.UnaryStreamMultiCallable[_models_pb2.CompleteRequest, _models_pb2.CompleteResponse]  # type: ignore[assignment]
+    """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+    before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
+    events ends in `data: [DONE]` or in an event with an `error`.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_models_pb2.ExplainRequest, _models_pb2.Explanation]  # type: ignore[assignment]
+    """Why a call went where it went."""
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
-    """Models: what the devices of the pool serve. Served by the router, published by the gateway.
-    Calls come with the router issue.
-    """
+    """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway."""
 
     @_abc_1.abstractmethod
     def List(
@@ -57,5 +65,24 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListResponse, _abc.Awaitable[_models_pb2.ListResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Complete(
+        self,
+        request: _models_pb2.CompleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.CompleteResponse], _abc.AsyncIterator[_models_pb2.CompleteResponse]]:
+        """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+        before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
+        events ends in `data: [DONE]` or in an event with an `error`.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _models_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Explanation, _abc.Awaitable[_models_pb2.Explanation]]:
+        """Why a call went where it went."""
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

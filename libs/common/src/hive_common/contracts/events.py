@@ -262,6 +262,78 @@ class ExecutorUndrained(Event, frozen=True):
     """The executor takes new attempts again."""
 
 
+class ExecutorEnrolled(Event, frozen=True):
+    """A machine joined. `public_key` is the nkey it made (Ed25519); it proved to hold the seed."""
+
+    name: str
+    public_key: str
+    owner: str
+    token: str = ""
+
+
+class ExecutorRevoked(Event, frozen=True):
+    """The machine is out, for ever: it may neither connect nor report."""
+
+    reason: str = ""
+
+
+# --- token -------------------------------------------------------------------------------------------------
+
+
+class JoinTokenIssued(Event, frozen=True):
+    """Somebody made a token with which one machine may join. Of its secret only the digest is kept."""
+
+    digest: str
+    expires_us: int
+    owner: str
+
+
+class JoinTokenUsed(Event, frozen=True):
+    """The token was used, which works once."""
+
+    executor: str
+
+
+# --- model -------------------------------------------------------------------------------------------------
+
+
+class ModelCandidate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A back end that a call could have gone to: its score, or the named reason against it; what came of trying it."""
+
+    executor: str
+    route: str
+    backend: str = ""
+    score: float = 0.0
+    rejected: str = ""
+    detail: str = ""
+    tried: str = ""
+
+
+class ModelCallFinished(Event, frozen=True):
+    """A model call came to its end. `code` is empty where it succeeded.
+
+    `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
+    """
+
+    endpoint: str
+    model: str
+    key: str
+    route: str
+    executor: str
+    code: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    wall_ms: int = 0
+    first_byte_ms: int = 0
+    pin: str = "any"
+    job: str = ""
+    task: str = ""
+    attempt: int = 0
+    candidates: tuple[ModelCandidate, ...] = ()
+    request: Value | None = None
+    response: Value | None = None
+
+
 # --- agent -------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +378,11 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
         ExecutorCapabilitiesChanged,
         ExecutorDrainRequested,
         ExecutorUndrained,
+        ExecutorEnrolled,
+        ExecutorRevoked,
     ),
+    "token": (JoinTokenIssued, JoinTokenUsed),
+    "model": (ModelCallFinished,),
     "agent": (AgentVersionPublished,),
 }
 

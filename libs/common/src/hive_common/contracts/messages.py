@@ -129,6 +129,90 @@ class HelloReply(Message, frozen=True, kw_only=True):
     error: ErrorBody | None = None
 
 
+class InferRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.infer`, `op` `call`: a model call for a device of the pool, in `parts` pieces of its body.
+
+    Its answer comes on `hive.exec.<id>.stream.<call>`, at most `credit` chunks ahead of what was granted.
+    `op` `credit` grants `credit` more; `op` `cancel` ends the call: nobody waits for it any more.
+    """
+
+    op: str
+    call: str
+    endpoint: str = ""
+    model: str = ""
+    stream: bool = False
+    body: str = ""
+    part: int = 0
+    parts: int = 1
+    credit: int = 0
+    deadline_ms: int = 0
+
+
+class StreamChunk(Message, frozen=True, kw_only=True):
+    """One numbered piece of the answer to a model call, on `hive.exec.<id>.stream.<call>` or at an inbox.
+
+    `sequence` counts from 0 without a gap. The first chunk carries `status` and `content_type`; the last one is
+    marked `end`. With `error` it is the last one too, and tells what went wrong.
+    """
+
+    sequence: int
+    data: str = ""
+    status: int = 0
+    content_type: str = ""
+    route: str = ""
+    executor: str = ""
+    end: bool = False
+    error: ErrorBody | None = None
+
+
+class ModelCallRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.call.model`: an executor asks for a model call, for a guest or for a program on its device.
+
+    `op`, `body`, `parts` and `credit` as in `InferRequest`. The answer are `StreamChunk`s at the reply subject.
+    `task` and `attempt` name the guest that asks; without them a program on the device does.
+    """
+
+    op: str
+    call: str
+    endpoint: str = ""
+    model: str = ""
+    stream: bool = False
+    body: str = ""
+    part: int = 0
+    parts: int = 1
+    credit: int = 0
+    deadline_ms: int = 0
+    job: str = ""
+    task: str = ""
+    attempt: int = 0
+    pin: str = ""
+    tokens_max: int = 0
+
+
+class ModelCallReport(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.call.model-done`: a call that the device served itself. Answered when it is committed."""
+
+    call: str
+    endpoint: str
+    model: str
+    code: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    wall_ms: int = 0
+    first_byte_ms: int = 0
+    job: str = ""
+    task: str = ""
+    attempt: int = 0
+    request: Value | None = None
+    response: Value | None = None
+
+
+class Committed(Message, frozen=True, kw_only=True):
+    """Answer of a service that has committed what it was told, or says why not."""
+
+    error: ErrorBody | None = None
+
+
 class HeadHint(Message, frozen=True, kw_only=True):
     """`hive.log.head`: the log has grown to `position`. Only a hint; readers poll besides.
 
@@ -180,6 +264,21 @@ def hello_subject(executor: str) -> str:
 def log_subject(executor: str, task: str, attempt: int) -> str:
     """Where the log lines of an attempt go while it runs."""
     return f"hive.exec.{executor}.log.{task}-{attempt}"
+
+
+def infer_subject(executor: str) -> str:
+    """Where a device takes model calls."""
+    return f"hive.exec.{executor}.infer"
+
+
+def stream_subject(executor: str, call: str) -> str:
+    """Where a device answers a model call."""
+    return f"hive.exec.{executor}.stream.{call}"
+
+
+def call_subject(executor: str, capability: str) -> str:
+    """Where an executor asks a service for what is beyond its device."""
+    return f"hive.exec.{executor}.call.{capability}"
 
 
 def inbox_prefix(executor: str) -> str:
