@@ -298,7 +298,7 @@ class JoinTokenUsed(Event, frozen=True):
 
 
 class ModelCandidate(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A back end that a call could have gone to: its score, or the named reason against it; what came of trying it."""
+    """A back end that a call could have gone to: its score, or the named reason against it."""
 
     executor: str
     route: str
