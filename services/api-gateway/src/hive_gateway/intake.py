@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from hive_common.contracts.limits import KIB
-from hive_common.kernel.errors import ErrorBody, HiveError, Internal
+from hive_common.kernel.errors import ErrorBody, Internal
 from hive_proto.jobs.v1 import jobs_pb2
 
 from hive_gateway.keys import Caller
@@ -70,7 +70,7 @@ class Intake:
                     raise Internal(f"the scheduler answered {len(answer.results)} of {len(batch)} submits")
                 for one, result in zip(batch, answer.results, strict=True):
                     _resolve(one.answer, result)
-            except HiveError as error:
+            except Exception as error:  # noqa: BLE001 - the callers raise it, each in its own name
                 for one in batch:
                     if not one.answer.done():
                         one.answer.set_exception(error)

@@ -114,10 +114,7 @@ class Follower:
         if found is None:
             verifier.broken = _cut(head.position if head else 0, position)
         elif found[1] != hash_:
-            reason = (
-                f"position {position}: its hash changed since it was verified: the log was rewritten here or before"
-            )
-            verifier.broken = Break(position, reason + _RESTORED)
+            verifier.broken = _rewritten(position)
         if verifier.broken is not None:
             await self._save(state, verifier, (), verifier.broken)
         return verifier

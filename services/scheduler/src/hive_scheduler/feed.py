@@ -5,13 +5,12 @@ and what was dropped because the views fell behind.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from hive_common.eventlog.log import LogReader, Scan, Stored
-from hive_common.eventlog.reader import BACKOFF_S
+from hive_common.eventlog.reader import BACKOFF_S, woken
 from hive_common.kernel.errors import Unavailable
 
 from hive_scheduler.commits import Committed
@@ -76,7 +75,7 @@ class Feed:
                 after = batch[-1].position
                 yield Scan(batch, after)
             if len(batch) < limit and not (batch and self._follows(after, from_memory)):
-                await _woken(wake, poll_s)
+                await woken(wake, poll_s)
 
     def _follows(self, after: int, from_memory: bool) -> bool:
         """Whether a batch ended only because what comes next lies elsewhere: in the log, or in memory.
@@ -125,12 +124,3 @@ def _stored_of(committed: Committed) -> Stored:
         b"",
         b"",
     )
-
-
-async def _woken(wake: asyncio.Event | None, poll_s: float) -> None:
-    if wake is None:
-        await asyncio.sleep(poll_s)
-        return
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(poll_s):
-            await wake.wait()

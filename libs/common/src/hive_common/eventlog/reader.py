@@ -188,7 +188,7 @@ class LogReader:
                 after = scan.through
                 yield scan
             if len(scan.events) < limit:
-                await _woken(wake, poll_s)
+                await woken(wake, poll_s)
 
     async def _connection(self) -> AsyncConnection[Any]:
         async with self._opening:
@@ -216,7 +216,8 @@ class LogReader:
         raise AssertionError("unreachable")
 
 
-async def _woken(wake: asyncio.Event | None, poll_s: float) -> None:
+async def woken(wake: asyncio.Event | None, poll_s: float) -> None:
+    """Return when `wake` is set, and after `poll_s` at the latest: a hint that the log has grown may be lost."""
     if wake is None:
         await asyncio.sleep(poll_s)
         return
