@@ -1,11 +1,12 @@
 """One model call, as it travels between surface, router and back end. Bodies are bytes in OpenAI's shape."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
 
 from hive_common.contracts.events import Model
+from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -22,7 +23,16 @@ PIN_OWN_DEVICES: Final = "own-devices"
 PIN_REGION: Final = "region:"
 """What follows is the value of the device's label `region`."""
 
+CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
+"""`reason` in the fields of an `InvalidArgument`: what was asked does not fit into the model's context."""
+
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+
+
+class OfferedModel(Model, frozen=True, omit_defaults=True):
+    """A model as it can be called, with the ids of the devices that serve it."""
+
+    executors: tuple[str, ...] = ()
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +71,29 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     tokens_max: int = 0
 
 
+def narrowed(pin: str, wanted: str) -> str:
+    """Return the pin that holds for a call that asks for `wanted` under a key's `pin`.
+
+    Args:
+        pin: of the key, the job or the agent.
+        wanted: of the call; empty takes `pin`.
+
+    Raises:
+        InvalidArgument: `wanted` is no pin.
+        PermissionDenied: it would let data go where `pin` does not.
+    """
+    if wanted in ("", pin):
+        return pin
+    region = wanted.startswith(PIN_REGION) and len(wanted) > len(PIN_REGION)
+    if not region and wanted not in (PIN_ANY, PIN_POOL, PIN_OWN_DEVICES):
+        raise InvalidArgument(
+            f"{wanted[:80]!r} is no pin; expected own-devices, pool, region:<name> or any", path="pin"
+        )
+    if pin == PIN_ANY or (pin == PIN_POOL and wanted != PIN_ANY):
+        return wanted
+    raise PermissionDenied(f"calls here are pinned to `{pin}`; `{wanted}` would not narrow that", pin=pin)
+
+
 class Head(msgspec.Struct, frozen=True):
     """What is known when the answer begins. `status` is the back end's, below 400."""
 
@@ -76,7 +109,9 @@ class Answer(Protocol):
     Attributes:
         head: status, kind of content, route.
         chunks: of a stream, whole server-sent events, the last of which is `data: [DONE]` or carries an `error`;
-            else pieces of the JSON body. Closing the iterator cancels the generation at the back end.
+            else pieces of the JSON body. Closing the iterator cancels the generation at the back end. An async
+            generator that was never begun runs no `finally`: whoever wants to let go of it begins it first, and
+            surfaces await its first chunk without awaiting anything else before.
     """
 
     head: Head
@@ -91,7 +126,8 @@ class Completer(Protocol):
 
         Raises:
             NotFound: nothing serves the model; `fields` has `nearest`.
-            InvalidArgument: the back end refuses the body (context overflow, unknown parameter).
+            InvalidArgument: the back end refuses the body (context overflow, unknown parameter). `fields` may have
+                `reason` (`CONTEXT_LENGTH_EXCEEDED` for an overflow) and `path`, the parameter.
             RateLimited: the queue of the model is full; `fields` may have `retry_after_s`.
             Unavailable: whatever could serve it cannot be reached, or the pin forbids it; says the reason.
             DeadlineExceeded: the time that was given ran out.
@@ -99,8 +135,8 @@ class Completer(Protocol):
         """
         ...
 
-    async def models(self) -> list[Model]:
-        """Return what can be called at present, each model once, in order of name.
+    async def models(self) -> Sequence[Model]:
+        """Return what can be called at present, each model once, in order of name; `OfferedModel` says where.
 
         Raises:
             Unavailable: it cannot be told now.
