@@ -194,11 +194,12 @@ class Executor(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
+    OWNER_NAME_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     name: _builtins.str
     owner: _builtins.str
     state: _builtins.str
-    """online | offline | drained | unknown (the scheduler cannot be asked)"""
+    """online | offline | drained | revoked | unknown (the scheduler cannot be asked)"""
     capabilities_json: _builtins.bytes
     """hive_common.contracts.events.Capabilities"""
     registered_us: _builtins.int
@@ -208,6 +209,8 @@ class Executor(_message.Message):
     running: _builtins.int
     position: _builtins.int
     revoked: _builtins.bool
+    owner_name: _builtins.str
+    """where it is known"""
     def __init__(
         self,
         *,
@@ -222,10 +225,11 @@ class Executor(_message.Message):
         running: _builtins.int = ...,
         position: _builtins.int = ...,
         revoked: _builtins.bool = ...,
+        owner_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities_json", b"capabilities_json", "executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "name", b"name", "owner", b"owner", "position", b"position", "registered_us", b"registered_us", "revoked", b"revoked", "running", b"running", "slots", b"slots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities_json", b"capabilities_json", "executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "name", b"name", "owner", b"owner", "owner_name", b"owner_name", "position", b"position", "registered_us", b"registered_us", "revoked", b"revoked", "running", b"running", "slots", b"slots", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -263,12 +263,15 @@ class ExecutorUndrained(Event, frozen=True):
 
 
 class ExecutorEnrolled(Event, frozen=True):
-    """A machine joined. `public_key` is the nkey it made (Ed25519); it proved to hold the seed."""
+    """A machine joined, or a local one got another key. `public_key` is the nkey it made (Ed25519); it proved to
+    hold the seed. `owner` is the pseudonym in the envelopes of this executor's events, `owner_name` is for people.
+    """
 
     name: str
     public_key: str
     owner: str
     token: str = ""
+    owner_name: str = ""
 
 
 class ExecutorRevoked(Event, frozen=True):
@@ -286,6 +289,7 @@ class JoinTokenIssued(Event, frozen=True):
     digest: str
     expires_us: int
     owner: str
+    owner_name: str = ""
 
 
 class JoinTokenUsed(Event, frozen=True):
