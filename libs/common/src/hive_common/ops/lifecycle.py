@@ -119,7 +119,7 @@ def run_process(name: str, kind: type[C], main: Callable[[C, Stop], Awaitable[No
     gc.freeze()
     gc.set_threshold(COLLECT_ALLOCATIONS, 20, 20)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_run(main, config, arguments.supervised))
     except HiveError as error:
         log.error("%s", error.message, exc_info=error)
@@ -127,7 +127,8 @@ def run_process(name: str, kind: type[C], main: Callable[[C, Stop], Awaitable[No
     sys.exit(code)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's event loops, or None where there is no uvloop."""
     try:
         import uvloop
     except ImportError:

@@ -3,13 +3,14 @@
 `postgres_server`, `nats_server`   one per session, from wheels, or in containers with HIVE_TEST_SERVERS=containers
 `database`                          a new database per test: the log migrated and begun, roles provisioned
 `empty_database`                    a new database per test with nothing in it
+`scripted`                          a back end for model calls, per test, in this process
 """
 
 import asyncio
 import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +21,7 @@ import pytest
 from hive_common.testing.containers import ContainerNats, ContainerPostgres, engine_problem
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.postgres import EmbeddedPostgres, PostgresServer
+from hive_common.testing.scripted.server import ScriptedBackEnd
 
 NatsServer: TypeAlias = EmbeddedNats | ContainerNats
 TEMPLATE = "hive_template"
@@ -128,3 +130,10 @@ def server_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "server"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedBackEnd]:
+    """A back end that plays 16 numbered tokens at once, until `play` says otherwise."""
+    async with ScriptedBackEnd() as back_end:
+        yield back_end
