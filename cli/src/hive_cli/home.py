@@ -39,12 +39,16 @@ class ExecutorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`hive.json`: what a home's first `up` chose and every later one uses. No secrets."""
+    """`hive.json`: what a home's first `up` chose and every later one uses. No secrets.
+
+    `public` is the address under which other machines connect, empty where none may.
+    """
 
     owner: str
     endpoints: Endpoints
     ports: dict[str, int]
     executors: tuple[ExecutorEntry, ...]
+    public: str = ""
     version: int = SETTINGS_VERSION
 
 
@@ -85,6 +89,11 @@ class Home:
     def secret_file(self, name: str) -> Path:
         """Return the file of one secret, such as `service-key`."""
         return self.secrets_dir / name
+
+    @property
+    def tls_dir(self) -> Path:
+        """Certificates. Their keys are secrets."""
+        return self.root / "tls"
 
     @property
     def config_dir(self) -> Path:

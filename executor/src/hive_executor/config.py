@@ -6,6 +6,7 @@ import msgspec
 from hive_common.contracts.limits import MIB
 from hive_common.kernel.ids import is_id
 from hive_common.ops.config import NatsConfig
+from hive_common.ops.tls import check_listener
 
 OLLAMA_URL: Final = "http://127.0.0.1:11434"
 SPOOL_REPORTS_MAX: Final = 10_000
@@ -39,6 +40,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         offline_stop_ms: without a renewed lease for so long, running guests are killed and given back.
         stop_grace_ms: how long running guests may go on after SIGTERM.
         report_interval_ms: how often capabilities are looked at again.
+        engine_network: as in `ServiceConfig`.
     """
 
     name: str
@@ -65,9 +67,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     offline_stop_ms: int = 30_000
     stop_grace_ms: int = 1_000
     report_interval_ms: int = 30_000
+    engine_network: bool = False
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
+        check_listener("ops_host", self.ops_host, engine_network=self.engine_network)
         if not is_id(self.executor_id):
             raise ValueError(f"executor_id is {self.executor_id!r}; expected a UUID in lower case")
         if not self.name:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from hive_common.kernel.errors import FailedPrecondition, HiveError
+from hive_common.kernel.errors import FailedPrecondition, HiveError, InvalidArgument
 from rich.markup import escape
 
 from hive_cli.home import Home, find_home
@@ -51,6 +51,17 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return once everything is ready, and leave it running.")
     ] = False,
     executors: ExecutorsOption = None,
+    public: Annotated[
+        str | None,
+        typer.Option(
+            "--public",
+            metavar="ADDRESS",
+            help="Let other machines join, over TLS: the IP address or host name of this machine for them. Kept.",
+        ),
+    ] = None,
+    no_public: Annotated[
+        bool, typer.Option("--no-public", help="Listen on the loopback only again, as without --public.")
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Start PostgreSQL, NATS, the services and executors, and keep them running.
@@ -58,17 +69,36 @@ def up(
     Without --detach it stays here until Ctrl-C, which stops everything in order; a second one kills.
     """
     from hive_cli.supervisor.progress import to_console
+    from hive_cli.supervisor.wishes import Wishes
 
+    wishes = Wishes(executors=executors, public=_chosen_address(public, no_public))
     report = to_console(err)
     if detach:
         from hive_cli.supervisor.detach import start_detached
 
-        code = start_detached(find_home(home), executors, report)
+        code = start_detached(find_home(home), wishes, report)
     else:
         from hive_cli.supervisor.supervisor import supervise
 
-        code = supervise(find_home(home), executors, report)
+        code = supervise(find_home(home), wishes, report)
     raise typer.Exit(code)
+
+
+def _chosen_address(public: str | None, no_public: bool) -> str | None:
+    """Return what `Wishes.public` says. Raises InvalidArgument for what other machines cannot use."""
+    from hive_cli.supervisor.public import is_ip, parsed, problem_of
+
+    if no_public:
+        if public is not None:
+            raise InvalidArgument("--public and --no-public: expected one of them")
+        return ""
+    if public is None:
+        return None
+    address = parsed(public)
+    # A name may stand for a router that forwards to this machine, an IP address that is not ours cannot.
+    if is_ip(address) and (problem := problem_of(address)):
+        raise InvalidArgument(f"--public: {problem}; see `ip address`, or name the host name that others use")
+    return address
 
 
 def down(as_json: JsonOption = False, home: HomeOption = None) -> None:

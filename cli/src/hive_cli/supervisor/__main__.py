@@ -4,22 +4,24 @@ import argparse
 import sys
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from hive_cli.home import Home
 from hive_cli.supervisor.progress import to_console, to_pipe
 from hive_cli.supervisor.supervisor import supervise
+from hive_cli.supervisor.wishes import Wishes
 
 
 def main() -> int:
     """Run until a signal says stop, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m hive_cli.supervisor", description=main.__doc__)
     parser.add_argument("--home", type=Path, required=True, help="folder of the installation")
-    parser.add_argument("--executors", type=int, default=None, help="how many executors run")
+    parser.add_argument("--wishes", default="{}", help="what this start is to be like, as JSON")
     parser.add_argument("--report-fd", type=int, default=None, help="where progress goes, as JSON lines")
     arguments = parser.parse_args()
     report = to_pipe(arguments.report_fd) if arguments.report_fd is not None else to_console(Console(stderr=True))
-    return supervise(Home(arguments.home), arguments.executors, report)
+    return supervise(Home(arguments.home), msgspec.json.decode(arguments.wishes, type=Wishes), report)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, re
 from hive_executor.config import ExecutorConfig
 
 from hive_cli.home import ExecutorEntry, Home, Settings
-from hive_cli.supervisor import names
+from hive_cli.supervisor import ca, names
 from hive_cli.supervisor.nats_conf import (
     SERVICES_USER,
     executor_user,
@@ -32,6 +32,7 @@ from hive_cli.supervisor.provision import (
     to_raw,
     write_private,
 )
+from hive_cli.supervisor.public import listened, url_for_others
 
 OWNER_KEY = "owner"
 
@@ -97,6 +98,7 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
         grpc_port=settings.ports[names.grpc_port(service)],
         service_key_file=str(home.secret_file(SERVICE_KEY)),
         artifacts_dir=str(home.artifacts_dir),
+        engine_network=network.by_name,
         peers={
             peer: f"{network.host(peer)}:{settings.ports[names.grpc_port(peer)]}"
             for peer in names.PEERS
@@ -108,15 +110,32 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
 
 def _extra(home: Home, settings: Settings, service: str, network: Network) -> dict[str, Any]:
     if service == "registry":
-        return {"blobs_url": settings.endpoints.http}
+        return {"blobs_url": url_for_others(settings)}
     if service == names.GATEWAY:
         keys = [{"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}]
         keys += [
             {"name": entry.name, "scope": "executor", "file": str(home.secret_file(blob_secret(entry.name)))}
             for entry in settings.executors
         ]
-        return {"http_host": network.listen, "http_port": settings.ports["http"], "keys": keys}
+        return {
+            "http_host": network.listen,
+            "http_port": settings.ports["http"],
+            "keys": keys,
+            "public_url": url_for_others(settings),
+            **(_doors(home, settings) if settings.public else {}),
+        }
     return {}
+
+
+def _doors(home: Home, settings: Settings) -> dict[str, Any]:
+    own = ca.files(home, names.GATEWAY)
+    return {
+        "ca_file": str(ca.files(home, ca.AUTHORITY).certificate),
+        "tls": {
+            "hosts": listened(settings.public),
+            "pair": {"cert_file": str(own.certificate), "key_file": str(own.key)},
+        },
+    }
 
 
 def _executor(
@@ -133,6 +152,7 @@ def _executor(
         ops_host=network.listen,
         ops_port=settings.ports[names.ops_port(entry.name)],
         blobs_url=settings.endpoints.http,
+        engine_network=network.by_name,
         owner=settings.owner,
         slots=max(1, (os.cpu_count() or 1) // count),
         memory_bytes=psutil.virtual_memory().total // 2 // count,

@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 from hive_common.kernel.errors import Internal
 
 from hive_cli.home import Home
 from hive_cli.supervisor.logs import bound_log, log_tail
 from hive_cli.supervisor.names import SUPERVISOR
 from hive_cli.supervisor.progress import Report, Reporter, from_pipe
+from hive_cli.supervisor.wishes import Wishes
 
 
-def start_detached(home: Home, executors: int | None, report: Reporter) -> int:
+def start_detached(home: Home, wishes: Wishes, report: Reporter) -> int:
     """Start a supervisor that outlives this process, and return its exit code or 0 once it is ready.
 
     Ctrl-C meanwhile stops it.
@@ -27,8 +29,7 @@ def start_detached(home: Home, executors: int | None, report: Reporter) -> int:
     bound_log(log_file)
     reading, writing = os.pipe()
     command = [sys.executable, "-P", "-m", "hive_cli.supervisor", "--home", str(home.root)]
-    command += ["--report-fd", str(writing)]
-    command += ["--executors", str(executors)] if executors is not None else []
+    command += ["--report-fd", str(writing), "--wishes", msgspec.json.encode(wishes).decode()]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command,

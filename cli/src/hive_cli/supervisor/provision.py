@@ -15,6 +15,7 @@ from hive_common.ops.files import replace_file
 
 from hive_cli.home import Endpoints, ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, ports
+from hive_cli.supervisor.ca import ensure_certificates
 from hive_cli.supervisor.network import LOOPBACK, Network
 
 DATABASE = "hive"
@@ -44,13 +45,19 @@ def blob_secret(executor: str) -> str:
 
 
 def provision(
-    home: Home, executors: int | None, *, preferred_ports: bool = True, network: Network = LOOPBACK
+    home: Home,
+    executors: int | None,
+    *,
+    public: str | None = None,
+    preferred_ports: bool = True,
+    network: Network = LOOPBACK,
 ) -> Settings:
     """Make what the home does not have yet, and return its settings. The caller holds the home's lock.
 
     Args:
         home: may not exist yet.
         executors: how many; None is as many as last time, or one.
+        public: parsed address under which other machines connect; None is as last time, empty for none.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
 
@@ -63,7 +70,11 @@ def provision(
     known = home.settings() if home.exists() else None
     if known is not None and not network.by_name:
         ports.check_recorded(_listened(known, executors), home.settings_file)
-    settings = _settle(home, known, executors, preferred_ports, network)
+    if public is None:
+        public = known.public if known else ""
+    settings = _settle(home, known, executors, public, preferred_ports, network)
+    if public:
+        ensure_certificates(home, public)
     wanted = [entry.name for entry in settings.executors]
     _make_secrets(home, wanted)
     if settings != known:
@@ -103,7 +114,12 @@ def _check_space(root: Path) -> None:
 
 
 def _settle(
-    home: Home, known: Settings | None, executors: int | None, preferred_ports: bool, network: Network
+    home: Home,
+    known: Settings | None,
+    executors: int | None,
+    public: str,
+    preferred_ports: bool,
+    network: Network,
 ) -> Settings:
     entries = list(known.executors if known else ())
     missing = range(len(entries) + 1, (executors or 1) + 1)
@@ -117,6 +133,7 @@ def _settle(
         endpoints=_endpoints(home, recorded, network),
         ports=recorded,
         executors=tuple(entries),
+        public=public,
     )
 
 

@@ -22,7 +22,9 @@ from hive_cli.supervisor.plan import executor_spec, nats_spec, postgres_spec, se
 from hive_cli.supervisor.process import Child, ProcessSpec, describe_exit
 from hive_cli.supervisor.progress import Report, Reporter
 from hive_cli.supervisor.provision import active_executors, provision, write_private
+from hive_cli.supervisor.public import problem_of
 from hive_cli.supervisor.state import InstallationState, end_leftovers, write_state
+from hive_cli.supervisor.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,14 @@ BAD_CONFIGURATION = 2
 """Exit code of a service that cannot read its configuration: trying again does not help."""
 
 
-def supervise(home: Home, executors: int | None, report: Reporter) -> int:
+def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
     """Run the installation in `home` until a signal says stop. Returns the exit code.
 
     MUST be called on the main thread. When it returns, nothing that it started runs any more.
 
     Args:
         home: made if it is not there.
-        executors: how many to run; None is as many as last time.
+        wishes: of the user, for this time.
         report: gets the lines for the user; its last one is `ready` or `failed`.
     """
     try:
@@ -47,8 +49,10 @@ def supervise(home: Home, executors: int | None, report: Reporter) -> int:
             write_private(home.pid_file, f"{os.getpid()}\n")
             for name in end_leftovers(home):
                 report(Report("note", f"{name} of an earlier supervisor still ran and was killed"))
-            settings = provision(home, executors)
-            return asyncio.run(Supervisor(home, settings, executors, report).run())
+            settings = provision(home, wishes.executors, public=wishes.public)
+            if settings.public and (problem := problem_of(settings.public)):
+                report(Report("note", f"{problem}: other machines may not get through to this one"))
+            return asyncio.run(Supervisor(home, settings, wishes.executors, report).run())
     except HiveError as error:
         report(Report("failed", error.message))
     except OSError as error:

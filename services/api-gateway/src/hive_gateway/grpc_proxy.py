@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from hive_proto.models.v1 import models_pb2
 
 from hive_gateway.keys import Caller, KeyRing
 from hive_gateway.peers import STREAM_S, UNARY_S, VERIFY_S, Peer, Peers
+from hive_gateway.settings import KeyPair
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CALLER_FIELD = "caller"
@@ -169,6 +171,11 @@ def _time_left(context: Context, default_s: float) -> float:
     return default_s if left is None else max(0.0, min(left, VERIFY_S * 2))
 
 
+def _credentials(tls: KeyPair) -> grpc.ServerCredentials:
+    pair = Path(tls.key_file).read_bytes(), Path(tls.cert_file).read_bytes()
+    return grpc.ssl_server_credentials([pair])
+
+
 class PublicRpc:
     """The public gRPC port: the proxy, reflection and health.
 
@@ -177,13 +184,15 @@ class PublicRpc:
         keys: who may ask.
         host: address to bind.
         port: port to bind; 0 takes a free one.
+        tls: of the listener; None listens without.
     """
 
-    def __init__(self, peers: Peers, keys: KeyRing, host: str, port: int) -> None:
+    def __init__(self, peers: Peers, keys: KeyRing, host: str, port: int, tls: KeyPair | None = None) -> None:
         self._services = published(peers)
         self._keys = keys
         self._host = host
         self._port = port
+        self._credentials = _credentials(tls) if tls else None
         self._rpc: RpcServer | None = None
 
     async def start(self) -> int:
@@ -204,7 +213,7 @@ class PublicRpc:
             await self._rpc.stop()
 
     async def _listen(self) -> int | None:
-        self._rpc = RpcServer(self._host, self._port, self._keys.authorise_rpc)
+        self._rpc = RpcServer(self._host, self._port, self._keys.authorise_rpc, self._credentials)
         self._rpc.server.add_generic_rpc_handlers((Proxy(self._services, self._keys),))
         names = [service.full_name for service in self._services]
         reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], self._rpc.server)

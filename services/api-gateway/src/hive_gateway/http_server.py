@@ -9,6 +9,8 @@ import uvicorn
 from hive_common.kernel.errors import FailedPrecondition
 from starlette.types import ASGIApp
 
+from hive_gateway.settings import KeyPair
+
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 GRACE_S = 3
@@ -28,9 +30,10 @@ class HttpServer:
         app: what answers.
         host: address to bind.
         port: port to bind.
+        tls: of the listener; None listens without.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, tls: KeyPair | None = None) -> None:
         self._host = host
         self._port = port
         self._server = _Server(
@@ -45,6 +48,8 @@ class HttpServer:
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
+                ssl_certfile=tls.cert_file if tls else None,
+                ssl_keyfile=tls.key_file if tls else None,
             )
         )
         self.task: asyncio.Task[None] | None = None

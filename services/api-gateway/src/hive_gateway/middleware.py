@@ -13,12 +13,12 @@ from hive_gateway.problems import CLIENT_CLOSED, error_response
 CALLER = "hive.caller"
 """Where the scope of a call carries its `Caller`."""
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/ca"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
 class Authenticated:
-    """Lets nobody through without a key, but for health; a wrong path tells a stranger nothing either."""
+    """Lets nobody through without a key, but to `OPEN_PATHS`; a wrong path tells a stranger nothing either."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app

@@ -7,6 +7,7 @@ import msgspec
 
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.files import replace_file
+from hive_common.ops.tls import check_listener
 
 
 class PostgresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,11 +29,17 @@ class PostgresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NatsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where NATS is and who connects."""
+    """Where NATS is and who connects.
+
+    Attributes:
+        url: `nats://host:port`, or `tls://host:port`.
+        credentials_file: user JWT and nkey seed, mode 0600; read again at every connect, so that a renewed one counts.
+        ca_file: certificates of which one must have signed the server's. Where it is set, nothing is said unencrypted.
+    """
 
     url: str
-    user: str
-    password_file: str
+    credentials_file: str
+    ca_file: str = ""
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,6 +47,9 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     `peers` maps a service's name to the `host:port` of its gRPC server; `service_key_file` holds the key
     that services show each other. `extra` is decoded by the service that it belongs to.
+
+    Listeners without TLS stay on the loopback. With `engine_network`, which the containers of Compose set, they
+    may have any address of the network that a container engine gives them.
     """
 
     service: str
@@ -54,8 +64,13 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ops_host: str = "127.0.0.1"
     grpc_host: str = "127.0.0.1"
     peers: dict[str, str] = {}
+    engine_network: bool = False
     log_level: str = "INFO"
     extra: dict[str, msgspec.Raw] = {}
+
+    def __post_init__(self) -> None:
+        check_listener("ops_host", self.ops_host, engine_network=self.engine_network)
+        check_listener("grpc_host", self.grpc_host, engine_network=self.engine_network)
 
 
 T = TypeVar("T")

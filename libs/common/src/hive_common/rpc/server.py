@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hive_common.kernel.errors import HiveError, Unauthenticated, body_of
 from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
+from hive_common.ops.tls import netloc
 from hive_common.rpc.errors import abort
 
 log = logging.getLogger(__name__)
@@ -138,17 +139,34 @@ def key_check(key: str) -> Callable[[str, Any], None]:
 
 
 class RpcServer:
-    """One port with the servicers of a service and the standard health service (grpc.health.v1)."""
+    """One port with the servicers of a service and the standard health service (grpc.health.v1).
 
-    def __init__(self, host: str, port: int, authorise: Callable[[str, Any], None]) -> None:
-        self._address = f"{host}:{port}"
+    Args:
+        host: address to bind.
+        port: port to bind; 0 takes a free one.
+        authorise: called with method and metadata of each call; raises where it may not go on.
+        credentials: makes it a TLS port.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        authorise: Callable[[str, Any], None],
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._address = netloc(host, port)
+        self._credentials = credentials
         self.server = grpc.aio.server(interceptors=[CallInterceptor(authorise)], options=OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
     async def start(self) -> int:
         """Listen and return the port. Raises RuntimeError when it is taken."""
-        port = self.server.add_insecure_port(self._address)
+        if self._credentials is None:
+            port = self.server.add_insecure_port(self._address)
+        else:
+            port = self.server.add_secure_port(self._address, self._credentials)
         await self.server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return port

@@ -1,0 +1,15 @@
+"""What the user of `hive up` asked for this time, as it travels to a detached supervisor. No secrets."""
+
+import msgspec
+
+
+class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """None is as last time.
+
+    Attributes:
+        executors: how many run.
+        public: address under which other machines connect; empty for none.
+    """
+
+    executors: int | None = None
+    public: str | None = None

@@ -1,0 +1,129 @@
+"""`hive up --public ADDRESS`: which addresses are taken, and what is recorded and written for them."""
+
+import json
+
+import pytest
+from hive_cli.commands.installation import _chosen_address
+from hive_cli.home import Home
+from hive_cli.supervisor import public
+from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.provision import provision
+from hive_common.kernel.errors import InvalidArgument
+from hive_common.ops.config import ServiceConfig, load_config
+
+OURS = "192.0.2.7"
+
+
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch):
+    monkeypatch.setattr(public, "local_addresses", lambda: (OURS, "2001:db8::7"))
+    names = {"desktop.lan": {OURS}, "router.example": {"198.51.100.1"}, "desktop": {"127.0.1.1"}}
+    monkeypatch.setattr(public, "_resolved", lambda name: names.get(name, set()))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.0.0.0", "every address"),
+        ("::", "every address"),
+        ("127.0.0.1", "for itself only"),
+        ("::1", "for itself only"),
+        ("localhost", "for itself only"),
+        ("224.0.0.1", "not an address that a server can have"),
+        ("fe80::1", "not an address that a server can have"),
+        ("192.0.2.8", "not an address of this machine"),
+        ("300.1.2.3", "neither an IP address nor a host name"),
+        ("https://desktop.lan", "neither an IP address nor a host name"),
+        ("desktop_lan", "neither an IP address nor a host name"),
+        ("", "neither an IP address nor a host name"),
+    ],
+)
+def test_an_address_that_others_cannot_use_is_refused_with_what_would_be_right(text, says):
+    with pytest.raises(InvalidArgument, match=says):
+        _chosen_address(text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (OURS, OURS),
+        ("[2001:DB8::7]", "2001:db8::7"),
+        ("Desktop.lan.", "desktop.lan"),
+        ("router.example", "router.example"),
+    ],
+)
+def test_an_address_is_recorded_as_it_stands_in_certificates(text, address):
+    assert _chosen_address(text, False) == address
+
+
+def test_no_public_takes_it_back_and_excludes_public():
+    assert _chosen_address(None, True) == ""
+    assert _chosen_address(None, False) is None
+    with pytest.raises(InvalidArgument, match="one of them"):
+        _chosen_address(OURS, True)
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        (OURS, ""),
+        ("desktop.lan", ""),
+        ("router.example", "198.51.100.1"),
+        ("nowhere.example", "cannot be resolved"),
+        ("192.0.2.99", "not an address of this machine"),
+    ],
+)
+def test_a_recorded_address_that_does_not_lead_here_is_pointed_out(address, problem):
+    assert problem in public.problem_of(address) and bool(problem) == bool(public.problem_of(address))
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts"),
+    [
+        (OURS, (OURS,)),
+        ("desktop.lan", (OURS,)),
+        ("router.example", (OURS, "2001:db8::7")),
+        ("desktop", (OURS, "2001:db8::7")),
+    ],
+)
+def test_what_is_listened_on(address, hosts):
+    assert public.listened(address) == hosts
+
+
+def configs(home, settings):
+    write_configs(home, settings, settings.executors, home.root / "cache")
+    return {name: json.loads(home.config_file(name).read_text()) for name in ("gateway", "registry", "executor-1")}
+
+
+def test_the_address_is_kept_until_it_is_taken_back(tmp_path):
+    home = Home(tmp_path / "home")
+    first = provision(home, 1, public=OURS, preferred_ports=False)
+    assert first.public == OURS
+    assert provision(home, None) == first
+    gateway = configs(home, first)["gateway"]["extra"]
+    assert gateway["public_url"] == f"https://{OURS}:{first.ports['http']}"
+    assert gateway["tls"]["hosts"] == [OURS]
+    assert gateway["http_host"] == "127.0.0.1"
+    ca = (home.root / "tls" / "ca.pem").read_text()
+    back = provision(home, None, public="")
+    plain = configs(home, back)
+    assert back.public == "" and plain["gateway"]["extra"].get("tls") is None
+    assert plain["gateway"]["extra"]["public_url"] == back.endpoints.http
+    again = provision(home, None, public=OURS)
+    assert again == first
+    assert (home.root / "tls" / "ca.pem").read_text() == ca, "devices know the installation by it"
+
+
+def test_no_listener_without_tls_leaves_the_loopback(tmp_path):
+    home = Home(tmp_path / "home")
+    settings = provision(home, 1, preferred_ports=False)
+    configs(home, settings)
+    file = home.config_file("registry")
+    for field in ("ops_host", "grpc_host"):
+        document = json.loads(file.read_text())
+        changed = tmp_path / "changed.json"
+        changed.write_text(json.dumps(document | {field: "0.0.0.0"}))
+        with pytest.raises(InvalidArgument, match=f"{field}.*no TLS"):
+            load_config(changed, ServiceConfig)
+        changed.write_text(json.dumps(document | {field: "0.0.0.0", "engine_network": True}))
+        load_config(changed, ServiceConfig)
