@@ -18,6 +18,20 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- job ---------------------------------------------------------------------------------------------------
 
 
+class ModelPermission(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an agent may ask of models.
+
+    Args:
+        names: models; `*` is every one.
+        max_tokens: what all calls of one attempt may generate together.
+        pin: where what it sends may go.
+    """
+
+    names: tuple[str, ...]
+    max_tokens: int
+    pin: str = "any"
+
+
 class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """An agent version as a job uses it, with what placement and limits need of its manifest."""
 
@@ -30,6 +44,7 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     fuel: int
     input_schema: dict[str, Any] = {}
     output_schema: dict[str, Any] = {}
+    model: ModelPermission | None = None
 
 
 class JobSubmitted(Event, frozen=True):
@@ -211,7 +226,10 @@ class Gpu(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Model(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A model that something on the device serves."""
+    """A model that something on the device serves.
+
+    `abilities` are `completion`, `tools`, `embedding` and others, by Ollama's names; without any, nobody tells.
+    """
 
     name: str
     backend: str
@@ -220,6 +238,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     quantisation: str = ""
     context_tokens: int = 0
     loaded: bool = False
+    abilities: tuple[str, ...] = ()
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -408,6 +427,7 @@ FAILURE_CODES: Final = frozenset(
         "output_exceeded",
         "trap",
         "invalid_module",
+        "permission_denied",
         "runner_died",
         "lost",
     }
