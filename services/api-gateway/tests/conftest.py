@@ -250,8 +250,44 @@ class AuditPeer(audit_pb2_grpc.AuditServicer):
 
 
 class ModelsPeer(models_pb2_grpc.ModelsServicer):
+    """A router that plays parts of an answer; `error` instead of the first, `breaks` after the last."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.parts: list[bytes] = [b'{"id": "x", "choices": []}']
+        self.error: HiveError | None = None
+        self.breaks: HiveError | None = None
+        self.hold = False
+        self.answering = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
     async def List(self, request, context):
         return models_pb2.ListResponse(models=[models_pb2.Model(name="smollm2:135m", executors=["e"], loaded=True)])
+
+    async def Complete(self, request, context):
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        kind = "text/event-stream" if request.stream else "application/json"
+        head = models_pb2.CompleteHead(status=200, content_type=kind, route="pool", executor="e")
+        yield models_pb2.CompleteResponse(head=head)
+        try:
+            for part in self.parts:
+                yield models_pb2.CompleteResponse(chunk=part)
+            self.answering.set()
+            if self.hold:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.breaks is not None:
+            raise self.breaks
+
+    async def Explain(self, request, context):
+        if not self.requests or request.call_id != self.requests[-1].call_id:
+            raise NotFound(f"nothing is known of the model call {request.call_id}")
+        rejected = models_pb2.Candidate(executor="f", route="pool", rejected="offline", detail="not seen for 9 s")
+        return models_pb2.Explanation(call_id=request.call_id, model="m", route="pool", candidates=[rejected])
 
 
 class IntakePeer(jobs_pb2_grpc.IntakeServicer):

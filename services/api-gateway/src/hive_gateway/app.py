@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from hive_common.artifacts.store import ArtifactStore
+from hive_common.inference.calls import Completer
 from hive_common.ops.telemetry import Health
 from starlette.types import ASGIApp
 
@@ -14,6 +15,7 @@ from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
 from hive_gateway.routes import agents, audit, blobs, executors, following, jobs, models, operations
 from hive_gateway.streams import Followers
+from hive_gateway.surfaces import Surfaces
 
 DESCRIPTION = """Runs autonomous AI agents on the devices people already own.
 
@@ -22,9 +24,15 @@ Every path but health needs `Authorization: Bearer <key>`. Errors are problem do
 
 
 def build_api(
-    peers: Peers, intake: Intake, store: ArtifactStore, live_logs: LiveLogs, followers: Followers, health: Health
+    peers: Peers,
+    intake: Intake,
+    store: ArtifactStore,
+    live_logs: LiveLogs,
+    followers: Followers,
+    health: Health,
+    ca: str = "",
 ) -> FastAPI:
-    """Return the REST interface, without the key check around it."""
+    """Return the REST interface, without the key check around it. `ca` is the certificate of the CA, in PEM."""
     api = FastAPI(
         title="HiveFabric",
         version="1",
@@ -43,12 +51,12 @@ def build_api(
         audit.router(peers),
         models.router(peers),
         blobs.router(store),
-        operations.router(health),
+        operations.router(health, ca),
     ):
         api.include_router(router)
     return api
 
 
-def guarded(api: FastAPI, keys: KeyRing, intake: Intake, store: ArtifactStore) -> ASGIApp:
-    """Return what the server runs: `api` behind the key check, measured; submits go past it."""
-    return Measured(Authenticated(Direct(api, intake, store), keys))
+def guarded(api: FastAPI, keys: KeyRing, intake: Intake, store: ArtifactStore, completer: Completer) -> ASGIApp:
+    """Return what the server runs: `api` behind the key check, measured; submits and model calls go past it."""
+    return Measured(Authenticated(Surfaces(Direct(api, intake, store), completer), keys))

@@ -4,15 +4,19 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from hive_common.artifacts.store import FolderStore
-from hive_common.kernel.errors import FailedPrecondition
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.telemetry import Health, OpsServer
+from hive_common.ops.tls import server_context
 
 from hive_gateway.app import build_api, guarded
+from hive_gateway.completer import RouterCompleter
+from hive_gateway.doors import Door
 from hive_gateway.grpc_proxy import PublicRpc
 from hive_gateway.http_server import HttpServer
 from hive_gateway.intake import Intake
@@ -31,6 +35,7 @@ class Gateway:
     Attributes:
         http_port: where REST listens, once started.
         grpc_port: where gRPC listens, once started.
+        doors: listeners off the loopback.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -43,9 +48,23 @@ class Gateway:
         self._nats = config.nats
         self.intake = Intake(self.peers)
         store = FolderStore(config.artifacts_dir)
-        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health)
-        self._http = HttpServer(guarded(api, keys, self.intake, store), settings.http_host, settings.http_port)
+        ca = _certificate(settings.ca_file) if settings.ca_file else ""
+        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca)
+        app = guarded(api, keys, self.intake, store, RouterCompleter(self.peers))
+        self._http = HttpServer(app, settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
+        self.doors: list[Door] = []
+        if settings.tls is not None:
+            pair = settings.tls.pair
+            server_context(pair.cert_file, pair.key_file)  # says what is wrong with them
+            self.doors = [
+                Door(
+                    HttpServer(app, host, settings.http_port, pair),
+                    PublicRpc(self.peers, keys, host, config.grpc_port, pair),
+                    host,
+                )
+                for host in settings.tls.hosts
+            ]
         self.http_port = self.grpc_port = 0
         for peer in self.peers.all:
             self.health.add(peer.name, peer.problem)
@@ -66,6 +85,10 @@ class Gateway:
         stack.push_async_callback(self._http.stop)
         assert self._http.task is not None
         stop.guard(self._http.task)
+        for door in self.doors:
+            stack.push_async_callback(door.close)
+            if not await door.open(stop):
+                self._background(door.open_later(stop), f"listeners on {door.host}", stop, stack)
         # Streams end first: the servers wait for what is open.
         stack.callback(self.followers.stopping.set)
 
@@ -81,6 +104,13 @@ class Gateway:
 
     def _stopping(self) -> str | None:
         return "the gateway stops" if self.followers.stopping.is_set() else None
+
+
+def _certificate(file: str) -> str:
+    try:
+        return Path(file).read_text()
+    except OSError as error:
+        raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=file) from error
 
 
 async def main(config: ServiceConfig, stop: Stop) -> None:

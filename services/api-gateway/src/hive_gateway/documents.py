@@ -6,10 +6,13 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from hive_common.inference.errors import OpenAIError
+from hive_common.inference.openai import ModelList
 
 from hive_gateway import views
 from hive_gateway.middleware import OPEN_PATHS
-from hive_gateway.problems import OPENAI_PATHS, PROBLEM_TYPE, OpenAIError, Problem
+from hive_gateway.model_paths import model_paths
+from hive_gateway.problems import PROBLEM_TYPE, Problem
 from hive_gateway.streams import NDJSON_TYPE, SSE_TYPE
 
 JSON_TYPE = "application/json"
@@ -95,7 +98,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         openapi_version="3.1.0",
     )
     structs = [kind for kind in vars(views).values() if _is_view(kind)]
-    _, schemas = msgspec.json.schema_components([*structs, Problem, OpenAIError], ref_template=_REFS)
+    _, schemas = msgspec.json.schema_components([*structs, Problem, OpenAIError, ModelList], ref_template=_REFS)
     schemas["Problem"]["additionalProperties"] = True
     document["components"] = {
         "schemas": schemas,
@@ -105,6 +108,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _correct(path, operation)
+    document["paths"] |= model_paths()
     return document
 
 
@@ -118,10 +122,6 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
         for status in _EVERYWHERE:
             if path != "/readyz" or status != 503:
                 responses.pop(str(status), None)
-    if path.startswith(OPENAI_PATHS):
-        for response in responses.values():
-            if PROBLEM_TYPE in response.get("content", {}):
-                response["content"] = {JSON_TYPE: {"schema": _ref(OpenAIError)}}
 
 
 def _is_view(kind: object) -> bool:

@@ -5,6 +5,7 @@ import hmac
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from hive_common.inference.calls import PIN_ANY, narrowed
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from hive_common.kernel.ids import derive_id
 from hive_common.ops.config import read_secret
@@ -15,11 +16,16 @@ Scope = Literal["admin", "executor"]
 
 
 class Caller(NamedTuple):
-    """Who made a call. `pseudonym` is what other services and the log get to see of it."""
+    """Who made a call. `pseudonym` is what other services and the log get to see of it.
+
+    `pin` and `counts_only` hold for its model calls.
+    """
 
     name: str
     scope: Scope
     pseudonym: str
+    pin: str = PIN_ANY
+    counts_only: bool = False
 
 
 class KeyRing:
@@ -84,7 +90,11 @@ def may_use(caller: Caller, path: str) -> bool:
 
 
 def _caller(key: KeySettings, owner: str) -> Caller:
-    return Caller(key.name, key.scope, derive_id("caller", owner, key.name))
+    try:
+        pin = narrowed(PIN_ANY, key.pin)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"configuration of the gateway, extra.keys, `{key.name}`: {error.message}") from error
+    return Caller(key.name, key.scope, derive_id("caller", owner, key.name), pin, key.counts_only)
 
 
 def _digest(secret: bytes) -> bytes:

@@ -6,7 +6,10 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from hive_common.inference.errors import openai_error, retry_after_s
+from hive_common.inference.openai import OpenAI
 from hive_common.kernel.errors import CATALOGUE, ErrorBody, HiveError, InvalidArgument, body_of
+from hive_common.kernel.ids import new_id
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -14,16 +17,15 @@ from starlette.responses import Response
 log = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
-RETRY_AFTER_S = 1
 CLIENT_CLOSED = 499
 """Written to metrics where a client went away before its answer; nobody receives it."""
 
-OPENAI_PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 # Codes that only HTTP has: the catalogue speaks of calls, not of verbs.
 _HTTP_ONLY = {405: ("method_not_allowed", "Method not allowed")}
 # In place of the regular expression that a parameter did not match.
 _WANTED = {
     "job_id": "the id of a job: a UUID in lower case",
+    "call_id": "the id of a model call, its `x-request-id`: a UUID in lower case",
     "task_id": "the id of a task: a UUID in lower case",
     "digest": "`sha256:` and 64 hexadecimal digits in lower case",
 }
@@ -39,21 +41,6 @@ class Problem(msgspec.Struct, frozen=True):
     detail: str
     code: str
     retryable: bool
-
-
-class OpenAIErrorBody(msgspec.Struct, frozen=True):
-    """The inner part of an error in OpenAI's shape."""
-
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-
-
-class OpenAIError(msgspec.Struct, frozen=True):
-    """An error in OpenAI's shape."""
-
-    error: OpenAIErrorBody
 
 
 def problem_of(error: ErrorBody) -> dict[str, Any]:
@@ -120,9 +107,9 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 def _response(path: str, error: ErrorBody, status: int, title: str, headers: dict[str, str]) -> Response:
     headers = _headers(error, status) | headers
-    if path.startswith(OPENAI_PATHS):
-        shape = OpenAIError(OpenAIErrorBody(error.message, _openai_type(status), error.code))
-        return Response(msgspec.json.encode(shape), status, headers, "application/json")
+    if OpenAI.route(path):
+        headers["x-request-id"] = new_id()
+        return Response(msgspec.json.encode(openai_error(error, status)), status, headers, "application/json")
     content = msgspec.json.encode(_members(error, status, title), enc_hook=str)
     return Response(content, status, headers, PROBLEM_TYPE)
 
@@ -143,11 +130,5 @@ def _headers(error: ErrorBody, status: int) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": 'Bearer realm="hivefabric"'}
     if error.retryable and status in (429, 503):
-        return {"Retry-After": str(RETRY_AFTER_S)}
+        return {"Retry-After": str(retry_after_s(error))}
     return {}
-
-
-def _openai_type(status: int) -> str:
-    if status >= 500:
-        return "server_error"
-    return "authentication_error" if status == 401 else "invalid_request_error"

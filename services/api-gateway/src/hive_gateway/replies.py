@@ -14,6 +14,7 @@ from hive_gateway.streams import NDJSON_TYPE
 _ID = ID_PATTERN.pattern.replace(r"\Z", "$")
 
 JobId = Annotated[str, Path(pattern=f"^{_ID}", description="id of a job")]
+CallId = Annotated[str, Path(pattern=f"^{_ID}", description="id of a model call, its `x-request-id`")]
 TaskId = Annotated[str, Path(pattern=f"^{_ID}", description="id of a task")]
 Digest = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$", description="SHA-256 digest in OCI form")]
 PageLimit = Annotated[int, Query(ge=1, le=1_000, description="elements of a page")]

@@ -237,26 +237,28 @@ class LogPage(View, frozen=True, kw_only=True):
     next: int | None
 
 
-class Model(View, frozen=True, kw_only=True):
-    """A model that devices of the pool serve, in OpenAI's shape. `created` is 0: nobody knows it."""
+class ModelCandidate(View, frozen=True, kw_only=True):
+    """What could have served a model call. `rejected` names why it could not; `tried` says what came of trying."""
 
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    executors: tuple[str, ...]
-    family: str
-    size_bytes: int
-    quantisation: str
-    context_tokens: int
-    loaded: bool
+    executor: str
+    route: str
+    backend: str
+    score: float
+    rejected: str | None
+    detail: str
+    tried: str | None
 
 
-class ModelList(View, frozen=True, kw_only=True):
-    """Models in OpenAI's shape."""
+class ModelExplanation(View, frozen=True, kw_only=True):
+    """Why a model call went where it went. `outcome` is `succeeded` or the code of an error."""
 
-    object: str
-    data: tuple[Model, ...]
+    call_id: str
+    model: str
+    route: str
+    executor: str
+    pin: str
+    outcome: str
+    candidates: tuple[ModelCandidate, ...]
 
 
 class Status(View, frozen=True, kw_only=True):
@@ -412,19 +414,27 @@ def log_event(message: audit_pb2.Event) -> LogEvent:
     )
 
 
-def model(message: models_pb2.Model) -> Model:
-    """Return the view of a model."""
-    return Model(
-        id=message.name,
-        object="model",
-        created=0,
-        owned_by="hivefabric",
-        executors=tuple(message.executors),
-        family=message.family,
-        size_bytes=message.size_bytes,
-        quantisation=message.quantisation,
-        context_tokens=message.context_tokens,
-        loaded=message.loaded,
+def model_explanation(message: models_pb2.Explanation) -> ModelExplanation:
+    """Return the view of an explanation."""
+    return ModelExplanation(
+        call_id=message.call_id,
+        model=message.model,
+        route=message.route,
+        executor=message.executor,
+        pin=message.pin,
+        outcome=message.outcome,
+        candidates=tuple(
+            ModelCandidate(
+                executor=one.executor,
+                route=one.route,
+                backend=one.backend,
+                score=one.score,
+                rejected=one.rejected or None,
+                detail=one.detail,
+                tried=one.tried or None,
+            )
+            for one in message.candidates
+        ),
     )
 
 

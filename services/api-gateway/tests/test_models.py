@@ -1,0 +1,99 @@
+"""The model surfaces as the gateway serves them; what they answer in general is tested where they are made."""
+
+import json
+
+import aiohttp
+import pytest
+from hive_common.kernel.errors import InvalidArgument, NotFound, RateLimited, Unavailable
+from hive_common.kernel.ids import is_id, new_id
+
+CHAT = "/v1/chat/completions"
+BODY = b'{ "model": "m", "messages": [], "seed": 7, "unheard_of": {"\\u00e9": 1e400} }'
+
+
+async def test_a_call_reaches_the_router_as_it_came_with_what_is_known_of_its_caller(world, http):
+    headers = {"X-Hive-Timeout-Ms": "4321", "X-Hive-Pin": "own-devices"}
+    response = await http.post(CHAT, data=BODY, headers=headers)
+    assert response.status == 200 and await response.read() == world.models.parts[0]
+    request = world.models.requests[0]
+    assert request.body == BODY and request.endpoint == "chat" and request.model == "m" and not request.stream
+    assert request.caller == world.caller and request.key == "admin" and request.pin == "own-devices"
+    assert response.headers["x-request-id"] == request.call_id and is_id(request.call_id)
+    assert response.headers["X-Hive-Route"] == "pool" and response.headers["X-Hive-Executor"] == "e"
+
+
+async def test_a_stream_passes_event_by_event(world, http):
+    world.models.parts = [b'data: {"n": 1}\n\n', b"data: [DONE]\n\n"]
+    async with http.post(CHAT, json={"model": "m", "stream": True}) as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert await response.read() == b"".join(world.models.parts)
+    assert world.models.requests[0].stream
+
+
+@pytest.mark.parametrize("breaks", [None, Unavailable("the device is gone")])
+async def test_a_stream_never_ends_in_silence(world, http, breaks):
+    world.models.parts = [b'data: {"n": 1}\n\n']
+    world.models.breaks = breaks
+    async with http.post(CHAT, json={"model": "m", "stream": True}) as response:
+        events = (await response.read()).split(b"\n\n")
+    assert events[0] == b'data: {"n": 1}' and events[-1] == b""
+    error = json.loads(events[1].removeprefix(b"data: "))["error"]
+    assert error["code"] == "unavailable"
+    assert len(events) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_cancels_at_the_router(world, http, eventually, stream):
+    world.models.parts, world.models.hold = [b'data: {"n": 1}\n\n'], True
+    async with aiohttp.ClientSession(world.url, headers=http.headers) as client:
+        request = client.post(CHAT, json={"model": "m", "stream": stream}, timeout=aiohttp.ClientTimeout(0.3))
+        if stream:
+            async with request as response:
+                await response.content.readany()
+        else:
+            with pytest.raises(TimeoutError):
+                await request
+    await eventually(world.models.cancelled.is_set)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry_after"),
+    [
+        (NotFound("no such model", nearest=["m1"]), 404, "model_not_found", None),
+        (InvalidArgument("too long", reason="context_length_exceeded"), 400, "context_length_exceeded", None),
+        (InvalidArgument("bad", path="temperature"), 400, "invalid_argument", None),
+        (RateLimited("full", retry_after_s=2.5), 429, "rate_limit_exceeded", "3"),
+        (Unavailable("own-devices: none has it"), 503, "unavailable", "1"),
+    ],
+)
+async def test_errors_have_openais_shape(world, http, error, status, code, retry_after):
+    world.models.error = error
+    response = await http.post(CHAT, data=BODY)
+    shown = (await response.json())["error"]
+    assert response.status == status and shown["code"] == code and shown["message"] == error.message
+    assert response.headers.get("Retry-After") == retry_after and is_id(response.headers["x-request-id"])
+
+
+async def test_a_stranger_is_told_in_openais_shape_and_the_router_hears_nothing(world):
+    async with world.session(None) as stranger:
+        for path in (CHAT, "/v1/models", "/v1/models/x"):
+            response = await stranger.post(path, data=BODY)
+            await response.read()
+            assert response.status == 401 and is_id(response.headers["x-request-id"])
+            assert (await response.json())["error"]["code"] == "invalid_api_key"
+    assert not world.models.requests
+
+
+async def test_a_model_is_shown_and_an_unknown_one_has_neighbours(world, http):
+    assert (await (await http.get("/v1/models/smollm2:135m")).json())["executors"] == ["e"]
+    response = await http.get("/v1/models/smollm2")
+    assert response.status == 404
+    error = (await response.json())["error"]
+    assert error["code"] == "model_not_found" and "`smollm2:135m`" in error["message"]
+
+
+async def test_why_a_call_went_where_it_went_is_told(world, http):
+    call_id = (await http.post(CHAT, data=BODY)).headers["x-request-id"]
+    shown = await (await http.get(f"/v1/model-calls/{call_id}/explain")).json()
+    assert shown["call_id"] == call_id and shown["candidates"][0]["rejected"] == "offline"
+    assert (await http.get(f"/v1/model-calls/{new_id()}/explain")).status == 404
