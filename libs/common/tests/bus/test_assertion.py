@@ -2,7 +2,8 @@ import jwt
 import nkeys
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hive_common.bus import assertion, nkey
+from hive_common.bus import assertion
+from hive_common.kernel import nkey
 from hive_common.kernel.errors import InvalidArgument, Unauthenticated
 from hive_common.kernel.ids import new_id
 
