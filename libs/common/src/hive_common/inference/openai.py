@@ -72,7 +72,7 @@ class OpenAIShape:
 
     def piece(self, events: bytes) -> bytes:
         """Return them as they are."""
-        self._last = events
+        self._last = events or self._last
         return events
 
     def end(self) -> bytes:
