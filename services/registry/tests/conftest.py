@@ -35,8 +35,9 @@ entry: agent.py
 class Registry:
     """A running registry and what a test does with it."""
 
-    def __init__(self, config: ServiceConfig, channel: Any, database: Database) -> None:
+    def __init__(self, config: ServiceConfig, channel: Any, database: Database, nats: NatsServer) -> None:
         self.config = config
+        self._nats = nats
         self.key = key_of(config)
         self.executors = executors_pb2_grpc.ExecutorsStub(channel)
         self.agents = agents_pb2_grpc.AgentsStub(channel)
@@ -48,11 +49,17 @@ class Registry:
         """Say hello the way an executor does: with its own inbox."""
         client = self._clients.get(executor)
         if client is None:
-            client = await connect(self.config.nats, executor, inbox=inbox_prefix(executor))
+            client = await connect(self.nats_of(executor), executor, inbox=inbox_prefix(executor))
             self._clients[executor] = client
         capabilities = msgspec.structs.replace(CAPABILITIES, **changes)
         body = HelloRequest(name=name, session="s", capabilities=capabilities)
         return await request(client, hello_subject(executor), body, HelloReply, 20)
+
+    def nats_of(self, executor: str) -> NatsConfig:
+        """Return how an executor connects to NATS, or everything how somebody does who may do anything."""
+        folder = Path(self.config.nats.credentials_file).parent
+        make = self._nats.issuer.service if executor == EVERYTHING else self._nats.issuer.executor
+        return make(executor, folder)
 
     async def upload(self, package: AgentPackage) -> str:
         """Put the blobs of a package into the store."""

@@ -48,7 +48,7 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
 
     monkeypatch.setattr("hive_registry.bootstrap.FolderStore", open_store)
     async with running_service(main, config) as channel:
-        registry = Registry(config, channel, database)
+        registry = Registry(config, channel, database, nats_server)
         packed = package()
         request = pb.PushRequest(manifest_digest=await registry.upload(packed))
         positions = []
@@ -71,12 +71,12 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
 
 
 async def test_a_hello_whose_answer_is_lost_is_said_again_and_registers_once(
-    config: ServiceConfig, database: Database, nats_server: NatsServer
+    config: ServiceConfig, database: Database, nats_server: NatsServer, tmp_path: Path
 ) -> None:
     executor = new_id()
     async with running_service(main, config) as channel, TcpProxy(nats_server.port) as proxy:
-        registry = Registry(config, channel, database)
-        through = msgspec.structs.replace(config.nats, url=f"nats://127.0.0.1:{proxy.port}")
+        registry = Registry(config, channel, database, nats_server)
+        through = msgspec.structs.replace(nats_server.issuer.executor(executor, tmp_path), url=f"nats://127.0.0.1:{proxy.port}")
         client = await connect(through, executor, inbox=inbox_prefix(executor))
         body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
         cut = proxy.cut_next_answer(nats_answered)

@@ -1,24 +1,35 @@
 import msgspec
 import pytest
+from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.contracts.events import (
     Capabilities,
     ExecutorCapabilitiesChanged,
     ExecutorDrainRequested,
+    ExecutorEnrolled,
     ExecutorRegistered,
+    ExecutorRevoked,
     ExecutorUndrained,
     Gpu,
     JobCancelled,
     Model,
     Power,
 )
-from hive_common.kernel.errors import InvalidArgument, NotFound, UnknownEvent
+from hive_common.kernel.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    UnknownEvent,
+)
 from hive_registry.domain.executors import (
     BATTERY_BAND_PERCENT,
     UNKNOWN,
     ExecutorState,
     differs,
     drain,
+    enrol_local,
     evolve,
+    revoke,
     say_hello,
     undrain,
 )
@@ -38,11 +49,48 @@ def on_battery(percent: int | None, charging: bool = False) -> Capabilities:
     return msgspec.structs.replace(BASE, power=Power(battery_percent=percent, charging=charging))
 
 
-KNOWN = after(ExecutorRegistered(name="laptop", capabilities=BASE))
+KEY = public_nkey(new_seed("user"))
+ENROLLED = after(ExecutorEnrolled(name="laptop", public_key=KEY, owner="o"))
+KNOWN = after(ExecutorRegistered(name="laptop", capabilities=BASE), start=ENROLLED)
+REVOKED = after(ExecutorRevoked(), start=KNOWN)
 
 
 def test_the_first_hello_registers() -> None:
-    assert say_hello(UNKNOWN, "laptop", BASE) == (ExecutorRegistered(name="laptop", capabilities=BASE),)
+    assert say_hello(ENROLLED, "laptop", BASE) == (ExecutorRegistered(name="laptop", capabilities=BASE),)
+
+
+def test_the_name_of_the_enrolment_stays() -> None:
+    assert say_hello(ENROLLED, "other", BASE) == (ExecutorRegistered(name="laptop", capabilities=BASE),)
+
+
+def test_a_hello_of_who_is_not_enrolled_is_refused() -> None:
+    before_keys = after(ExecutorRegistered(name="laptop", capabilities=BASE))
+    for state in (UNKNOWN, before_keys):
+        with pytest.raises(FailedPrecondition, match="not enrolled here; join with: hive executor join TOKEN"):
+            say_hello(state, "laptop", BASE)
+
+
+def test_a_revoked_executor_stays_so_and_its_hello_is_refused() -> None:
+    assert revoke(KNOWN, "lost") == (ExecutorRevoked(reason="lost"),)
+    assert revoke(REVOKED, "again") == ()
+    with pytest.raises(PermissionDenied, match="revoked") as error:
+        say_hello(REVOKED, "laptop", on_battery(5))
+    assert error.value.fields == {"reason": "revoked"}
+    assert enrol_local(REVOKED, "laptop", KEY, "o") == ()
+    with pytest.raises(NotFound):
+        revoke(UNKNOWN, "")
+    with pytest.raises(InvalidArgument):
+        revoke(KNOWN, "a" * 501)
+
+
+def test_a_local_executor_is_enrolled_once_and_again_with_another_key() -> None:
+    assert enrol_local(UNKNOWN, "laptop", KEY, "o") == (ExecutorEnrolled(name="laptop", public_key=KEY, owner="o"),)
+    assert enrol_local(KNOWN, "laptop", KEY, "o") == ()
+    old = after(ExecutorEnrolled(name="laptop", public_key="an older one", owner="o"))
+    assert after(*enrol_local(old, "other", KEY, "o"), start=old).public_key == KEY
+    assert after(*enrol_local(old, "other", KEY, "o"), start=old).name == "laptop"
+    with pytest.raises(InvalidArgument):
+        enrol_local(UNKNOWN, "laptop", "no key", "o")
 
 
 def test_the_same_hello_again_is_no_event() -> None:
@@ -83,7 +131,7 @@ def test_plugging_in_is_an_event() -> None:
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=200))
 def test_a_battery_makes_few_events_and_what_is_known_is_never_off_by_a_band(levels: list[int]) -> None:
-    state = after(ExecutorRegistered(name="laptop", capabilities=on_battery(levels[0])))
+    state = after(ExecutorRegistered(name="laptop", capabilities=on_battery(levels[0])), start=ENROLLED)
     for level in levels:
         state = after(*say_hello(state, "laptop", on_battery(level)), start=state)
         assert state.capabilities is not None
@@ -93,10 +141,10 @@ def test_a_battery_makes_few_events_and_what_is_known_is_never_off_by_a_band(lev
 
 
 def test_a_battery_that_drains_evenly_makes_ten_events() -> None:
-    state = after(ExecutorRegistered(name="laptop", capabilities=on_battery(100)))
+    state = after(ExecutorRegistered(name="laptop", capabilities=on_battery(100)), start=ENROLLED)
     for level in range(100, -1, -1):
         state = after(*say_hello(state, "laptop", on_battery(level)), start=state)
-    assert state.version == 1 + 10
+    assert state.version == 2 + 10
 
 
 def test_the_name_of_the_first_hello_stays() -> None:

@@ -62,7 +62,7 @@ async def test_hellos_of_one_executor_at_the_same_time_register_it_once(registry
 
 
 async def test_a_thousand_executors_may_come_at_once(registry: Registry) -> None:
-    client = await connect(registry.config.nats, "crowd")
+    client = await connect(registry.nats_of(EVERYTHING), "crowd")
     waiting: dict[str, asyncio.Future[HelloReply]] = {}
 
     async def answered(message: Any) -> None:
@@ -99,7 +99,7 @@ async def test_a_hello_beyond_its_bounds_is_refused_and_leaves_nothing(
 
 async def test_a_hello_of_a_newer_version_or_of_no_executor_is_refused(registry: Registry) -> None:
     executor = new_id()
-    client = await connect(registry.config.nats, "x", inbox=inbox_prefix(executor))
+    client = await connect(registry.nats_of(executor), "x", inbox=inbox_prefix(executor))
     newer = HelloRequest(v=2, name="laptop", session="s", capabilities=CAPABILITIES)
     reply = await request(client, hello_subject(executor), newer, HelloReply, 20)
     assert reply.error is not None
@@ -111,7 +111,7 @@ async def test_a_hello_of_a_newer_version_or_of_no_executor_is_refused(registry:
 
 
 async def test_a_hello_that_wants_its_answer_elsewhere_changes_nothing(registry: Registry) -> None:
-    other = await connect(registry.config.nats, "x", inbox=inbox_prefix(new_id()))
+    other = await connect(registry.nats_of(EVERYTHING), "x", inbox=inbox_prefix(new_id()))
     body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
     with pytest.raises(DeadlineExceeded):
         await request(other, hello_subject(new_id()), body, HelloReply, 0.5)

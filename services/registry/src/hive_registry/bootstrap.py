@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
 from hive_common.bus.nats import connect, respond
@@ -13,7 +14,7 @@ from hive_common.contracts.messages import HelloRequest, hello_subject
 from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
-from hive_common.kernel.clock import SystemClock
+from hive_common.kernel.clock import Clock, SystemClock
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.database import Database
 from hive_common.ops.lifecycle import Stop
@@ -25,11 +26,16 @@ from hive_proto.executors.v1 import executors_pb2_grpc
 from nats.aio.client import Client
 
 from hive_registry.agents import AgentsServicer
-from hive_registry.executors import ExecutorDesk, ExecutorsServicer, hello_refused
+from hive_registry.desk import ExecutorDesk, hello_refused
+from hive_registry.enrolment import EnrolmentDesk, Identities
+from hive_registry.executors import ExecutorsServicer
+from hive_registry.identities import Revocations, Signer
 from hive_registry.log_access import LogAccess
 from hive_registry.presence import SchedulerPresence
-from hive_registry.settings import settings_of
+from hive_registry.settings import IdentitySettings, RegistrySettings, settings_of
 from hive_registry.views import SCHEMA, RegistryProjection, Views
+
+SYSTEM_IDENTITY: Final = "registry-system"
 
 
 async def main(config: ServiceConfig, stop: Stop) -> None:
@@ -78,18 +84,53 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         log = LogAccess(writer, heads, runner, wake, clock, config.owner, config.ns)
         views = Views(database, config.ns)
         desk = ExecutorDesk(views, log, clock, settings.blobs_url)
+        identities = _identities(settings, views, clock)
+        enrolment = EnrolmentDesk(
+            views,
+            log,
+            desk,
+            clock,
+            owner=config.owner,
+            nats_url=settings.nats_url or config.nats.url,
+            blobs_url=settings.blobs_url,
+            identities=identities,
+        )
         presence = SchedulerPresence(config.peers.get("scheduler"), key)
         stack.push_async_callback(presence.close)
 
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
-        executors_pb2_grpc.add_ExecutorsServicer_to_server(ExecutorsServicer(views, desk, presence), server.server)
+        executors = ExecutorsServicer(views, desk, enrolment, presence)
+        executors_pb2_grpc.add_ExecutorsServicer_to_server(executors, server.server)
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
         agents_pb2_grpc.add_AgentsServicer_to_server(AgentsServicer(views, log, store), server.server)
+        await enrolment.enrol_locals(settings.local_executors)
+        if identities is not None and settings.identities is not None:
+            system = await _system(config, settings.identities, identities, stack)
+            background(identities.revocations.run(system), "revocations")
         await server.start()
         stack.push_async_callback(server.stop)
         await respond(client, hello_subject("*"), HelloRequest, desk.hello, hello_refused)
         started.set()
         await stop.wait()
+
+
+def _identities(settings: RegistrySettings, views: Views, clock: Clock) -> Identities | None:
+    if settings.identities is None:
+        return None
+    signer = Signer(settings.identities, clock)
+    return Identities(signer, Revocations(signer, views.revoked_keys))
+
+
+async def _system(
+    config: ServiceConfig, settings: IdentitySettings, identities: Identities, stack: contextlib.AsyncExitStack
+) -> Client:
+    nats = msgspec.structs.replace(config.nats, credentials_file=settings.system_credentials_file)
+    revocations = identities.revocations
+    client = await eventually(
+        lambda: connect(nats, SYSTEM_IDENTITY, on_reconnect=revocations.reconnected), "NATS, for its accounts"
+    )
+    stack.push_async_callback(client.close)
+    return client
 
 
 async def _connected(config: ServiceConfig, health: Health, stack: contextlib.AsyncExitStack) -> Client:

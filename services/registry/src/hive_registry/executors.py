@@ -1,30 +1,22 @@
-"""Executors: their hello on NATS, and the gRPC service that lists and drains them."""
+"""The gRPC service of executors: lists and drains them, and says who may be one."""
 
-from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import grpc.aio
-import msgspec
 from hive_common.artifacts.documents import nearest
-from hive_common.contracts.events import Capabilities, Event
-from hive_common.contracts.messages import HelloReply, HelloRequest
-from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, VersionConflict, body_of
+from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
 from hive_common.kernel.ids import is_id
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 
 from hive_registry.callers import actor_of
-from hive_registry.domain.executors import UNKNOWN, ExecutorState, drain, say_hello, undrain
-from hive_registry.log_access import LogAccess
-from hive_registry.lookup import GatheredLookup
+from hive_registry.desk import ExecutorDesk
+from hive_registry.domain.executors import drain, undrain
+from hive_registry.domain.tokens import Enrolment
+from hive_registry.enrolment import EnrolmentDesk
 from hive_registry.views import ExecutorRow, Views
 
 LIST_DEFAULT: Final = 100
 LIST_MAX: Final = 1_000
-TRIES_MAX: Final = 5
-"""How often a decision is made anew when somebody else wrote to the same stream meanwhile."""
-
-MESSAGE_VERSION: Final = 1
 
 
 class Presence(Protocol):
@@ -35,87 +27,20 @@ class Presence(Protocol):
         ...
 
 
-class ExecutorDesk:
-    """What the registry does with one executor at a time: decide on its state, write, answer from the view.
-
-    Args:
-        views: reads.
-        log: writes.
-        clock: tells when a hello came.
-        blobs_url: base URL at which executors fetch and store blobs.
-    """
-
-    def __init__(self, views: Views, log: LogAccess, clock: Clock, blobs_url: str) -> None:
-        self._lookup = GatheredLookup(views.executors)
-        self._log = log
-        self._clock = clock
-        self._blobs_url = blobs_url
-        self._last_hello_us: dict[str, int] = {}
-
-    async def hello(self, executor: str, request: HelloRequest) -> HelloReply:
-        """Answer `hive.exec.<id>.hello`. What it tells is committed, and in the views, before the answer.
-
-        Raises:
-            InvalidArgument: the id, the version of the message or what it says cannot be accepted.
-            Unavailable: the log or the views cannot be reached.
-        """
-        if not is_id(executor):
-            raise InvalidArgument("the subject's third token is not an executor id; expected a UUID")
-        if request.v != MESSAGE_VERSION:
-            raise InvalidArgument(f"v: got {request.v}; expected {MESSAGE_VERSION}", path="v")
-        row = await self.change(
-            executor, executor, lambda state: say_hello(state, request.name, request.capabilities)
-        )
-        self._last_hello_us[executor] = self._clock.now_us()
-        return HelloReply(position=row.position, blobs_url=self._blobs_url, drained=row.drained)
-
-    async def change(
-        self, executor: str, actor: str, decide: Callable[[ExecutorState], tuple[Event, ...]]
-    ) -> ExecutorRow:
-        """Decide on the executor's state, append what comes of it, and return its row afterwards.
-
-        Raises:
-            VersionConflict: others wrote to its stream again and again.
-        """
-        for tries_left in reversed(range(TRIES_MAX)):
-            row = await self._lookup.get(executor)
-            state = UNKNOWN if row is None else row.state
-            events = decide(state)
-            if not events and row is not None:
-                return row
-            try:
-                await self._log.append(executor, state.version, events, actor)
-            except VersionConflict:
-                if not tries_left:
-                    raise
-                await self._log.catch_up()
-        row = await self._lookup.get(executor)
-        if row is None:
-            raise NotFound(f"there is no executor {executor}")
-        return row
-
-    def last_hello_us(self, executor: str) -> int:
-        """Return when its last hello came to this process, 0 where none did."""
-        return self._last_hello_us.get(executor, 0)
-
-
-def hello_refused(error: BaseException) -> HelloReply:
-    """Return the reply that carries an error."""
-    return HelloReply(error=body_of(error))
-
-
 class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
     """`hive.executors.v1.Executors`.
 
     Args:
         views: reads.
         desk: changes.
+        enrolment: who may take part.
         presence: who pulls at the moment.
     """
 
-    def __init__(self, views: Views, desk: ExecutorDesk, presence: Presence) -> None:
+    def __init__(self, views: Views, desk: ExecutorDesk, enrolment: EnrolmentDesk, presence: Presence) -> None:
         self._views = views
         self._desk = desk
+        self._enrolment = enrolment
         self._presence = presence
 
     async def List(
@@ -147,6 +72,58 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         )
         return self._message(row, await self._presence.present())
 
+    async def IssueToken(
+        self, request: executors_pb2.IssueTokenRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.IssueTokenResponse:
+        """Make a token with which one machine may join, once."""
+        actor = actor_of(context, request.caller, "registry")
+        return await self._enrolment.issue(request.valid_s, request.owner, actor)
+
+    async def Enrol(
+        self, request: executors_pb2.EnrolRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.Credentials:
+        """Take a machine in."""
+        return await self._enrolment.enrol(
+            Enrolment(request.token_id, request.secret, request.public_key, request.name, request.proof)
+        )
+
+    async def Renew(
+        self, request: executors_pb2.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.Credentials:
+        """Give an executor, which the gateway has recognised, new credentials."""
+        if not is_id(request.executor_id):
+            raise InvalidArgument("executor_id: expected the id of an executor", path="executor_id")
+        return await self._enrolment.renew(request.executor_id)
+
+    async def Revoke(
+        self, request: executors_pb2.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.Executor:
+        """Shut an executor out, for ever. Doing so twice is no error."""
+        actor = actor_of(context, request.caller, "registry")
+        found = await self._find(request.executor_id)
+        row = await self._enrolment.revoke(found.executor, request.reason, actor)
+        return self._message(row, await self._presence.present())
+
+    async def Keys(
+        self, request: executors_pb2.KeysRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.KeysResponse:
+        """Return the public keys of those that are enrolled."""
+        if len(request.executor_ids) > LIST_MAX:
+            raise InvalidArgument(f"executor_ids: expected at most {LIST_MAX}", path="executor_ids")
+        rows = await self._views.executors(list(request.executor_ids))
+        return executors_pb2.KeysResponse(
+            keys=[
+                executors_pb2.Key(
+                    executor_id=row.executor,
+                    public_key=row.public_key,
+                    owner=row.owner,
+                    revoked=row.revoked_us is not None,
+                )
+                for row in rows.values()
+                if row.public_key
+            ]
+        )
+
     async def _find(self, id_or_name: str) -> ExecutorRow:
         if not id_or_name:
             raise InvalidArgument("executor_id: is empty; expected an id or a name", path="executor_id")
@@ -167,23 +144,27 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         self, row: ExecutorRow, present: dict[str, executors_pb2.Present] | None
     ) -> executors_pb2.Executor:
         now = (present or {}).get(row.executor) or executors_pb2.Present()
-        capabilities = msgspec.json.decode(row.capabilities, type=Capabilities)
+        told = row.told
         return executors_pb2.Executor(
             executor_id=row.executor,
             name=row.name,
             owner=row.owner,
-            state=_state_of(row.drained, None if present is None else now.online),
-            capabilities_json=row.capabilities,
+            owner_name=row.owner_name,
+            state=_state_of(row, None if present is None else now.online),
+            revoked=row.revoked_us is not None,
+            capabilities_json=row.capabilities or b"",
             registered_us=row.registered_us,
             last_seen_us=max(now.last_seen_us, self._desk.last_hello_us(row.executor)),
-            slots=capabilities.slots,
+            slots=0 if told is None else told.slots,
             running=now.running,
             position=row.position,
         )
 
 
-def _state_of(drained: bool, online: bool | None) -> str:
-    if drained:
+def _state_of(row: ExecutorRow, online: bool | None) -> str:
+    if row.revoked_us is not None:
+        return "revoked"
+    if row.drained:
         return "drained"
     if online is None:
         return "unknown"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from hive_common.contracts.events import SCHEMA, Event, encode
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent
@@ -12,6 +12,15 @@ from hive_common.kernel.errors import DeadlineExceeded
 
 VIEW_WITHIN_S: Final = 10.0
 """How long a caller waits for the view after its event was committed."""
+
+
+class Entry(NamedTuple):
+    """Events for one stream, which stands at `version`. An empty `owner` is the installation's."""
+
+    stream: str
+    version: int
+    events: tuple[Event, ...]
+    owner: str = ""
 
 
 class LogAccess:
@@ -45,28 +54,40 @@ class LogAccess:
         self._owner = owner
         self.ns = ns
 
-    async def append(self, stream: str, version: int, events: Sequence[Event], actor: str) -> int:
+    async def append(self, stream: str, version: int, events: Sequence[Event], actor: str, owner: str = "") -> int:
         """Append to a stream that stands at `version`, and return the position once the views contain it.
+
+        Args:
+            stream: of the events.
+            version: it stands there.
+            events: in their order.
+            actor: who they are by.
+            owner: pseudonym of whose they are; empty for the installation's owner.
 
         Raises:
             VersionConflict: the stream stands elsewhere.
             Unavailable: the log cannot be reached.
             DeadlineExceeded: it is committed, but the views are behind.
         """
+        return await self.append_all((Entry(stream, version, tuple(events), owner),), actor)
+
+    async def append_all(self, entries: Sequence[Entry], actor: str) -> int:
+        """Append to several streams, to all of them or to none. Returns and raises as `append`."""
         now_us = self._clock.now_us()
         appended = tuple(
             NewEvent(
-                stream=stream,
-                version=version + offset,
+                stream=entry.stream,
+                version=entry.version + offset,
                 type=type(event).__name__,
                 schema=SCHEMA,
                 payload=encode(event),
                 ts_us=now_us,
                 actor=actor,
-                owner=self._owner,
+                owner=entry.owner or self._owner,
                 ns=self.ns,
             )
-            for offset, event in enumerate(events, start=1)
+            for entry in entries
+            for offset, event in enumerate(entry.events, start=1)
         )
         position = await self._writer.append(Append(appended))
         await self._seen(position)

@@ -9,8 +9,12 @@ from hive_common.contracts.events import (
     Capabilities,
     ExecutorCapabilitiesChanged,
     ExecutorDrainRequested,
+    ExecutorEnrolled,
     ExecutorRegistered,
+    ExecutorRevoked,
     ExecutorUndrained,
+    JoinTokenIssued,
+    JoinTokenUsed,
     decode,
 )
 from hive_common.eventlog.log import Stored
@@ -19,16 +23,39 @@ from hive_common.ops.database import Database
 from psycopg import AsyncConnection
 
 from hive_registry.domain.executors import ExecutorState
+from hive_registry.domain.tokens import TokenState
 from hive_registry.domain.versions import sort_key
 
 SCHEMA: Final = "registry"
 NAMES_MAX: Final = 10_000
 """Names that are looked at when the nearest one is sought."""
 
+REVOKED_MAX: Final = 10_000
+"""Revoked keys that NATS is told, the latest ones: the credentials of all others ran out long ago."""
+
+_ENROL = """
+INSERT INTO registry.executors
+    (ns, executor, name, owner, public_key, owner_name, version, registered_us, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (ns, executor) DO UPDATE SET
+    owner = excluded.owner, public_key = excluded.public_key, owner_name = excluded.owner_name,
+    version = excluded.version, position = excluded.position
+"""
+_REVOKE = """
+UPDATE registry.executors SET revoked_us = %s, version = %s, position = %s WHERE ns = %s AND executor = %s
+"""
 _REGISTER = """
 INSERT INTO registry.executors (ns, executor, name, owner, capabilities, version, registered_us, position)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (ns, executor) DO UPDATE SET
+    name = excluded.name, capabilities = excluded.capabilities, version = excluded.version,
+    registered_us = excluded.registered_us, position = excluded.position
 """
+_ISSUE = """
+INSERT INTO registry.join_tokens (ns, token, digest, expires_us, owner, owner_name, version, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+"""
+_USE = "UPDATE registry.join_tokens SET executor = %s, version = %s, position = %s WHERE ns = %s AND token = %s"
 _CHANGE = """
 UPDATE registry.executors SET capabilities = %s, version = %s, position = %s WHERE ns = %s AND executor = %s
 """
@@ -41,11 +68,23 @@ INSERT INTO registry.agent_versions
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 
-_EXECUTOR = "executor, name, owner, capabilities, drained, version, registered_us, position"
+_EXECUTOR = (
+    "executor, name, owner, capabilities, drained, version, registered_us, position, public_key, owner_name,"
+    " revoked_us"
+)
 _BY_IDS = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND executor = ANY(%s)"  # noqa: S608
 _BY_NAME = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND name = %s LIMIT 2"  # noqa: S608
 _PAGE = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND executor > %s ORDER BY executor LIMIT %s"  # noqa: S608
 _EXECUTOR_NAMES = "SELECT DISTINCT name FROM registry.executors WHERE ns = %s LIMIT %s"
+
+_REVOKED = """
+SELECT public_key FROM registry.executors WHERE ns = %s AND revoked_us IS NOT NULL AND public_key <> ''
+ORDER BY revoked_us DESC LIMIT %s
+"""
+_JOINING = """
+SELECT version, digest, expires_us, owner, owner_name, executor FROM registry.join_tokens
+WHERE ns = %s AND token = %s
+"""
 
 _AGENT = "name, version, digest, manifest, size_bytes, published_us, position"
 _VERSION = f"SELECT {_AGENT} FROM registry.agent_versions WHERE ns = %s AND name = %s AND version = %s"  # noqa: S608
@@ -67,22 +106,42 @@ ORDER BY version_key DESC, version DESC LIMIT %s
 
 
 class ExecutorRow(msgspec.Struct, frozen=True):
-    """An executor as the view has it. `capabilities` are JSON bytes; `position` is of its last event."""
+    """An executor as the view has it. `capabilities` are JSON bytes; `position` is of its last event.
+
+    `capabilities` is None before its first hello, `public_key` empty where it is not enrolled, `revoked_us` None
+    where it is not revoked.
+    """
 
     executor: str
     name: str
     owner: str
-    capabilities: bytes
+    capabilities: bytes | None
     drained: bool
     version: int
     registered_us: int
     position: int
+    public_key: str
+    owner_name: str
+    revoked_us: int | None
 
     @property
     def state(self) -> ExecutorState:
         """What decisions are made on."""
-        capabilities = msgspec.json.decode(self.capabilities, type=Capabilities)
-        return ExecutorState(self.version, self.name, capabilities, self.drained)
+        return ExecutorState(
+            version=self.version,
+            name=self.name,
+            capabilities=self.told,
+            drained=self.drained,
+            public_key=self.public_key,
+            owner=self.owner,
+            owner_name=self.owner_name,
+            revoked=self.revoked_us is not None,
+        )
+
+    @property
+    def told(self) -> Capabilities | None:
+        """What it said about itself."""
+        return None if self.capabilities is None else msgspec.json.decode(self.capabilities, type=Capabilities)
 
 
 class AgentRow(msgspec.Struct, frozen=True):
@@ -106,6 +165,10 @@ class RegistryProjection:
         "ExecutorCapabilitiesChanged",
         "ExecutorDrainRequested",
         "ExecutorUndrained",
+        "ExecutorEnrolled",
+        "ExecutorRevoked",
+        "JoinTokenIssued",
+        "JoinTokenUsed",
         "AgentVersionPublished",
     )
 
@@ -130,6 +193,16 @@ def _statement_of(stored: Stored) -> tuple[Any, tuple[Any, ...]]:
             return _REGISTER, (*key, event.name, stored.owner, capabilities, *at)
         case ExecutorCapabilitiesChanged():
             return _CHANGE, (msgspec.json.encode(event.capabilities), *moved, *key)
+        case ExecutorEnrolled():
+            who = (event.name, event.owner, event.public_key, event.owner_name)
+            return _ENROL, (*key, *who, stored.version, stored.ts_us, stored.position)
+        case ExecutorRevoked():
+            return _REVOKE, (stored.ts_us, *moved, *key)
+        case JoinTokenIssued():
+            token = (event.digest, event.expires_us, event.owner, event.owner_name)
+            return _ISSUE, (*key, *token, *moved)
+        case JoinTokenUsed():
+            return _USE, (event.executor, *moved, *key)
         case ExecutorDrainRequested():
             return _DRAIN, (True, *moved, *key)
         case ExecutorUndrained():
@@ -170,6 +243,15 @@ class Views:
     async def executor_names(self) -> list[str]:
         """Return the names there are, up to `NAMES_MAX`."""
         return [name for (name,) in await self._database.fetch(_EXECUTOR_NAMES, (self._ns, NAMES_MAX))]
+
+    async def revoked_keys(self) -> list[str]:
+        """Return the public keys of revoked executors, the latest `REVOKED_MAX`."""
+        return [key for (key,) in await self._database.fetch(_REVOKED, (self._ns, REVOKED_MAX))]
+
+    async def token(self, token: str) -> TokenState | None:
+        """Return a join token, or None."""
+        rows = await self._database.fetch(_JOINING, (self._ns, token))
+        return TokenState(*rows[0]) if rows else None
 
     async def agent(self, name: str, version: str) -> AgentRow | None:
         """Return a version, or None."""

@@ -1,7 +1,10 @@
-"""What a hello, a drain and its end do to an executor.
+"""What an enrolment, a hello, a drain, its end and a revocation do to an executor.
 
-    (unknown) ── hello ──→ registered ── hello that differs ──→ registered
+    (unknown) ── enrol ──→ enrolled ── hello ──→ registered ── hello that differs ──→ registered
     registered ── drain ──→ drained ── undrain ──→ registered
+    (any but unknown) ── revoke ──→ revoked, which is the end
+
+An executor of before there were keys is registered and not enrolled: its hello is refused until it is.
 
 Saying again what is known changes nothing and makes no event.
 """
@@ -14,11 +17,20 @@ from hive_common.contracts.events import (
     Event,
     ExecutorCapabilitiesChanged,
     ExecutorDrainRequested,
+    ExecutorEnrolled,
     ExecutorRegistered,
+    ExecutorRevoked,
     ExecutorUndrained,
     Power,
 )
-from hive_common.kernel.errors import InvalidArgument, NotFound, UnknownEvent
+from hive_common.kernel.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    UnknownEvent,
+)
+from hive_common.kernel.nkey import public_key
 
 BATTERY_BAND_PERCENT: Final = 10
 """A battery that moved less than this since it was recorded is no event: it would be one every few minutes."""
@@ -35,48 +47,102 @@ INTEGER_MAX: Final = 2**62
 
 
 class ExecutorState(msgspec.Struct, frozen=True):
-    """An executor as the log has it. Version 0 is one that never said hello."""
+    """An executor as the log has it. Version 0 is one of which it knows nothing.
+
+    `capabilities` is None until its first hello; `public_key` and `owner` are empty until it is enrolled.
+    """
 
     version: int = 0
     name: str = ""
     capabilities: Capabilities | None = None
     drained: bool = False
+    public_key: str = ""
+    owner: str = ""
+    owner_name: str = ""
+    revoked: bool = False
 
 
 UNKNOWN: Final = ExecutorState()
 
 
 def say_hello(state: ExecutorState, name: str, capabilities: Capabilities) -> tuple[Event, ...]:
-    """Return the events of a hello. The name of the first one stays.
+    """Return the events of a hello. The name with which it was enrolled stays.
 
     Raises:
         InvalidArgument: a text, number or list beyond its bound.
+        FailedPrecondition: it is not enrolled.
+        PermissionDenied: it is revoked.
     """
-    _check_text("name", name, NAME_CHARACTERS_MAX)
-    if not name:
-        raise InvalidArgument("name: is empty; expected the executor's name", path="name")
+    check_name(name)
     check_capabilities(capabilities)
+    check_enrolled(state)
     if state.capabilities is None:
-        return (ExecutorRegistered(name=name, capabilities=capabilities),)
+        return (ExecutorRegistered(name=state.name, capabilities=capabilities),)
     if differs(state.capabilities, capabilities):
         return (ExecutorCapabilitiesChanged(capabilities=capabilities),)
     return ()
+
+
+def enrol_local(state: ExecutorState, name: str, key: str, owner: str) -> tuple[Event, ...]:
+    """Return the events that enrol an executor of the installation's own machine, which has no token.
+
+    What its supervisor says counts: another key than the known one takes its place.
+
+    Args:
+        state: of the executor.
+        name: for people.
+        key: its public nkey.
+        owner: pseudonym of the installation's owner.
+
+    Raises:
+        InvalidArgument: the name or the key is none.
+    """
+    check_name(name)
+    public_key(key)
+    if state.revoked or state.public_key == key:
+        return ()
+    return (ExecutorEnrolled(name=state.name or name, public_key=key, owner=owner),)
+
+
+def revoke(state: ExecutorState, reason: str) -> tuple[Event, ...]:
+    """Return the events of a revocation.
+
+    Raises:
+        NotFound: it is not known.
+        InvalidArgument: the reason is beyond its bound.
+    """
+    _check_known(state)
+    check_text("reason", reason, REASON_CHARACTERS_MAX)
+    return () if state.revoked else (ExecutorRevoked(reason=reason),)
+
+
+def check_enrolled(state: ExecutorState) -> None:
+    """Check that an executor may take part.
+
+    Raises:
+        FailedPrecondition: it is not enrolled.
+        PermissionDenied: it is revoked; `reason` says so to programs.
+    """
+    if state.revoked:
+        raise PermissionDenied("this executor was revoked, for ever; to come back it joins anew", reason="revoked")
+    if not state.public_key:
+        raise FailedPrecondition("this executor is not enrolled here; join with: hive executor join TOKEN")
 
 
 def drain(state: ExecutorState, reason: str) -> tuple[Event, ...]:
     """Return the events of a drain.
 
     Raises:
-        NotFound: it never said hello.
+        NotFound: it is not known.
         InvalidArgument: the reason is beyond its bound.
     """
     _check_known(state)
-    _check_text("reason", reason, REASON_CHARACTERS_MAX)
+    check_text("reason", reason, REASON_CHARACTERS_MAX)
     return () if state.drained else (ExecutorDrainRequested(reason=reason),)
 
 
 def undrain(state: ExecutorState) -> tuple[Event, ...]:
-    """Return the events of the end of a drain. Raises NotFound when it never said hello."""
+    """Return the events of the end of a drain. Raises NotFound when it is not known."""
     _check_known(state)
     return (ExecutorUndrained(),) if state.drained else ()
 
@@ -85,8 +151,19 @@ def evolve(state: ExecutorState, event: Event) -> ExecutorState:
     """Return the state after `event`. Raises UnknownEvent for one that is not about executors (law 11)."""
     version = state.version + 1
     match event:
+        case ExecutorEnrolled():
+            return msgspec.structs.replace(
+                state,
+                version=version,
+                name=event.name,
+                public_key=event.public_key,
+                owner=event.owner,
+                owner_name=event.owner_name,
+            )
+        case ExecutorRevoked():
+            return msgspec.structs.replace(state, version=version, revoked=True)
         case ExecutorRegistered():
-            return ExecutorState(version, event.name, event.capabilities)
+            return msgspec.structs.replace(state, version=version, name=event.name, capabilities=event.capabilities)
         case ExecutorCapabilitiesChanged():
             return msgspec.structs.replace(state, version=version, capabilities=event.capabilities)
         case ExecutorDrainRequested():
@@ -142,14 +219,14 @@ def _check_value(path: str, value: object) -> None:
         case bool() | None:
             return
         case str():
-            _check_text(path, value, TEXT_CHARACTERS_MAX)
+            check_text(path, value, TEXT_CHARACTERS_MAX)
         case int():
             if not 0 <= value <= INTEGER_MAX:
                 raise InvalidArgument(f"{path}: got {value}; expected 0 to {INTEGER_MAX}", path=path)
         case dict():
             _check_count(path, len(value))
             for key, child in value.items():
-                _check_text(path, str(key), TEXT_CHARACTERS_MAX)
+                check_text(path, str(key), TEXT_CHARACTERS_MAX)
                 _check_value(f"{path}.{key}", child)
         case list() | tuple():
             _check_count(path, len(value))
@@ -162,7 +239,15 @@ def _check_count(path: str, count: int) -> None:
         raise InvalidArgument(f"{path}: {count} entries; expected at most {ITEMS_MAX}", path=path)
 
 
-def _check_text(path: str, text: str, characters_max: int) -> None:
+def check_name(name: str) -> None:
+    """Check an executor's name. Raises InvalidArgument where it is empty, too long or not printable."""
+    check_text("name", name, NAME_CHARACTERS_MAX)
+    if not name:
+        raise InvalidArgument("name: is empty; expected the executor's name", path="name")
+
+
+def check_text(path: str, text: str, characters_max: int) -> None:
+    """Check a text that people gave. Raises InvalidArgument where it is too long or not printable."""
     if len(text) > characters_max or not text.isprintable():
         raise InvalidArgument(
             f"{path}: expected at most {characters_max} printable characters", path=path, limit=characters_max
@@ -171,4 +256,4 @@ def _check_text(path: str, text: str, characters_max: int) -> None:
 
 def _check_known(state: ExecutorState) -> None:
     if state.version == 0:
-        raise NotFound("this executor never said hello")
+        raise NotFound("this executor is not known here")
