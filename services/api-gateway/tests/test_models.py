@@ -1,11 +1,14 @@
 """The model surfaces as the gateway serves them; what they answer in general is tested where they are made."""
 
+import contextlib
 import json
 
 import aiohttp
 import pytest
 from hive_common.kernel.errors import InvalidArgument, NotFound, RateLimited, Unavailable
 from hive_common.kernel.ids import is_id, new_id
+from hive_common.ops.lifecycle import Stop
+from hive_gateway.bootstrap import Gateway
 
 CHAT = "/v1/chat/completions"
 BODY = b'{ "model": "m", "messages": [], "seed": 7, "unheard_of": {"\\u00e9": 1e400} }'
@@ -97,3 +100,43 @@ async def test_why_a_call_went_where_it_went_is_told(world, http):
     shown = await (await http.get(f"/v1/model-calls/{call_id}/explain")).json()
     assert shown["call_id"] == call_id and shown["candidates"][0]["rejected"] == "offline"
     assert (await http.get(f"/v1/model-calls/{new_id()}/explain")).status == 404
+
+
+class TestOllama:
+    async def test_a_conversation_is_translated_there_and_back(self, world, http):
+        world.models.parts = [
+            b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\n',
+            b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n',
+            b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}\n\ndata: [DONE]\n\n',
+        ]
+        body = {"model": "m", "messages": [{"role": "user", "content": "say hi"}], "options": {"num_predict": 5}}
+        async with http.post("/api/chat", json=body) as response:
+            assert response.headers["Content-Type"] == "application/x-ndjson"
+            lines = [json.loads(line) for line in (await response.read()).splitlines()]
+        assert [line["message"]["content"] for line in lines] == ["hi", ""]
+        assert lines[-1]["done"] and lines[-1]["eval_count"] == 1 and lines[-1]["prompt_eval_count"] == 3
+        sent = json.loads(world.models.requests[0].body)
+        assert sent["max_tokens"] == 5 and sent["stream"] and sent["messages"] == body["messages"]
+
+    async def test_strangers_are_told_how_to_let_programs_in(self, world):
+        async with world.session(None) as stranger:
+            for path in ("/api/tags", "/api/version", "/"):
+                response = await stranger.get(path)
+                assert response.status == 401
+                assert "--ollama-without-key" in (await response.json())["error"]
+
+    async def test_programs_of_this_machine_are_let_in_where_the_owner_says_so(self, world, tmp_path):
+        async with contextlib.AsyncExitStack() as stack:
+            gateway = Gateway(world.config(ollama_without_key=True))
+            stack.push_async_callback(gateway.peers.close)
+            await gateway.start(Stop(), stack)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{gateway.http_port}") as program:
+                assert await (await program.get("/")).text() == "Ollama is running"
+                assert (await (await program.get("/api/tags")).json())["models"][0]["name"] == "smollm2:135m"
+                page = await program.get("/api/tags", headers={"Origin": "https://example.com"})
+                rebound = await program.get("/api/tags", headers={"Host": "example.com"})
+                assert page.status == rebound.status == 403 and "web" in (await page.json())["error"]
+                # Nothing else became open, and a wrong key stays one.
+                assert (await program.get("/v1/models")).status == 401
+                assert (await program.get("/v1/jobs")).status == 401
+                assert (await program.get("/api/tags", headers={"Authorization": "Bearer x"})).status == 401

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 from hive_gateway import documents, problems
 from hive_gateway.direct import Direct
 from hive_gateway.intake import Intake
-from hive_gateway.keys import KeyRing
+from hive_gateway.keys import Caller, KeyRing
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
@@ -57,6 +57,13 @@ def build_api(
     return api
 
 
-def guarded(api: FastAPI, keys: KeyRing, intake: Intake, store: ArtifactStore, completer: Completer) -> ASGIApp:
+def guarded(
+    api: FastAPI,
+    keys: KeyRing,
+    intake: Intake,
+    store: ArtifactStore,
+    completer: Completer,
+    without_key: Caller | None,
+) -> ASGIApp:
     """Return what the server runs: `api` behind the key check, measured; submits and model calls go past it."""
-    return Measured(Authenticated(Surfaces(Direct(api, intake, store), completer), keys))
+    return Measured(Authenticated(Surfaces(Direct(api, intake, store), completer), keys, without_key))

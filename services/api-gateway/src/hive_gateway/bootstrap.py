@@ -50,7 +50,8 @@ class Gateway:
         store = FolderStore(config.artifacts_dir)
         ca = _certificate(settings.ca_file) if settings.ca_file else ""
         api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca)
-        app = guarded(api, keys, self.intake, store, RouterCompleter(self.peers))
+        without_key = keys.without_key(config.owner) if settings.ollama_without_key else None
+        app = guarded(api, keys, self.intake, store, RouterCompleter(self.peers), without_key)
         self._http = HttpServer(app, settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
         self.doors: list[Door] = []

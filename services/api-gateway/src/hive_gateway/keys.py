@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from hive_common.inference.calls import PIN_ANY, narrowed
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied, Unauthenticated
@@ -13,6 +13,9 @@ from hive_common.ops.config import read_secret
 from hive_gateway.settings import KeySettings
 
 Scope = Literal["admin", "executor"]
+
+WITHOUT_KEY: Final = "without-key"
+"""Name of whoever calls models from this machine without a key."""
 
 
 class Caller(NamedTuple):
@@ -54,6 +57,11 @@ class KeyRing:
             if len(set(values)) != len(values):
                 raise InvalidArgument(f"configuration of the gateway, extra.keys: two keys have the same {what}")
         return cls(loaded)
+
+    def without_key(self, owner: str) -> Caller:
+        """Return who calls models without a key; `pin` and `counts_only` are the first key's, the owner's."""
+        first = self._keys[0][0]
+        return first._replace(name=WITHOUT_KEY, pseudonym=derive_id("caller", owner, WITHOUT_KEY))
 
     def caller(self, authorization: str | bytes | None) -> Caller:
         """Return who shows `authorization: Bearer <key>` (RFC 6750 section 2.1).

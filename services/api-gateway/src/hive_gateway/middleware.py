@@ -2,12 +2,14 @@
 
 import time
 
-from hive_common.kernel.errors import HiveError, PermissionDenied
+from hive_common.inference import loopback
+from hive_common.inference.ollama import Ollama
+from hive_common.kernel.errors import HiveError, PermissionDenied, Unauthenticated
 from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hive_gateway.keys import KeyRing, may_use
+from hive_gateway.keys import Caller, KeyRing, may_use
 from hive_gateway.problems import CLIENT_CLOSED, error_response
 
 CALLER = "hive.caller"
@@ -18,17 +20,25 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 
 
 class Authenticated:
-    """Lets nobody through without a key, but to `OPEN_PATHS`; a wrong path tells a stranger nothing either."""
+    """Lets nobody through without a key, but to `OPEN_PATHS`; a wrong path tells a stranger nothing either.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    Args:
+        app: what is behind it.
+        keys: who may call.
+        without_key: who calls the Ollama paths without a key, from this machine and from no page of the web; None:
+            nobody does.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, without_key: Caller | None = None) -> None:
         self._app = app
         self._keys = keys
+        self._without_key = without_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
-                caller = self._keys.caller(Headers(scope=scope).get("authorization"))
+                caller = self._caller(scope)
                 if not may_use(caller, scope["path"]):
                     raise PermissionDenied(
                         f"the key `{caller.name}` may only read and write blobs", scope=caller.scope
@@ -38,6 +48,18 @@ class Authenticated:
                 return
             scope[CALLER] = caller
         await self._app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        authorization = Headers(scope=scope).get("authorization")
+        if authorization is not None or not Ollama.route(scope["path"]):
+            return self._keys.caller(authorization)
+        if self._without_key is None:
+            raise Unauthenticated(
+                "this needs an API key: expected the header `Authorization: Bearer <key>`; programs of this machine"
+                " that send none can be let in with: hive up --ollama-without-key"
+            )
+        loopback.check(scope)
+        return self._without_key
 
 
 class Measured:

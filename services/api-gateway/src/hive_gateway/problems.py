@@ -1,4 +1,4 @@
-"""Errors as they leave on HTTP: problem details (RFC 9457), or OpenAI's shape under OpenAI's paths."""
+"""Errors as they leave on HTTP: problem details (RFC 9457), or OpenAI's and Ollama's shape under their paths."""
 
 import logging
 from typing import Any
@@ -7,6 +7,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from hive_common.inference.errors import openai_error, retry_after_s
+from hive_common.inference.ollama import Ollama
 from hive_common.inference.openai import OpenAI
 from hive_common.kernel.errors import CATALOGUE, ErrorBody, HiveError, InvalidArgument, body_of
 from hive_common.kernel.ids import new_id
@@ -107,6 +108,9 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 def _response(path: str, error: ErrorBody, status: int, title: str, headers: dict[str, str]) -> Response:
     headers = _headers(error, status) | headers
+    if Ollama.route(path):
+        headers["x-request-id"] = new_id()
+        return Response(msgspec.json.encode({"error": error.message}), status, headers, "application/json")
     if OpenAI.route(path):
         headers["x-request-id"] = new_id()
         return Response(msgspec.json.encode(openai_error(error, status)), status, headers, "application/json")
