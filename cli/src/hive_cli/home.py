@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
@@ -52,6 +53,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     version: int = SETTINGS_VERSION
 
 
+class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`joined.json`: which installation this home's executor belongs to. No secrets.
+
+    Attributes:
+        gateway: base URL of REST there.
+        nats: URL of NATS there.
+        owner: pseudonym of who owns this machine.
+        executor: its name, for people, and its id.
+        ports: that this home listens on, on the loopback.
+        slots: guests that run at the same time; 0 is as many as there are cores.
+        labels: for placement.
+        model_urls: where servers of models may answer.
+    """
+
+    gateway: str
+    nats: str
+    owner: str
+    executor: ExecutorEntry
+    ports: dict[str, int]
+    slots: int = 0
+    labels: dict[str, str] = {}
+    model_urls: tuple[str, ...] = ()
+    version: int = SETTINGS_VERSION
+
+
 class HomeInUse(FailedPrecondition):
     """Another supervisor runs this home. `fields`: `pid`."""
 
@@ -70,6 +96,21 @@ class Home:
     def settings_file(self) -> Path:
         """Endpoints, ports and executors, as JSON."""
         return self.root / "hive.json"
+
+    @property
+    def joined_file(self) -> Path:
+        """The same, of a home whose executor has joined an installation elsewhere."""
+        return self.root / "joined.json"
+
+    @property
+    def credentials_file(self) -> Path:
+        """NATS credentials of the executor of a joined home, mode 0600."""
+        return self.secret_file("executor.creds")
+
+    @property
+    def ca_file(self) -> Path:
+        """Certificate of the CA: of this installation, or of the one that was joined over TLS."""
+        return self.tls_dir / "ca.pem"
 
     @property
     def api_key_file(self) -> Path:
@@ -106,7 +147,7 @@ class Home:
 
     @property
     def nats_config_file(self) -> Path:
-        """Configuration of the NATS server. It holds passwords: mode 0600."""
+        """Configuration of the NATS server. It says whom the server trusts: mode 0600."""
         return self.config_dir / "nats.conf"
 
     @property
@@ -118,6 +159,11 @@ class Home:
     def nats_dir(self) -> Path:
         """JetStream's store; everything in it can be made anew from the log."""
         return self.root / "data" / "nats"
+
+    @property
+    def nats_accounts_dir(self) -> Path:
+        """What the NATS server was told of its accounts while it ran: revocations, that is."""
+        return self.nats_dir / "accounts"
 
     @property
     def artifacts_dir(self) -> Path:
@@ -158,31 +204,31 @@ class Home:
         return self.run_dir / "state.json"
 
     def exists(self) -> bool:
-        """Say whether an `up` has set this home up."""
+        """Say whether an `up` has set an installation up in this home."""
         return self.settings_file.is_file()
+
+    def is_joined(self) -> bool:
+        """Say whether this home has joined an installation elsewhere."""
+        return self.joined_file.is_file()
 
     def settings(self) -> Settings:
         """Read `hive.json`.
 
         Raises:
             InvalidArgument: it cannot be read or does not have the expected fields.
+            FailedPrecondition: the installation is another one, which this home has joined.
         """
-        file = self.settings_file
-        try:
-            found = msgspec.json.decode(file.read_bytes(), type=Settings)
-        except OSError as error:
-            raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=str(file)) from error
-        except msgspec.ValidationError as error:
-            raise InvalidArgument(f"{file}: {error}", file=str(file)) from error
-        except msgspec.DecodeError as error:
-            raise InvalidArgument(
-                f"{file}: is not JSON: {error}; expected what `hive up` wrote there", file=str(file)
-            ) from error
-        if found.version != SETTINGS_VERSION:
-            raise InvalidArgument(
-                f"{file}: $.version is {found.version}, expected {SETTINGS_VERSION}", file=str(file)
-            )
-        return found
+        if self.is_joined():
+            raise elsewhere(self)
+        return _read(self.settings_file, Settings)
+
+    def joined(self) -> JoinedSettings:
+        """Read `joined.json`. Raises InvalidArgument where that is not possible."""
+        return _read(self.joined_file, JoinedSettings)
+
+    def ports(self) -> dict[str, int]:
+        """Return the recorded ports, of either kind of home. Raises InvalidArgument."""
+        return self.joined().ports if self.is_joined() else self.settings().ports
 
     def api_key(self) -> str:
         """Read the owner's key. Raises InvalidArgument where that is not possible."""
@@ -237,6 +283,35 @@ class Home:
             f"{self.root}: in use by a running supervisor (pid {text}); stop it with: hive down --home {self.root}",
             pid=text,
         )
+
+
+S = TypeVar("S", Settings, JoinedSettings)
+
+
+def elsewhere(home: Home) -> FailedPrecondition:
+    """Return what to say to a command that needs the control plane, in a home that only has an executor."""
+    gateway = home.joined().gateway
+    return FailedPrecondition(
+        f"{home.root} is a device that has joined {gateway}: it holds no key for that; "
+        "run this on the machine where that installation was started",
+        gateway=gateway,
+    )
+
+
+def _read(file: Path, kind: type[S]) -> S:
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=kind)
+    except OSError as error:
+        raise InvalidArgument(f"{file}: cannot be read: {error.strerror}", file=str(file)) from error
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"{file}: {error}", file=str(file)) from error
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(
+            f"{file}: is not JSON: {error}; expected what `hive` wrote there", file=str(file)
+        ) from error
+    if found.version != SETTINGS_VERSION:
+        raise InvalidArgument(f"{file}: $.version is {found.version}, expected {SETTINGS_VERSION}", file=str(file))
+    return found
 
 
 def find_home(chosen: Path | None) -> Home:

@@ -39,6 +39,7 @@ from hive_common.kernel.ids import new_id
 from hive_common.ops.config import NatsConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.nats import EmbeddedNats
 from hive_executor.bootstrap import main
 from hive_executor.config import ExecutorConfig
@@ -329,11 +330,11 @@ class Home:
     ) -> None:
         self.folder = folder
         self.executor_id = executor_id or new_id()
-        for name, secret in (("nats-password", "anything"), ("key", BLOB_KEY)):
+        for name, secret in (("key", BLOB_KEY),):
             (folder / name).write_text(secret)
             (folder / name).chmod(0o600)
-        self.nats = NatsConfig(url=nats.url, user="executor", password_file=str(folder / "nats-password"))
-        self.services_nats = msgspec.structs.replace(self.nats, user="services")
+        self.nats = nats.issuer.executor(self.executor_id, folder)
+        self.services_nats = nats.issuer.service(EVERYTHING, folder)
         self.config = ExecutorConfig(
             name="probe",
             executor_id=self.executor_id,

@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from hive_common.bus.authority import Authority
 from hive_common.contracts.limits import INLINE_BYTES_MAX, LOG_BYTES_MAX
 from hive_common.contracts.values import by_digest, digest_of
 from hive_common.kernel.errors import InvalidArgument
@@ -367,26 +368,11 @@ async def test_a_damaged_spool_is_set_aside_and_what_can_be_read_is_reported(hom
     assert len(list(home.spool_dir.glob("*.damaged"))) == 2
 
 
-def own_subjects_only(executor_id):
-    return f"""
-authorization {{
-  users = [
-    {{user: services, password: anything}}
-    {{user: executor, password: anything, permissions: {{
-      publish: ["hive.exec.{executor_id}.>"]
-      subscribe: ["hive.exec.{executor_id}.control", "hive.control.>", "_INBOX.{executor_id}.>"]
-    }}}}
-  ]
-}}
-"""
-
-
 async def test_a_restart_of_nats_disturbs_neither_guests_nor_outcomes(
     tmp_path, server_dir, gateway, cache_dir, package, new_home, new_control
 ):
-    """With the permissions of an executor, which this shows to be enough."""
     executor_id = new_id()
-    nats = EmbeddedNats(server_dir, own_subjects_only(executor_id))
+    nats = EmbeddedNats(server_dir, authority=Authority.new())
     nats.start()
     folder = tmp_path / "home"
     folder.mkdir()

@@ -336,7 +336,7 @@ def test_a_configuration_that_cannot_work_is_refused_with_its_field(tmp_path, ch
     good = {
         "name": "a",
         "executor_id": new_id(),
-        "nats": {"url": "nats://127.0.0.1:4222", "user": "u", "password_file": "p"},
+        "nats": {"url": "nats://127.0.0.1:4222", "credentials_file": "c"},
         "key_file": "k",
         "state_dir": "s",
         "cache_dir": "c",

@@ -11,12 +11,14 @@ import aiohttp
 import grpc.aio
 import msgspec
 import pytest
+from hive_common.bus.authority import Authority
 from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, NotFound, body_of
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.server import RpcServer, key_check
+from hive_common.testing.identities import Issuer
 from hive_gateway.bootstrap import Gateway
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -312,9 +314,9 @@ class IntakePeer(jobs_pb2_grpc.IntakeServicer):
 class World:
     """The gateway of a test, its peers, and ways to talk to it."""
 
-    def __init__(self, folder: Path, nats_url: str) -> None:
+    def __init__(self, folder: Path, nats: NatsConfig) -> None:
         self.folder = folder
-        self.nats_url = nats_url
+        self.nats = nats
         self.service_key = secrets.token_hex(8)
         self.keys = {name: secrets.token_urlsafe(24) for name in ("admin", "executor")}
         self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
@@ -358,7 +360,7 @@ class World:
             service="gateway",
             owner=OWNER,
             postgres=PostgresConfig("127.0.0.1", 1, "hive_gateway", self.secret("pg", "x")),
-            nats=NatsConfig(self.nats_url, "services", self.secret("nats", "x")),
+            nats=self.nats,
             ops_port=free_port(),
             grpc_port=0,
             service_key_file=self.secret("service-key", self.service_key),
@@ -394,9 +396,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def _world(folder: Path, nats_url: str) -> AsyncIterator[World]:
+async def _world(folder: Path, nats: NatsConfig) -> AsyncIterator[World]:
     async with contextlib.AsyncExitStack() as stack:
-        world = World(folder, nats_url)
+        world = World(folder, nats)
         await world.run(stack)
         yield world
         assert not world.stop.is_set(), world.stop.reason
@@ -405,13 +407,14 @@ async def _world(folder: Path, nats_url: str) -> AsyncIterator[World]:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """Everything but NATS, which the gateway must be able to do without."""
-    async with _world(tmp_path, f"nats://127.0.0.1:{free_port()}") as built:
+    nobody = Issuer(Authority.new(), f"nats://127.0.0.1:{free_port()}")
+    async with _world(tmp_path, nobody.service("gateway", tmp_path)) as built:
         yield built
 
 
 @pytest.fixture
 async def world_with_nats(tmp_path: Path, nats_server: Any) -> AsyncIterator[World]:
-    async with _world(tmp_path, nats_server.url) as built:
+    async with _world(tmp_path, nats_server.issuer.service("gateway", tmp_path)) as built:
         yield built
 
 

@@ -3,10 +3,11 @@ import contextlib
 import json
 
 import msgspec
-import nats
 import pytest
+from hive_common.bus.nats import connect
 from hive_common.contracts.messages import LogBatch, LogLine, log_subject
 from hive_common.kernel.ids import new_id
+from hive_common.testing.identities import EVERYTHING
 
 
 async def test_a_stream_carries_history_and_news_and_ends_in_done(world, http, read_sse, eventually):
@@ -154,12 +155,14 @@ async def test_more_streams_than_are_held_are_429(world, http, monkeypatch):
         assert second.status == 429 and second.headers["Retry-After"]
 
 
-async def test_live_logs_of_one_job_flow_while_somebody_follows(world_with_nats, nats_server, read_sse, eventually):
+async def test_live_logs_of_one_job_flow_while_somebody_follows(
+    world_with_nats, nats_server, tmp_path, read_sse, eventually
+):
     world = world_with_nats
     live = world.gateway.live_logs
     await eventually(lambda: live._client is not None)
     job, task = world.jobs.add(), new_id()
-    publisher = await nats.connect(nats_server.url)
+    publisher = await connect(nats_server.issuer.service(EVERYTHING, tmp_path), EVERYTHING)
     subject = log_subject(new_id(), task, 1)
 
     def batch(job_id: str, text: str) -> bytes:

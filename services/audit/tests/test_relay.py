@@ -14,8 +14,8 @@ from hive_common.bus.nats import connect
 from hive_common.contracts.messages import EVENTS_STREAM, EVENTS_SUBJECTS
 from hive_common.eventlog.log import Append, LogWriter
 from hive_common.kernel.ids import new_id
-from hive_common.ops.config import NatsConfig
 from hive_common.testing.fixtures import Database
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.nats import EmbeddedNats
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
@@ -34,10 +34,7 @@ def nats(tmp_path: Path) -> Iterator[EmbeddedNats]:
 
 @asynccontextmanager
 async def connected(nats: EmbeddedNats, tmp_path: Path) -> AsyncIterator[Client]:
-    secret = tmp_path / "secret"
-    secret.write_text("any")
-    secret.chmod(0o600)
-    client = await connect(NatsConfig(nats.url, "services", str(secret)), "test")
+    client = await connect(nats.issuer.service(EVERYTHING, tmp_path), "test")
     try:
         yield client
     finally:

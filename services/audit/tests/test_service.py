@@ -16,8 +16,9 @@ import psycopg
 import pytest
 from hive_audit.export import verify_file
 from hive_audit.log_source import LogSource
+from hive_common.bus.authority import Authority
 from hive_common.kernel.errors import CorruptLog, InvalidArgument, Unauthenticated
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, write_config
+from hive_common.ops.config import PostgresConfig, ServiceConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.rpc.client import bearer, call, open_channel, stream
 from hive_common.testing.fixtures import Database
@@ -48,7 +49,7 @@ class Service:
                 self._secret("postgres", str(address["password"])),
                 str(address["dbname"]),
             ),
-            nats=NatsConfig(nats.url, "services", self._secret("nats", "any")),
+            nats=nats.issuer.service("audit", folder),
             ops_port=free_port(),
             grpc_port=free_port(),
             service_key_file=self._secret("key", KEY),
@@ -234,7 +235,7 @@ async def test_a_tail_cut_off_behind_what_it_has_seen_is_a_break(
 
 async def test_it_waits_for_servers_that_come_back(database: Database, tmp_path: Path) -> None:
     """NATS is away when the service starts, and is killed while it runs; connections to Postgres are cut."""
-    nats = EmbeddedNats(tmp_path / "nats")
+    nats = EmbeddedNats(tmp_path / "nats", authority=Authority.new())
     with running(tmp_path, database, nats) as service:
         await service.until(lambda: service.ops("/readyz")[0] == 503)
         nats.start()

@@ -10,9 +10,9 @@ from hive_common.bus.nats import connect, request
 from hive_common.contracts.events import Capabilities
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
 from hive_common.eventlog.log import LogReader, Stored
-from hive_common.ops.config import ServiceConfig
-from hive_common.testing.fixtures import Database
-from hive_common.testing.nats import EmbeddedNats
+from hive_common.ops.config import NatsConfig, ServiceConfig
+from hive_common.testing.fixtures import Database, NatsServer
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.services import key_of, running_service, service_config
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
@@ -79,14 +79,14 @@ class Registry:
 
 
 @pytest.fixture
-def config(database: Database, nats_server: EmbeddedNats, tmp_path: Path) -> ServiceConfig:
+def config(database: Database, nats_server: NatsServer, tmp_path: Path) -> ServiceConfig:
     return service_config("registry", database, nats_server, tmp_path, extra={"blobs_url": "http://127.0.0.1:8500"})
 
 
 @pytest.fixture
-async def registry(config: ServiceConfig, database: Database) -> AsyncIterator[Registry]:
+async def registry(config: ServiceConfig, database: Database, nats_server: NatsServer) -> AsyncIterator[Registry]:
     async with running_service(main, config) as channel:
-        registry = Registry(config, channel, database)
+        registry = Registry(config, channel, database, nats_server)
         try:
             yield registry
         finally:

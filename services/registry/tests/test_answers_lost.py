@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ CALLS_MAX = 20
 async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_published_once(
     config: ServiceConfig,
     database: Database,
+    nats_server: NatsServer,
     package: Callable[..., AgentPackage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -76,7 +78,9 @@ async def test_a_hello_whose_answer_is_lost_is_said_again_and_registers_once(
     executor = new_id()
     async with running_service(main, config) as channel, TcpProxy(nats_server.port) as proxy:
         registry = Registry(config, channel, database, nats_server)
-        through = msgspec.structs.replace(nats_server.issuer.executor(executor, tmp_path), url=f"nats://127.0.0.1:{proxy.port}")
+        through = msgspec.structs.replace(
+            nats_server.issuer.executor(executor, tmp_path), url=f"nats://127.0.0.1:{proxy.port}"
+        )
         client = await connect(through, executor, inbox=inbox_prefix(executor))
         body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
         cut = proxy.cut_next_answer(nats_answered)

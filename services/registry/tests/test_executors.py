@@ -14,7 +14,8 @@ from hive_common.ops.config import ServiceConfig
 from hive_common.ops.embedded import free_port
 from hive_common.rpc.client import bearer, call
 from hive_common.rpc.server import RpcServer, key_check
-from hive_common.testing.fixtures import Database
+from hive_common.testing.fixtures import Database, NatsServer
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.services import key_of, running_service
 from hive_proto.executors.v1 import executors_pb2 as pb
 from hive_proto.executors.v1 import executors_pb2_grpc
@@ -202,12 +203,12 @@ class Scheduler(executors_pb2_grpc.PresenceServicer):
 
 
 async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
-    config: ServiceConfig, database: Database
+    config: ServiceConfig, database: Database, nats_server: NatsServer
 ) -> None:
     port = free_port()
     config = msgspec.structs.replace(config, peers={"scheduler": f"127.0.0.1:{port}"})
     async with running_service(main, config) as channel:
-        registry = Registry(config, channel, database)
+        registry = Registry(config, channel, database, nats_server)
         pulls, silent, gone = sorted(new_id() for _ in range(3))
         for executor in (pulls, silent, gone):
             await registry.hello(executor, executor[-4:])
@@ -235,9 +236,11 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
         await registry.close()
 
 
-async def test_views_can_be_rebuilt_from_the_log(config: ServiceConfig, database: Database) -> None:
+async def test_views_can_be_rebuilt_from_the_log(
+    config: ServiceConfig, database: Database, nats_server: NatsServer
+) -> None:
     async with running_service(main, config) as channel:
-        registry = Registry(config, channel, database)
+        registry = Registry(config, channel, database, nats_server)
         for slots in range(1, 6):
             await registry.hello(new_id(), f"device-{slots}", slots=slots)
         await call(registry.executors.Drain(pb.DrainRequest(executor_id="device-3"), metadata=registry.key))
@@ -248,7 +251,7 @@ async def test_views_can_be_rebuilt_from_the_log(config: ServiceConfig, database
         await conn.execute("TRUNCATE registry.executors, registry.agent_versions")
         await conn.execute("DELETE FROM registry.projections")
     async with running_service(main, config) as channel:
-        registry = Registry(config, channel, database)
+        registry = Registry(config, channel, database, nats_server)
         # A hello is answered from a view that has caught up.
         await registry.hello(new_id(), "another")
         after = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))

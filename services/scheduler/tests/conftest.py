@@ -27,7 +27,7 @@ from hive_common.contracts.messages import (
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import derive_id, new_id
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, write_config
+from hive_common.ops.config import PostgresConfig, ServiceConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.client import bearer, call, open_channel
@@ -352,7 +352,7 @@ class Cluster:
         info = conninfo_to_dict(dsn or self.database.role_dsn("scheduler"))
         secrets_dir = self.folder / "secrets"
         secrets_dir.mkdir(exist_ok=True)
-        for name, secret in (("postgres", str(info["password"])), ("nats", "unused"), ("key", KEY)):
+        for name, secret in (("postgres", str(info["password"])), ("key", KEY)):
             file = secrets_dir / name
             file.write_text(secret)
             file.chmod(0o600)
@@ -366,7 +366,7 @@ class Cluster:
                 password_file=str(secrets_dir / "postgres"),
                 database=str(info["dbname"]),
             ),
-            nats=NatsConfig(url=self.nats.url, user="services", password_file=str(secrets_dir / "nats")),
+            nats=self.nats.issuer.service("scheduler", secrets_dir),
             ops_port=free_port(),
             grpc_port=free_port(),
             extra={"lease_ms": msgspec.Raw(b"%d" % lease_ms)} if lease_ms else {},
@@ -416,7 +416,7 @@ class Cluster:
         return fake
 
     async def client(self, executor: str) -> Any:
-        config = self.config().nats
+        config = self.nats.issuer.executor(executor, self.folder)
         client = await bus.connect(config, executor, inbox=messages.inbox_prefix(executor))
         self._clients.append(client)
         return client

@@ -113,7 +113,9 @@ async def again(ask):
 async def test_pulls_and_reports_whose_answers_are_lost_are_asked_again(cluster, control, one_step):
     fake = await cluster.executor("one", {}, start=False)
     async with TcpProxy(cluster.nats.port) as proxy:
-        config = msgspec.structs.replace(cluster.config().nats, url=f"nats://127.0.0.1:{proxy.port}")
+        config = msgspec.structs.replace(
+            cluster.nats.issuer.executor(fake.id, cluster.folder), url=f"nats://127.0.0.1:{proxy.port}"
+        )
         fake.client = await bus.connect(config, fake.id, inbox=messages.inbox_prefix(fake.id))
         job_id = await control.submit(one_step)
         # The assignment is committed, and nobody hears of it: the next pull does not name it and is given it again.

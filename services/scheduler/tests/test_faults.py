@@ -10,6 +10,7 @@ import msgspec
 import psycopg
 import pytest
 from hive_common.artifacts.manifest import AgentManifest
+from hive_common.bus.authority import Authority
 from hive_common.contracts import events
 from hive_common.contracts.events import ExecutorDrainRequested, ExecutorUndrained
 from hive_common.contracts.messages import AttemptKey
@@ -358,7 +359,7 @@ async def test_a_leader_whose_session_ended_writes_nothing_more_and_ends(cluster
 async def test_leases_stand_still_while_the_scheduler_is_cut_off_from_nats(
     cluster, database, tmp_path, server_dir, one_step
 ):
-    cluster.nats = nats = EmbeddedNats(server_dir)
+    cluster.nats = nats = EmbeddedNats(server_dir, authority=Authority.new())
     nats.start()
     try:
         await cluster.publish(SQUARE)

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import nats
+from hive_common.bus.nats import connect
+from hive_common.testing.identities import EVERYTHING, everything_in
 from hive_common.testing.proxy import TcpProxy
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -84,14 +85,7 @@ class Echo:
     async def __aenter__(self) -> "Echo":
         settings = json.loads((self._home / "hive.json").read_text())
         self._executors = [entry["id"] for entry in settings["executors"]]
-        self._client = await nats.connect(
-            settings["endpoints"]["nats"],
-            user="services",
-            password=(self._home / "secrets" / "nats-services").read_text().strip(),
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,
-            error_cb=_quiet,
-        )
+        self._client = await connect(everything_in(self._home), EVERYTHING)
         for kind in ("pull", "report"):
             await self._client.subscribe(f"hive.exec.*.{kind}", cb=self._heard)
         return self
@@ -154,7 +148,3 @@ def forged(
             changed["attempt"] = report["attempt"] + 100
         reports.append(changed)
     return rng.choice(others) if how == "executor" else executor, reports
-
-
-async def _quiet(_: Exception) -> None:
-    """The server is killed again and again; the client comes back by itself."""

@@ -7,27 +7,18 @@ from typing import Any
 
 import psutil
 from hive_common.eventlog.roles import role_of
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, write_config
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, write_config
 from hive_executor.config import ExecutorConfig
 
 from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import ca, names
-from hive_cli.supervisor.nats_conf import (
-    SERVICES_USER,
-    executor_user,
-    extension_user,
-    render,
-    services_user,
-    store_bytes,
-)
+from hive_cli.supervisor.identities import credentials_name, issue, registry_settings, trust
+from hive_cli.supervisor.nats_conf import render, store_bytes
 from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import (
     DATABASE,
-    NATS_EXTENSION,
-    NATS_SERVICES,
     SERVICE_KEY,
     blob_secret,
-    nats_secret,
     postgres_secret,
     to_raw,
     write_private,
@@ -44,7 +35,7 @@ def write_configs(
     cache_dir: Path,
     network: Network = LOOPBACK,
 ) -> None:
-    """Write `config/*.json`, `config/nats.conf` and `prometheus.yml`.
+    """Write `config/*.json`, `config/nats.conf` and `prometheus.yml`, and credentials for NATS.
 
     Args:
         home: already provisioned.
@@ -53,6 +44,7 @@ def write_configs(
         cache_dir: shared by the executors of this user.
         network: that the processes will meet in.
     """
+    issue(home, settings)
     write_private(home.nats_config_file, _nats(home, settings, network))
     for service in names.SERVICES:
         write_config(home.config_file(service), _service(home, settings, service, network))
@@ -63,18 +55,13 @@ def write_configs(
 
 
 def _nats(home: Home, settings: Settings, network: Network) -> str:
-    def secret(name: str) -> str:
-        return read_secret(home.secret_file(name))
-
-    users = [services_user(secret(NATS_SERVICES)), extension_user(secret(NATS_EXTENSION))]
-    users += [executor_user(entry.name, entry.id, secret(nats_secret(entry.name))) for entry in settings.executors]
     stored = sum(path.stat().st_size for path in home.nats_dir.rglob("*") if path.is_file())
     return render(
         host=network.listen,
         port=settings.ports["nats"],
         monitor_port=settings.ports["nats_monitor"],
         store_dir=home.nats_dir,
-        users=users,
+        trust=trust(home),
         # In containers the store is a volume of its own, which only the server sees.
         store_bytes_max=None if network.by_name else store_bytes(shutil.disk_usage(home.nats_dir).free, stored),
     )
@@ -91,7 +78,7 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
             password_file=str(home.secret_file(postgres_secret(service))),
             database=DATABASE,
         ),
-        nats=_nats_config(home, settings, SERVICES_USER, NATS_SERVICES),
+        nats=_nats_config(home, settings, service),
         ops_host=network.listen,
         ops_port=settings.ports[names.ops_port(service)],
         grpc_host=network.listen,
@@ -109,8 +96,8 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
 
 
 def _extra(home: Home, settings: Settings, service: str, network: Network) -> dict[str, Any]:
-    if service == "registry":
-        return {"blobs_url": url_for_others(settings)}
+    if service == names.REGISTRY:
+        return {"blobs_url": url_for_others(settings)} | registry_settings(home, settings)
     if service == names.GATEWAY:
         keys = [{"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}]
         keys += [
@@ -145,7 +132,7 @@ def _executor(
     return ExecutorConfig(
         name=entry.name,
         executor_id=entry.id,
-        nats=_nats_config(home, settings, entry.name, nats_secret(entry.name)),
+        nats=_nats_config(home, settings, entry.name),
         key_file=str(home.secret_file(blob_secret(entry.name))),
         state_dir=str(home.executor_dir(entry.name)),
         cache_dir=str(cache_dir),
@@ -159,8 +146,8 @@ def _executor(
     )
 
 
-def _nats_config(home: Home, settings: Settings, user: str, secret: str) -> NatsConfig:
-    return NatsConfig(settings.endpoints.nats, user, str(home.secret_file(secret)))
+def _nats_config(home: Home, settings: Settings, identity: str) -> NatsConfig:
+    return NatsConfig(settings.endpoints.nats, str(home.secret_file(credentials_name(identity))))
 
 
 def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...], network: Network) -> str:

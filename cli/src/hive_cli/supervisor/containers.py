@@ -18,14 +18,13 @@ from hive_common.kernel.errors import HiveError
 from hive_cli.home import ExecutorEntry, Home, Settings, find_home
 from hive_cli.supervisor import names
 from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.identities import OPERATOR, SIGNING, credentials_name, service_identities
 from hive_cli.supervisor.network import CONTAINERS
 from hive_cli.supervisor.postgres import prepare_database
 from hive_cli.supervisor.provision import (
-    NATS_SERVICES,
     POSTGRES_ADMIN,
     SERVICE_KEY,
     blob_secret,
-    nats_secret,
     postgres_secret,
     provision,
     write_private,
@@ -63,7 +62,10 @@ def _parts(home: Home, settings: Settings) -> Iterator[tuple[str, list[Path], li
     yield names.NATS, [home.nats_config_file], [home.nats_dir]
     yield PROMETHEUS, [home.prometheus_file], []
     for service in names.SERVICES:
-        files = [secret(postgres_secret(service)), secret(NATS_SERVICES), secret(SERVICE_KEY)]
+        files = [secret(postgres_secret(service)), secret(SERVICE_KEY)]
+        files += [secret(credentials_name(identity)) for identity in service_identities(service)]
+        if service == names.REGISTRY:
+            files += [secret(OPERATOR), secret(SIGNING)]
         if service == names.GATEWAY:
             files += [home.api_key_file, *(secret(blob_secret(entry.name)) for entry in settings.executors)]
         yield service, [home.config_file(service), *files], [home.artifacts_dir]
@@ -74,7 +76,7 @@ def _parts(home: Home, settings: Settings) -> Iterator[tuple[str, list[Path], li
 def _executor_files(home: Home, entry: ExecutorEntry) -> list[Path]:
     return [
         home.config_file(entry.name),
-        home.secret_file(nats_secret(entry.name)),
+        home.secret_file(credentials_name(entry.name)),
         home.secret_file(blob_secret(entry.name)),
     ]
 

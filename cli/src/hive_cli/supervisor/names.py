@@ -5,8 +5,9 @@ NATS = "nats"
 SUPERVISOR = "supervisor"
 GATEWAY = "gateway"
 AUDIT = "audit"
+REGISTRY = "registry"
 MODULES = {
-    "registry": "hive_registry",
+    REGISTRY: "hive_registry",
     "scheduler": "hive_scheduler",
     "router": "hive_router",
     AUDIT: "hive_audit",

@@ -22,8 +22,6 @@ DATABASE = "hive"
 POSTGRES_ADMIN = "postgres-admin"
 PASSFILE = "pgpass"
 SERVICE_KEY = "service-key"
-NATS_SERVICES = "nats-services"
-NATS_EXTENSION = "nats-extension"
 _SECRET_BYTES = 32
 FREE_BYTES_MIN = 200 * 1024 * 1024
 """What a first start writes (cluster and its log, 60 MB), and some for the work."""
@@ -32,11 +30,6 @@ FREE_BYTES_MIN = 200 * 1024 * 1024
 def postgres_secret(service: str) -> str:
     """Return the name of the secret with a service's database password."""
     return f"postgres-{service}"
-
-
-def nats_secret(executor: str) -> str:
-    """Return the name of the secret with an executor's NATS password."""
-    return f"nats-{executor}"
 
 
 def blob_secret(executor: str) -> str:
@@ -151,9 +144,9 @@ def _endpoints(home: Home, recorded: dict[str, int], network: Network) -> Endpoi
 
 
 def _make_secrets(home: Home, executors: Iterable[str]) -> None:
-    wanted = [SERVICE_KEY, POSTGRES_ADMIN, NATS_SERVICES, NATS_EXTENSION]
+    wanted = [SERVICE_KEY, POSTGRES_ADMIN]
     wanted += [postgres_secret(service) for service in names.SERVICES]
-    wanted += [make(name) for name in executors for make in (nats_secret, blob_secret)]
+    wanted += [blob_secret(name) for name in executors]
     for path in (home.api_key_file, *(home.secret_file(name) for name in wanted)):
         if not path.exists():
             write_private(path, secrets.token_urlsafe(_SECRET_BYTES) + "\n")

@@ -16,6 +16,7 @@ from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import NatsConfig
 from hive_common.testing.fixtures import NatsServer
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.proxy import TcpProxy
 from hive_common.testing.wire import nats_answered
 from nats.aio.client import Client
@@ -90,11 +91,8 @@ class World:
 
 @pytest.fixture
 async def world(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[World]:
-    password = tmp_path / "nats-password"
-    password.touch(mode=0o600)
-    password.write_text("open")
     async with TcpProxy(nats_server.port) as proxy:
-        made = World(NatsConfig(nats_server.url, "services", str(password)), proxy)
+        made = World(nats_server.issuer.service(EVERYTHING, tmp_path), proxy)
         yield made
         await made.close()
 

@@ -22,6 +22,7 @@ from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, NotFoun
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import NatsConfig
 from hive_common.testing.fixtures import NatsServer
+from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.proxy import TcpProxy
 from nats.aio.client import Client
 
@@ -44,10 +45,7 @@ def refusal(error: BaseException) -> Message:
 
 @pytest.fixture
 def nats_config(nats_server: NatsServer, tmp_path: Path) -> NatsConfig:
-    password = tmp_path / "nats-password"
-    password.touch(mode=0o600)
-    password.write_text("open")
-    return NatsConfig(nats_server.url, "services", str(password))
+    return nats_server.issuer.service(EVERYTHING, tmp_path)
 
 
 @pytest.fixture

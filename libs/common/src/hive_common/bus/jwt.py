@@ -18,8 +18,8 @@ from typing import Any, Final, Literal
 import msgspec
 import nkeys  # type: ignore[import-untyped]
 
-from hive_common.bus import nkey
 from hive_common.bus.policy import EXECUTOR, Identity, policy
+from hive_common.kernel import nkey
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import read_secret
 
@@ -49,7 +49,8 @@ class Credentials(msgspec.Struct, frozen=True):
 
 def new_seed(kind: Literal["operator", "account", "user"]) -> str:
     """Return a new private nkey."""
-    return nkeys.encode_seed(secrets.token_bytes(32), _PREFIXES[kind]).decode()
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(32), _PREFIXES[kind])
+    return seed.decode()
 
 
 def public_nkey(seed: str) -> str:

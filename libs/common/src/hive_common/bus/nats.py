@@ -4,26 +4,46 @@ nats-py is used directly: the hot path needs its callbacks (measured several tim
 """
 
 import asyncio
+import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
-import nats
 import nats.errors
+import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from hive_common.bus.jwt import Credentials, read_credentials
+from hive_common.bus.policy import service_inbox
 from hive_common.contracts.messages import Message, inbox_prefix
 from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, Unavailable, body_of
-from hive_common.ops.config import NatsConfig, read_secret
+from hive_common.ops.config import NatsConfig
 from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
+from hive_common.ops.tls import client_context
 
 log = logging.getLogger(__name__)
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+
+
+class _Lasting(Client):
+    """A client that no word of the server ends.
+
+    nats-py closes for good when the server says that credentials have run out or were revoked. Renewed ones may
+    be in the file by the next attempt.
+    """
+
+    async def _process_err(self, err_msg: str) -> None:
+        if "permissions violation" in err_msg.lower():
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"the server says {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
 
 async def connect(
@@ -38,33 +58,41 @@ async def connect(
 
     Args:
         config: address and credentials.
-        name: shown in the server's monitoring.
-        inbox: reply subjects start with it; an executor may only use its own.
+        name: of the service, whose inbox it gets; shown in the server's monitoring.
+        inbox: prefix of reply subjects, where it is another one: `inbox_prefix` of an executor.
         on_disconnect: awaited when the connection is lost.
         on_reconnect: awaited when it is back, subscriptions included.
 
     A partition that drops silently is noticed after about five seconds.
+
+    Raises:
+        InvalidArgument: the credentials or the CA cannot be used.
+        Unavailable: the server refuses for good.
     """
+    read_credentials(config.credentials_file)
 
     async def errored(error: Exception) -> None:
         if not isinstance(error, (ConnectionRefusedError, nats.errors.StaleConnectionError)):
             log.warning("nats: %s", error or type(error).__name__)
 
     options: dict[str, Any] = {}
-    if inbox is not None:
-        options["inbox_prefix"] = inbox.encode()
+    if config.ca_file:
+        # Without the handshake first the server's greeting is plain text, and could say that there is no TLS.
+        options |= {"tls": client_context(config.ca_file), "tls_handshake_first": True}
     if on_disconnect is not None:
         options["disconnected_cb"] = on_disconnect
     if on_reconnect is not None:
         options["reconnected_cb"] = on_reconnect
+    client = _Lasting()
     try:
-        return await nats.connect(
+        await client.connect(
             config.url,
             name=name,
-            user=config.user,
-            password=read_secret(config.password_file),
+            user_jwt_cb=lambda: bytearray(_credentials(config).jwt.encode()),
+            signature_cb=lambda nonce: _signature(config, nonce),
+            inbox_prefix=(inbox or service_inbox(name)).encode(),
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]
             ping_interval=2,
             max_outstanding_pings=2,
             error_cb=errored,
@@ -73,6 +101,20 @@ async def connect(
         )
     except (OSError, nats.errors.Error) as error:
         raise Unavailable(f"NATS at {config.url} cannot be reached: {error}", url=config.url) from error
+    return client
+
+
+def _credentials(config: NatsConfig) -> Credentials:
+    # nats-py reads such files itself, and turns for ever in one that is cut short.
+    try:
+        return read_credentials(config.credentials_file)
+    except InvalidArgument as error:
+        raise nats.errors.Error(error.message) from error
+
+
+def _signature(config: NatsConfig, nonce: str) -> bytes:
+    pair = nkeys.from_seed(bytearray(_credentials(config).seed.encode()))
+    return base64.b64encode(pair.sign(nonce.encode()))
 
 
 async def request(client: Client, subject: str, body: Message, reply_type: type[R], timeout_s: float) -> R:

@@ -8,10 +8,13 @@ environment allows it.
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hive_common.bus.authority import Authority
 from hive_common.kernel.errors import Unavailable
 from hive_common.ops.embedded import SUPERUSER
+from hive_common.testing.identities import Issuer
 from hive_common.testing.nats import greets
 from hive_common.testing.postgres import PostgresServer
 
@@ -110,11 +113,21 @@ class ContainerPostgres(PostgresServer):
 
 
 class ContainerNats:
-    """A NATS server of the image `nats:2.15-alpine`, JetStream on, no authorization."""
+    """A NATS server of the image `nats:2.15-alpine`, JetStream on.
 
-    def __init__(self) -> None:
+    Args:
+        authority: whose credentials it takes, and no others.
+    """
+
+    def __init__(self, authority: Authority) -> None:
         self.port = 0
-        self._server = _Server(NATS_IMAGE, 4222, ["--jetstream", "--store_dir", "/tmp/jetstream"], {})  # noqa: S108
+        self.issuer = Issuer(authority, "")
+        """Makes credentials that this server takes, once it runs."""
+        text = authority.server_text(Path("/tmp/accounts"), int(time.time()))  # noqa: S108
+        text += "jetstream { store_dir: /tmp/jetstream }\n"
+        # Nothing in it is secret: public keys, and what they have signed.
+        start = 'printf %s "$CONFIG" > /tmp/nats.conf && exec nats-server --config /tmp/nats.conf'
+        self._server = _Server(NATS_IMAGE, 4222, ["sh", "-c", start], {"CONFIG": text})
 
     @property
     def url(self) -> str:
@@ -124,6 +137,7 @@ class ContainerNats:
     def start(self) -> None:
         """Start the container and wait until it greets."""
         self.port = self._server.run(greets)
+        self.issuer.url = self.url
 
     def stop(self) -> None:
         """Remove the container and its data."""

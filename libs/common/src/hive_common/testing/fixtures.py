@@ -18,6 +18,7 @@ from typing import TypeAlias
 import psycopg
 import pytest
 
+from hive_common.bus.authority import Authority
 from hive_common.testing.containers import ContainerNats, ContainerPostgres, engine_problem
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.postgres import EmbeddedPostgres, PostgresServer
@@ -75,9 +76,13 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A running NATS server of this session, JetStream on, no authorization."""
+    """A running NATS server of this session, JetStream on; its `issuer` makes credentials for it."""
     in_container = servers() == "containers"
-    server = ContainerNats() if in_container else EmbeddedNats(tmp_path_factory.mktemp("nats"))
+    authority = Authority.new()
+    if in_container:
+        server: NatsServer = ContainerNats(authority)
+    else:
+        server = EmbeddedNats(tmp_path_factory.mktemp("nats"), authority=authority)
     server.start()
     yield server
     server.stop()

@@ -3,9 +3,12 @@
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 
+from hive_common.bus.authority import Authority
 from hive_common.ops.embedded import free_port, nats_command
+from hive_common.testing.identities import Issuer
 from hive_common.testing.process import ServerProcess
 
 
@@ -16,15 +19,20 @@ class EmbeddedNats:
         directory: gets `jetstream/`, `nats.conf` and `nats.log`.
         config_text: further configuration in NATS syntax (accounts, authorization), or None for an open server.
             It MUST NOT set the port, the host or the JetStream store.
+        authority: whose credentials it takes, and no others; None leaves it open.
     """
 
-    def __init__(self, directory: Path, config_text: str | None = None) -> None:
+    def __init__(self, directory: Path, config_text: str | None = None, authority: Authority | None = None) -> None:
         self.directory = directory
         self.port = free_port()
         self.store_dir = directory / "jetstream"
         self.log_file = directory / "nats.log"
         self._config_text = config_text or ""
         self._process: ServerProcess | None = None
+        self.issuer = Issuer(authority or Authority.new(), self.url)
+        """Makes credentials that this server takes."""
+        if authority is not None:
+            self._config_text += authority.server_text(directory / "accounts", int(time.time()))
 
     @property
     def url(self) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from psycopg.conninfo import conninfo_to_dict
 
 from hive_common.kernel.ids import new_id
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
+from hive_common.ops.config import PostgresConfig, ServiceConfig
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.startup import eventually
@@ -42,7 +42,7 @@ def service_config(
             password_file=_secret(folder, f"postgres-{service}", str(postgres["password"])),
             database=str(postgres["dbname"]),
         ),
-        nats=NatsConfig(nats.url, "services", _secret(folder, "nats", "open")),
+        nats=nats.issuer.service(service, folder),
         ops_port=free_port(),
         grpc_port=free_port(),
         service_key_file=_secret(folder, "service-key", secrets.token_urlsafe(18)),

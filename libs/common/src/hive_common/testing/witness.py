@@ -21,8 +21,10 @@ import nats.errors
 import psycopg
 from nats.aio.msg import Msg
 
+from hive_common.bus.nats import connect
 from hive_common.contracts.messages import EVENTS_STREAM, ReportReply, ReportRequest, report_subject
 from hive_common.kernel.ids import new_id
+from hive_common.testing.identities import EVERYTHING, everything_in
 from hive_common.testing.installation import TERMINAL, Installation, wait_until
 
 _OUTCOMES = {"succeeded": "AttemptSucceeded", "failed": "AttemptFailed"}
@@ -77,9 +79,8 @@ class Witness:
     ) -> None:
         settings = json.loads((installation.home / "hive.json").read_text())
         self._http = settings["endpoints"]["http"]
-        self._nats = settings["endpoints"]["nats"]
         self._key = (installation.home / "api-key").read_text().strip()
-        self._nats_password = (installation.home / "secrets" / "nats-services").read_text().strip()
+        self._nats = everything_in(installation.home)
         self._body = json.dumps(document).encode()
         self._in_flight = in_flight
         self._pause_s = pause_s
@@ -165,14 +166,7 @@ class Witness:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        client = await nats.connect(
-            self._nats,
-            user="services",
-            password=self._nats_password,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,
-            error_cb=_ignore,
-        )
+        client = await connect(self._nats, EVERYTHING)
         await client.subscribe(report_subject("*"), cb=self._on_report)
         await client.subscribe("_INBOX.>", cb=self._on_reply)
         await client.flush()
@@ -258,15 +252,13 @@ def read(installation: Installation) -> Seen:
 
 def published(installation: Installation) -> int:
     """Return the last position in HIVE_EVENTS; 0 while NATS cannot say."""
-    settings = json.loads((installation.home / "hive.json").read_text())
-    password = (installation.home / "secrets" / "nats-services").read_text().strip()
+    config = everything_in(installation.home)
 
     async def ask() -> int:
         try:
             client = await nats.connect(
-                settings["endpoints"]["nats"],
-                user="services",
-                password=password,
+                config.url,
+                user_credentials=config.credentials_file,
                 allow_reconnect=False,
                 error_cb=_ignore,
             )
