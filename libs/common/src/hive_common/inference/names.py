@@ -4,10 +4,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
+from hive_common.contracts.events import Model
 from hive_common.kernel.errors import NotFound
 
+LATEST: Final = ":latest"
 NEAREST_MAX: Final = 3
 _NAME_CHARS_MAX: Final = 200
+
+
+def same_model(name: str, models: Iterable[Model]) -> Model | None:
+    """Return the model that is meant by `name`, or None. Ollama's names may leave out the tag `latest`."""
+    known = {model.name: model for model in models}
+    short = name.removesuffix(LATEST)
+    return known.get(name) or known.get(short) or (known.get(short + LATEST) if ":" not in short else None)
 
 
 def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:

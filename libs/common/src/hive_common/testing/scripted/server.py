@@ -311,6 +311,8 @@ class _Playing:
 
     def _misbehave(self, number: int, events: list[bytes]) -> None:
         script, connection = self._script, self._connection
+        # Instead of the first token: instead of anything.
+        self._has_begun = self._has_begun or number == 0
         self._send(events)
         if number == script.hang_after:
             return

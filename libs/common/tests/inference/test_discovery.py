@@ -1,0 +1,88 @@
+"""What serves models tells about them, each kind in its own way."""
+
+import aiohttp
+import pytest
+from hive_common.contracts.events import Model
+from hive_common.inference.backends import BackEnds
+from hive_common.inference.discovery import Discovery, may
+from hive_common.ops.embedded import free_port
+from hive_common.testing.scripted import ScriptedBackEnd, ScriptedModel
+
+MODELS = (
+    ScriptedModel(name="beta:1b", family="llama", size_bytes=7, quantisation="Q4_0", context_tokens=8192),
+    ScriptedModel(name="alpha:2b", family="qwen", context_tokens=512, loaded=False, tools=False),
+    ScriptedModel(name="vectors", family="bert", embeds=True, loaded=False, tools=False),
+)
+
+
+async def discovered(url: str) -> tuple[Model, ...] | None:
+    async with aiohttp.ClientSession() as session:
+        return await Discovery(url).models(session)
+
+
+async def test_ollama_tells_everything(scripted: ScriptedBackEnd) -> None:
+    scripted.play(flavour="ollama", models=MODELS)
+    alpha, beta, vectors = await discovered(scripted.url) or ()
+    assert beta == Model("beta:1b", "ollama", "llama", 7, "Q4_0", 8192, True, ("completion", "tools"))
+    assert (alpha.context_tokens, alpha.loaded, alpha.abilities) == (512, False, ("completion",))
+    assert vectors.abilities == ("embedding",)
+
+
+async def test_lm_studio_tells_what_is_loaded_and_what_takes_tools(scripted: ScriptedBackEnd) -> None:
+    scripted.play(flavour="lm-studio", models=MODELS)
+    alpha, beta, vectors = await discovered(scripted.url) or ()
+    assert beta == Model("beta:1b", "lm-studio", "llama", 0, "Q4_0", 8192, True, ("completion", "tools"))
+    assert not alpha.loaded
+    assert vectors.abilities == ("embedding",)
+
+
+@pytest.mark.parametrize("tools", [True, False])
+async def test_llama_cpp_tells_its_context_and_its_template_whether_it_takes_tools(
+    scripted: ScriptedBackEnd, tools: bool
+) -> None:
+    scripted.play(flavour="llama.cpp", models=(ScriptedModel(name="smol", context_tokens=2048, tools=tools),))
+    (smol,) = await discovered(scripted.url) or ()
+    assert (smol.backend, smol.context_tokens, smol.size_bytes, smol.loaded) == ("llama.cpp", 2048, 1_000_000, True)
+    assert may(smol, "tools") is tools
+
+
+async def test_vllm_tells_its_context(scripted: ScriptedBackEnd) -> None:
+    scripted.play(flavour="vllm", models=MODELS[:1])
+    assert await discovered(scripted.url) == (Model("beta:1b", "vllm", context_tokens=8192, loaded=True),)
+
+
+async def test_any_other_server_of_the_api_tells_names(scripted: ScriptedBackEnd) -> None:
+    scripted.play(models=MODELS[:1])
+    found = (Model("beta:1b", "openai", loaded=True),)
+    assert await discovered(scripted.url) == found
+    assert await discovered(f"{scripted.url}/v1/") == found
+    assert may(found[0], "tools")
+
+
+async def test_it_is_kept_current_and_a_server_is_not_asked_for_what_it_does_not_have(
+    scripted: ScriptedBackEnd,
+) -> None:
+    scripted.play(models=MODELS[:1])
+    async with aiohttp.ClientSession() as session:
+        discovery = Discovery(scripted.url)
+        assert [model.name for model in await discovery.models(session) or ()] == ["beta:1b"]
+        scripted.requests.clear()
+        scripted.play(models=MODELS[1:2])
+        assert [model.name for model in await discovery.models(session) or ()] == ["alpha:2b"]
+        assert [request.path for request in scripted.requests] == ["/v1/models"]
+        scripted.play(flavour="ollama")
+        discovery = Discovery(scripted.url)
+        await discovery.models(session)
+        scripted.requests.clear()
+        await discovery.models(session)
+        assert [request.path for request in scripted.requests] == ["/api/tags", "/api/ps"]
+
+
+async def test_a_server_that_is_away_has_none_and_comes_back(scripted: ScriptedBackEnd) -> None:
+    assert await discovered(f"http://127.0.0.1:{free_port()}") is None
+    async with BackEnds([scripted.url]) as back_ends:
+        assert [model.name for model in back_ends.found] == ["scripted"]
+        await scripted.stop()
+        assert await back_ends.look() == () and not back_ends.all[0].is_up
+        await scripted.start()
+        assert [model.name for model in await back_ends.look()] == ["scripted"] and back_ends.all[0].is_up
