@@ -28,7 +28,7 @@ def test_an_executor_gets_its_own_credentials_and_nothing_else(handed: tuple[Hom
     _, handout, _ = handed
     assert files_of(handout / "executor-1") == {
         "config/executor-1.json",
-        "secrets/nats-executor-1",
+        "secrets/nats-executor-1.creds",
         "secrets/blobs-executor-1",
     }
 
@@ -47,8 +47,14 @@ def test_a_service_gets_the_files_that_its_configuration_names(handed: tuple[Hom
     home, handout, _ = handed
     for service in names.SERVICES:
         config = json.loads((handout / service / "config" / f"{service}.json").read_text())
-        named = {config["postgres"]["password_file"], config["nats"]["password_file"], config["service_key_file"]}
-        named |= {key["file"] for key in config.get("extra", {}).get("keys", ())}
+        named = {
+            config["postgres"]["password_file"],
+            config["nats"]["credentials_file"],
+            config["service_key_file"],
+        }
+        extra = config.get("extra", {})
+        named |= {key["file"] for key in extra.get("keys", ())}
+        named |= {file for name, file in extra.get("identities", {}).items() if name.endswith("_file")}
         assert {str(home.root / file) for file in files_of(handout / service)} == named | {
             str(home.config_file(service))
         }
@@ -79,7 +85,19 @@ def test_handing_out_again_keeps_every_secret_and_id(handed: tuple[Home, Path, S
     home, handout, settings = handed
     before = {file: file.read_bytes() for file in handout.rglob("*") if file.is_file()}
     assert hand_out(home, handout, 1) == settings
-    assert {file: file.read_bytes() for file in handout.rglob("*") if file.is_file()} == before
+    after = {file: file.read_bytes() for file in handout.rglob("*") if file.is_file()}
+    renewed = handout / "executor-1" / "secrets" / "nats-executor-1.creds"
+    # Good for a day: it is issued anew, for the same key.
+    one, other = before.pop(renewed), after.pop(renewed)
+    assert one.splitlines()[-2:] == other.splitlines()[-2:]
+    assert after == before
+
+
+def test_no_container_gets_the_keys_of_accounts(handed: tuple[Home, Path, Settings]) -> None:
+    home, handout, _ = handed
+    everything = "".join(file.read_text() for file in handout.rglob("*") if file.is_file())
+    for name in ("nats-account", "nats-system"):
+        assert (home.secrets_dir / name).read_text().strip() not in everything
 
 
 def test_compose_mounts_what_is_handed_out_and_publishes_the_gateway_only() -> None:

@@ -4,14 +4,26 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
+import ssl
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import nats
+from nats.aio.client import RawCredentials
 from nats.js.api import DeliverPolicy
 
 
-async def watch(url: str, password: str, since: DeliverPolicy, count: int) -> None:
-    client = await nats.connect(url, user="extension", password=password, inbox_prefix="_INBOX.extension")
+async def watch(access: dict[str, Any], since: DeliverPolicy, count: int) -> None:
+    ca = access["ca_file"]
+    client = await nats.connect(
+        access["url"],
+        user_credentials=RawCredentials(access["credentials"]),
+        inbox_prefix=access["inbox_prefix"],
+        **({"tls": ssl.create_default_context(cafile=ca), "tls_handshake_first": True} if ca else {}),
+    )
     events = await client.jetstream().subscribe(
         "hive.events.>", stream="HIVE_EVENTS", ordered_consumer=True, deliver_policy=since
     )
@@ -24,19 +36,25 @@ async def watch(url: str, password: str, since: DeliverPolicy, count: int) -> No
     await client.close()
 
 
+def ask_for_access() -> str:
+    """Ask the installation of this machine. Elsewhere, take along what the same command prints there."""
+    hive = shutil.which("hive") or str(Path(sys.executable).with_name("hive"))
+    command = [hive, "extension", "token", "subscribe-example", "--expires", "1d", "--json"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def main() -> None:
     home = Path(os.environ.get("HIVE_HOME") or "~/.hivefabric").expanduser()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", help="of NATS; default: the one in $HIVE_HOME/hive.json")
-    parser.add_argument("--password-file", type=Path, default=home / "secrets" / "nats-extension")
+    parser.add_argument("--access", type=Path, help="what `hive extension token NAME --json` has printed")
     parser.add_argument("--all", action="store_true", help="from the first event on, not only new ones")
     parser.add_argument("--count", type=int, default=0, help="stop after so many events")
     options = parser.parse_args()
-    if not options.url and not (home / "hive.json").exists():
+    if not options.access and not (home / "hive.json").exists():
         parser.error(f"{home}: no installation here; start one with: hive up")
-    url = options.url or json.loads((home / "hive.json").read_text())["endpoints"]["nats"]
+    access = json.loads(options.access.read_text() if options.access else ask_for_access())
     since = DeliverPolicy.ALL if options.all else DeliverPolicy.NEW
-    asyncio.run(watch(url, options.password_file.read_text().strip(), since, options.count))
+    asyncio.run(watch(access, since, options.count))
 
 
 if __name__ == "__main__":
