@@ -17,16 +17,25 @@ from hive_common.contracts.limits import (
 )
 from hive_common.contracts.messages import Assignment, AttemptKey, AttemptReport, LogLine
 from hive_common.contracts.values import Value, by_digest, fits_inline, inline
+from hive_common.inference.calls import Completer
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import HiveError, InvalidArgument, NotFound, PayloadTooLarge, Unavailable
+from hive_common.kernel.errors import (
+    HiveError,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    PermissionDenied,
+    Unavailable,
+)
 
 from hive_executor.agents import Agents
 from hive_executor.blobs import BlobClient
 from hive_executor.gate import Gate, Prefetch
+from hive_executor.host import granted
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
 from hive_executor.sandbox import Limits, Outcome, RunnerPool
-from hive_executor.sandbox.model import INVALID_MODULE, INVALID_OUTPUT, OUTPUT_EXCEEDED
+from hive_executor.sandbox.model import INVALID_MODULE, INVALID_OUTPUT, OUTPUT_EXCEEDED, PERMISSION_DENIED
 from hive_executor.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -72,6 +81,7 @@ class Attempts:
         session: of this process; stands in every outcome.
         on_change: called when a slot is free again or an outcome is in the spool.
         on_started: takes a `started` report of an attempt that runs longer than 500 ms.
+        completer: serves the model calls of guests.
     """
 
     def __init__(
@@ -89,6 +99,7 @@ class Attempts:
         clock: Clock,
         on_change: Callable[[], None],
         on_started: Callable[[AttemptReport], None],
+        completer: Completer,
     ) -> None:
         self._session = session
         self._agents = agents
@@ -102,6 +113,7 @@ class Attempts:
         self._clock = clock
         self._on_change = on_change
         self._on_started = on_started
+        self._completer = completer
         self._held: dict[AttemptKey, Held] = {}
         self._seen: OrderedDict[AttemptKey, None] = OrderedDict()
         self._unfinished = 0
@@ -257,6 +269,10 @@ class Attempts:
             output_bytes=OUTPUT_BYTES_MAX,
             log_bytes=LOG_BYTES_MAX,
         )
+        try:
+            capabilities = granted(assignment, self._completer)
+        except PermissionDenied as error:
+            return self._failed(held, PERMISSION_DENIED, error.message)
         live = self._live_logs.begin(assignment)
         timer: asyncio.TimerHandle | None = None
         try:
@@ -265,7 +281,7 @@ class Attempts:
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(STARTED_AFTER_MS / 1000, self._runs_long, held, live)
                 RUNNING.set(self._gate.running)
-                outcome = await self._pool.run(program, input_, limits, on_log=live.write)
+                outcome = await self._pool.run(program, input_, limits, on_log=live.write, granted=capabilities)
         finally:
             if timer is not None:
                 timer.cancel()

@@ -21,6 +21,7 @@ from hive_executor.capabilities import Device
 from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
 from hive_executor.greeter import Greeter
+from hive_executor.host.unreachable import Unreachable
 from hive_executor.link import Link
 from hive_executor.live_log import LiveLogs
 from hive_executor.lock import FolderLock
@@ -91,6 +92,7 @@ class Executor:
             clock=clock,
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
+            completer=Unreachable("this executor has no way to models"),
         )
         self._reporter = Reporter(
             self._link,

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hive_executor.sandbox.compiler import prepare, prepare_python_runtime
     from hive_executor.sandbox.errors import InvalidModule
+    from hive_executor.sandbox.host import Capabilities, Capability
     from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program, shown
     from hive_executor.sandbox.pool import RunnerPool
 
 __all__ = [
+    "Capabilities",
+    "Capability",
     "InvalidModule",
     "Limits",
     "LogLine",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Capabilities": "host",
+    "Capability": "host",
     "InvalidModule": "errors",
     "Limits": "model",
     "LogLine": "model",

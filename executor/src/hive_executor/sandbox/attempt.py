@@ -7,6 +7,7 @@ from typing import Final
 
 import wasmtime
 
+from hive_executor.sandbox.frames import HostAnswer
 from hive_executor.sandbox.model import LOG_LINE_BYTES_MAX, LOG_LINE_OVERHEAD_BYTES, Level, LogLine
 
 _FLUSH_AFTER_S: Final = 0.05
@@ -97,12 +98,18 @@ class LineStream:
 
 
 class Attempt:
-    """One run of one guest. `stopped_by` is the code of what interrupted it, if anything did."""
+    """One run of one guest.
+
+    Attributes:
+        stopped_by: code of what interrupted it; empty if nothing did.
+        refused: what it asked for and must not have; None if nothing.
+    """
 
     def __init__(self, deadline_s: float, log: GuestLog) -> None:
         self.deadline_s = deadline_s
         self.log = log
         self.stopped_by = ""
+        self.refused: HostAnswer | None = None
 
 
 class Interrupter:

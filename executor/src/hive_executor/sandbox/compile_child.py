@@ -15,7 +15,7 @@ from wasmtime import component
 
 from hive_executor.sandbox import confine, model
 from hive_executor.sandbox.engine import INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX, new_engine
-from hive_executor.sandbox.guests import LOG_INTERFACE, new_component_linker
+from hive_executor.sandbox.guests import HOST_INTERFACES, LOG_INTERFACE, new_component_linker
 
 _WASI_PREVIEW1: Final = "wasi_snapshot_preview1"
 _LIMITS: Final = {
@@ -66,17 +66,20 @@ def _compile_command(engine: wasmtime.Engine, wasm: bytes) -> bytes:
 
 def _check_component(engine: wasmtime.Engine, compiled: component.Component, kind: str) -> None:
     imports = compiled.type.imports(engine)
-    foreign = sorted(name for name in imports if not name.startswith("wasi:") and name != LOG_INTERFACE)
+    known = (LOG_INTERFACE, *HOST_INTERFACES)
+    foreign = sorted(name for name in imports if not name.startswith("wasi:") and name not in known)
     if foreign:
-        raise Refused(f"imports {', '.join(foreign[:5])}, which nobody grants; expected wasi:* and {LOG_INTERFACE}")
+        raise Refused(
+            f"imports {', '.join(foreign[:5])}, which nobody grants; expected wasi:* and {', '.join(known)}"
+        )
     exported = compiled.type.exports(engine).get("run")
     run = exported.ty if exported is not None else None
     if not isinstance(run, component.FuncType):
         raise Refused("exports no function `run`, as the world hive:agent/agent does")
     result = run.result
-    expected = 2 if kind == "python" else 1
+    count = 2 if kind == "python" else 1
     fits = (
-        [type(kind_) for _, kind_ in run.params] == [component.String] * expected
+        [type(kind_) for _, kind_ in run.params] == [component.String] * count
         and isinstance(result, component.ResultType)
         and isinstance(result.ok, component.String)
         and (kind == "python" or isinstance(result.err, component.String))
@@ -87,7 +90,7 @@ def _check_component(engine: wasmtime.Engine, compiled: component.Component, kin
 
 def _image_bytes(engine: wasmtime.Engine, compiled: component.Component) -> int:
     """Return the smallest limit with which the component starts, which is the size of its initial memory."""
-    linker = new_component_linker(engine, lambda *_: None)
+    linker = new_component_linker(engine, lambda *_: None, lambda *_: None)
     low, high = 0, 1 << 16
     while low < high:
         pages = (low + high) // 2

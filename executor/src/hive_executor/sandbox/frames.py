@@ -6,7 +6,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from hive_executor.sandbox.model import INPUT_BYTES_MAX, MEBIBYTE, PROGRAM_BYTES_MAX, Limits, LogLine
+from hive_executor.sandbox.model import (
+    HOST_ANSWER_BYTES_MAX,
+    INPUT_BYTES_MAX,
+    MEBIBYTE,
+    PROGRAM_BYTES_MAX,
+    Limits,
+    LogLine,
+)
 
 HEADER_BYTES: Final = 4
 REQUEST_BYTES_MAX: Final = INPUT_BYTES_MAX + 2 * PROGRAM_BYTES_MAX + MEBIBYTE
@@ -58,6 +65,23 @@ class Log(msgspec.Struct, frozen=True, tag="log", array_like=True):
     lines: list[LogLine]
 
 
+class HostCall(msgspec.Struct, frozen=True, tag="call", array_like=True):
+    """The guest asks for something beyond its sandbox, and waits. `request` is JSON text as the guest gave it."""
+
+    capability: str
+    operation: str
+    request: str
+
+
+class HostAnswer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
+    """What the guest gets: JSON text, or with `code` an error. With `ends` the attempt ends with that code."""
+
+    answer: str = ""
+    code: str = ""
+    message: str = ""
+    ends: bool = False
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     """How the guest ended; all its log lines were sent before. `code` is empty when it succeeded."""
 
@@ -72,10 +96,11 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
 
 
 Request = Load | Run
-Reply = Ready | NeedFiles | Stale | Log | Done
+Reply = Ready | NeedFiles | Stale | Log | HostCall | Done
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
+_answers = msgspec.msgpack.Decoder(HostAnswer)
 _replies = msgspec.msgpack.Decoder(Reply)
 
 
@@ -83,7 +108,7 @@ class FrameTooLarge(Exception):
     """The peer announces more bytes than this conversation can need."""
 
 
-def encode(message: Request | Reply) -> bytearray:
+def encode(message: Request | HostAnswer | Reply) -> bytearray:
     """Return a frame."""
     frame = bytearray(HEADER_BYTES)
     _encoder.encode_into(message, frame, HEADER_BYTES)
@@ -93,14 +118,24 @@ def encode(message: Request | Reply) -> bytearray:
 
 def receive_request(channel: socket.socket) -> Request | None:
     """Wait for the next request; None when the parent has gone."""
+    body = _receive(channel, REQUEST_BYTES_MAX)
+    return None if body is None else _requests.decode(body)
+
+
+def receive_answer(channel: socket.socket) -> HostAnswer | None:
+    """Wait for the answer to a host call; None when the parent has gone."""
+    body = _receive(channel, HOST_ANSWER_BYTES_MAX + MEBIBYTE)
+    return None if body is None else _answers.decode(body)
+
+
+def _receive(channel: socket.socket, bytes_max: int) -> bytearray | None:
     header = _receive_exactly(channel, HEADER_BYTES)
     if header is None:
         return None
     length = int.from_bytes(header, "big")
-    if length > REQUEST_BYTES_MAX:
-        raise FrameTooLarge(f"a request of {length} bytes")
-    body = _receive_exactly(channel, length)
-    return None if body is None else _requests.decode(body)
+    if length > bytes_max:
+        raise FrameTooLarge(f"{length} bytes; expected {bytes_max} at most")
+    return _receive_exactly(channel, length)
 
 
 def _receive_exactly(channel: socket.socket, length: int) -> bytearray | None:

@@ -5,19 +5,24 @@ import ctypes
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 import wasmtime
+from hive_common.kernel.errors import PayloadTooLarge
 from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from hive_executor.sandbox import confine, model
 from hive_executor.sandbox.attempt import Attempt, GuestLog, Interrupter, LineStream
 from hive_executor.sandbox.engine import INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX
-from hive_executor.sandbox.frames import Done, Run
+from hive_executor.sandbox.frames import Done, HostAnswer, HostCall, Run
 
 LOG_INTERFACE: Final = "hive:agent/log@0.1.0"
+HOST_INTERFACES: Final = {"hive:agent/model@0.1.0": ("model", ("chat", "complete", "embed"))}
+"""What agents may import besides: the permission it takes, and its functions, each `func(request: string) ->
+result<string, failure>`."""
 
 # A guest that ends within this distance of its limit is taken to have been refused memory.
 _NEAR_LIMIT_BYTES: Final = model.MEBIBYTE
@@ -77,20 +82,54 @@ def bundle_of(entry: str, files: dict[str, bytes], **more: Any) -> str:
 
 
 class Sandbox:
-    """The engine of a runner with its linkers. Guests are loaded from compiled modules."""
+    """The engine of a runner with its linkers. Guests are loaded from compiled modules.
 
-    def __init__(self, engine: wasmtime.Engine, send_log: Callable[[list[model.LogLine]], None]) -> None:
+    Args:
+        send_log: takes the lines of a guest.
+        ask_host: passes a host call on and waits for its answer.
+    """
+
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        send_log: Callable[[list[model.LogLine]], None],
+        ask_host: Callable[[HostCall], HostAnswer],
+    ) -> None:
         self.engine = engine
         self.interrupter = Interrupter(engine)
         self._send_log = send_log
-        self._log: GuestLog | None = None
-        self.component_linker = new_component_linker(engine, self._write_log)
+        self._ask_host = ask_host
+        self._attempt: Attempt | None = None
+        self.component_linker = new_component_linker(engine, self._write_log, self._call_host)
         self.command_linker = wasmtime.Linker(engine)
         self.command_linker.define_wasi()
 
     def _write_log(self, _store: Any, level: model.Level, message: str) -> None:
-        if self._log is not None:
-            self._log.write(level, message)
+        if self._attempt is not None:
+            self._attempt.log.write(level, message)
+
+    def _call_host(self, capability: str, operation: str, _store: Any, request: str) -> Any:
+        if self._attempt is None:
+            raise wasmtime.WasmtimeError("nothing runs that could ask")
+        answer = self._asked(HostCall(capability, operation, request))
+        if answer.ends:
+            self._attempt.refused = answer
+            # Of all exceptions only this one ends the guest without being remembered for the next.
+            raise wasmtime.WasmtimeError(answer.message)
+        if not answer.code:
+            return answer.answer
+        failure = component.Record()
+        failure.__dict__.update(code=answer.code, message=answer.message)
+        return failure
+
+    def _asked(self, call: HostCall) -> HostAnswer:
+        # In UTF-8 a character takes up to four bytes; the parent counts exactly.
+        if len(call.request) > model.HOST_REQUEST_BYTES_MAX:
+            return HostAnswer(
+                code=PayloadTooLarge.code,
+                message=f"the request is larger than {model.HOST_REQUEST_BYTES_MAX} bytes",
+            )
+        return self._ask_host(call)
 
     def store(self, request: Run, memories: int, wasi: wasmtime.WasiConfig) -> wasmtime.Store:
         """Return a fresh store with all limits of `request`."""
@@ -115,7 +154,7 @@ class Sandbox:
         attempt = Attempt(started + limits.wall_ms / 1000, log)
         usage = Usage()
         confine.allow_data_growth(model.host_bytes(limits, request.image_bytes))
-        self._log = log
+        self._attempt = attempt
         self.interrupter.begin(attempt)
         failure, output = None, b""
         try:
@@ -126,9 +165,11 @@ class Sandbox:
             failure = _explain(error, usage, request)
         finally:
             self.interrupter.end()
-            self._log = None
+            self._attempt = None
         log.flush()
-        if attempt.stopped_by:
+        if attempt.refused is not None:
+            failure = GuestFailed(attempt.refused.code, attempt.refused.message)
+        elif attempt.stopped_by:
             failure = _stopped(attempt.stopped_by, limits)
         elif failure is None:
             failure = _judge_output(output, limits)
@@ -144,12 +185,23 @@ class Sandbox:
         )
 
 
-def new_component_linker(engine: wasmtime.Engine, write_log: Callable[..., None]) -> component.Linker:
-    """Return a linker with WASI 0.2 (whose context grants nothing) and the log."""
+def new_component_linker(
+    engine: wasmtime.Engine, write_log: Callable[..., None], call_host: Callable[..., Any]
+) -> component.Linker:
+    """Return a linker with WASI 0.2 (whose context grants nothing), the log, and the way to ask the host.
+
+    Args:
+        call_host: takes the permission, the name of the function, the store and the request.
+    """
     linker = component.Linker(engine)
     linker.add_wasip2()
-    with linker.root() as root, root.add_instance(LOG_INTERFACE) as log:
-        log.add_func("write", write_log)
+    with linker.root() as root:
+        with root.add_instance(LOG_INTERFACE) as log:
+            log.add_func("write", write_log)
+        for interface, (permission, functions) in HOST_INTERFACES.items():
+            with root.add_instance(interface) as instance:
+                for function in functions:
+                    instance.add_func(function, partial(call_host, permission, function))
     return linker
 
 

@@ -14,6 +14,9 @@ PROGRAM_BYTES_MAX: Final = 8 * MEBIBYTE  # all sources of a Python agent; they a
 PROGRAM_FILES_MAX: Final = 1_000
 MODULE_BYTES_MAX: Final = 64 * MEBIBYTE  # a component that carries CPython is 20 to 40 MB
 INPUT_BYTES_MAX: Final = TASK_INPUT_BYTES_MAX
+# What a guest may ask the host in one call, and what it may be told.
+HOST_REQUEST_BYTES_MAX: Final = 4 * MEBIBYTE
+HOST_ANSWER_BYTES_MAX: Final = 8 * MEBIBYTE
 LOG_LINE_BYTES_MAX: Final = 16_384
 LOG_LINE_OVERHEAD_BYTES: Final = 32  # what a line costs beside its text, so that empty lines are bounded too
 DETAIL_CHARS_MAX: Final = 16_384
@@ -38,6 +41,7 @@ MEMORY_EXCEEDED: Final = "memory_exceeded"
 OUTPUT_EXCEEDED: Final = "output_exceeded"
 TRAP: Final = "trap"
 INVALID_MODULE: Final = "invalid_module"
+PERMISSION_DENIED: Final = "permission_denied"
 RUNNER_DIED: Final = "runner_died"
 
 

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
 from hive_common.kernel.errors import Unavailable
 
 from hive_executor.sandbox import frames, model
@@ -15,6 +17,7 @@ from hive_executor.sandbox.compiler import Compiler
 from hive_executor.sandbox.confine import LAYERS
 from hive_executor.sandbox.engine import require_version
 from hive_executor.sandbox.errors import InvalidModule
+from hive_executor.sandbox.host import Capabilities, Host
 from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
 from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess, within
 
@@ -25,6 +28,7 @@ KILL_SLACK_S: Final = 0.2
 RUNS_PER_RUNNER_MAX: Final = 10_000
 _RESTART_PAUSE_S: Final = 1.0
 _SWEEP_S: Final = 1.0
+NOTHING: Final[Capabilities] = MappingProxyType({})
 
 
 class RunnerPool:
@@ -106,6 +110,7 @@ class RunnerPool:
         limits: Limits,
         *,
         on_log: Callable[[LogLine], None] | None = None,
+        granted: Capabilities = NOTHING,
     ) -> Outcome:
         """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
 
@@ -113,6 +118,7 @@ class RunnerPool:
 
         Args:
             on_log: called with each line while the guest runs.
+            granted: what the guest may ask of the host.
 
         Raises:
             Unavailable: no runner can be started, or the pool is closed.
@@ -127,7 +133,7 @@ class RunnerPool:
                 return _failed(model.INVALID_MODULE, error.message)
             if program.runtime == "python":
                 self._python = compiled
-            outcome = await self._attempt(program, compiled, input, limits, on_log)
+            outcome = await self._attempt(program, compiled, input, limits, on_log, granted)
             if isinstance(outcome, Outcome):
                 return outcome
             self._compiler.discard(program)
@@ -140,6 +146,7 @@ class RunnerPool:
         input_: bytes,
         limits: Limits,
         on_log: Callable[[LogLine], None] | None,
+        granted: Capabilities,
     ) -> Outcome | frames.Stale:
         runner = await self._take()
         self._busy += 1
@@ -153,12 +160,13 @@ class RunnerPool:
 
         loop = asyncio.get_running_loop()
         started = loop.time()
+        host = Host(granted, started + limits.wall_ms / 1000)
         sound = False
         try:
             async with asyncio.timeout(limits.wall_ms / 1000 + KILL_SLACK_S):
-                reply = await runner.run(program, compiled, input_, limits, collect)
+                reply = await runner.run(program, compiled, input_, limits, collect, host.answer)
             sound = True
-            return reply if isinstance(reply, frames.Stale) else _outcome(reply, lines)
+            return reply if isinstance(reply, frames.Stale) else _outcome(reply, lines, host.denied)
         except TimeoutError:
             return _failed(
                 model.TIMEOUT,
@@ -249,7 +257,10 @@ def _background(work: Coroutine[Any, Any, None], running: set["asyncio.Task[None
     return task
 
 
-def _outcome(done: frames.Done, log: list[LogLine]) -> Outcome:
+def _outcome(done: frames.Done, log: list[LogLine], denied: str) -> Outcome:
+    if denied and done.code != model.PERMISSION_DENIED:
+        # The runner, which is not trusted, let the guest go on.
+        done = msgspec.structs.replace(done, code=model.PERMISSION_DENIED, message=denied, detail="")
     return Outcome(
         status="failed" if done.code else "succeeded",
         code=done.code or None,

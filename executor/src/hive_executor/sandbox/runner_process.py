@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Final, cast
 
@@ -19,7 +19,15 @@ from hive_executor.sandbox import frames
 from hive_executor.sandbox.cache import Compiled
 from hive_executor.sandbox.cgroups import Group
 from hive_executor.sandbox.compiler import child_environment
-from hive_executor.sandbox.model import MEBIBYTE, RUNNER_BYTES, Limits, LogLine, Program, host_bytes
+from hive_executor.sandbox.model import (
+    HOST_REQUEST_BYTES_MAX,
+    MEBIBYTE,
+    RUNNER_BYTES,
+    Limits,
+    LogLine,
+    Program,
+    host_bytes,
+)
 
 START_S_MAX: Final = 30.0
 _STDERR_TAIL_BYTES: Final = 8_192
@@ -32,6 +40,13 @@ class RunnerGone(Exception):
     """The runner ended, or spoke nonsense and was ended; the text says what is known."""
 
 
+class _Unasked(Exception):
+    """The runner says what nobody asked it."""
+
+
+OnCall = Callable[[frames.HostCall], Awaitable[frames.HostAnswer]]
+
+
 class _Channel(asyncio.Protocol):
     """Receives the replies of one runner."""
 
@@ -39,6 +54,8 @@ class _Channel(asyncio.Protocol):
         self._buffer = frames.ReplyBuffer()
         self._reply: asyncio.Future[frames.Reply] | None = None
         self._on_log: Callable[[list[LogLine]], None] | None = None
+        self._on_call: OnCall | None = None
+        self._calling: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self.on_lost: Callable[[], None] = lambda: None
         self.lost = False
@@ -52,17 +69,26 @@ class _Channel(asyncio.Protocol):
         try:
             for reply in self._buffer.feed(data):
                 self._take(reply)
-        except (frames.FrameTooLarge, msgspec.MsgspecError) as error:
+        except (frames.FrameTooLarge, msgspec.MsgspecError, _Unasked) as error:
             self.why = f"the runner broke the protocol: {error}"
-            assert self._transport is not None
-            self._transport.abort()
+            self.abort()
 
     def _take(self, reply: frames.Reply) -> None:
         if isinstance(reply, frames.Log):
             if self._on_log is not None:
                 self._on_log(reply.lines)
+        elif isinstance(reply, frames.HostCall):
+            if self._on_call is None or self._calling is not None:
+                raise _Unasked("a host call of no guest, or a second one before the answer to the first")
+            self._calling = asyncio.get_running_loop().create_task(self._answer(self._on_call, reply))
         elif self._reply is not None and not self._reply.done():
             self._reply.set_result(reply)
+
+    async def _answer(self, on_call: "OnCall", call: frames.HostCall) -> None:
+        answer = await on_call(call)
+        self._calling = None
+        if self._transport is not None:
+            self._transport.write(frames.encode(answer))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -75,13 +101,15 @@ class _Channel(asyncio.Protocol):
         request: frames.Request | None,
         bytes_max: int,
         on_log: Callable[[list[LogLine]], None] | None = None,
+        on_call: OnCall | None = None,
     ) -> frames.Reply:
-        """Send a request and wait for its reply; log lines that come before go to `on_log`."""
+        """Send a request and wait for its reply; log lines and host calls that come before go elsewhere."""
         if self.lost:
             raise RunnerGone(self.why or "the runner ended")
         assert self._transport is not None
         self._buffer.bytes_max = bytes_max
         self._on_log = on_log
+        self._on_call = on_call
         self._reply = asyncio.get_running_loop().create_future()
         if request is not None:
             self._transport.write(frames.encode(request))
@@ -90,6 +118,11 @@ class _Channel(asyncio.Protocol):
         finally:
             self._reply = None
             self._on_log = None
+            self._on_call = None
+            if (calling := self._calling) is not None:
+                self._calling = None
+                calling.cancel()
+                await asyncio.wait({calling})
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -198,6 +231,7 @@ class RunnerProcess:
         input_: bytes,
         limits: Limits,
         on_log: Callable[[list[LogLine]], None],
+        on_call: OnCall,
     ) -> frames.Done | frames.Stale:
         """Run a guest. There is no deadline here: whoever calls must have one, and then `kill`.
 
@@ -206,7 +240,7 @@ class RunnerProcess:
         """
         self.runs += 1
         self._limit_group(RUNNER_BYTES + host_bytes(limits, compiled.image_bytes))
-        bytes_max = limits.output_bytes + 2 * limits.log_bytes + MEBIBYTE
+        bytes_max = max(limits.output_bytes + 2 * limits.log_bytes, HOST_REQUEST_BYTES_MAX) + MEBIBYTE
         known = program.digest in self._programs
         while True:
             request = frames.Run(
@@ -219,7 +253,7 @@ class RunnerProcess:
                 input_,
                 limits,
             )
-            reply = await self._channel.ask(request, bytes_max, on_log)
+            reply = await self._channel.ask(request, bytes_max, on_log, on_call)
             if isinstance(reply, frames.NeedFiles) and known:
                 known = False
                 self._programs.discard(program.digest)

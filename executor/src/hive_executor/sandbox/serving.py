@@ -4,6 +4,8 @@ import gc
 import json
 import os
 import socket
+import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final
@@ -37,7 +39,8 @@ class Runner:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._pid = 0
-        self._sandbox = Sandbox(new_engine(), lambda lines: self._send(frames.Log(lines)))
+        self._sending = threading.Lock()
+        self._sandbox = Sandbox(new_engine(), lambda lines: self._send(frames.Log(lines)), self._ask_host)
         self._guests: OrderedDict[str, Guest] = OrderedDict()
         self._bundles: OrderedDict[str, str] = OrderedDict()
 
@@ -52,7 +55,16 @@ class Runner:
                 self._send(self._run(request))
 
     def _send(self, reply: frames.Reply) -> None:
-        self._channel.sendall(frames.encode(reply))
+        # Log lines are sent from another thread.
+        with self._sending:
+            self._channel.sendall(frames.encode(reply))
+
+    def _ask_host(self, call: frames.HostCall) -> frames.HostAnswer:
+        self._send(call)
+        answer = frames.receive_answer(self._channel)
+        if answer is None:
+            sys.exit("the executor has gone")
+        return answer
 
     def _load(self, request: frames.Load) -> None:
         files = {"agent.py": _WARM_UP} if request.kind == "python" else {}

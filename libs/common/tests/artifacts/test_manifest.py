@@ -1,5 +1,6 @@
 import pytest
 from hive_common.artifacts.manifest import AgentManifest, Resources, from_json, manifest_json, parse_manifest
+from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import FUEL_DEFAULT, MEMORY_DEFAULT_BYTES, TIMEOUT_DEFAULT_MS
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 from hypothesis import given
@@ -23,6 +24,10 @@ description: squares a number
 def changed(old: str, new: str) -> bytes:
     assert old in MANIFEST
     return MANIFEST.replace(old, new).encode()
+
+
+def model(asked: str) -> str:
+    return f"permissions: {{model: {{{asked}}}}}"
 
 
 def refused(data: bytes) -> InvalidArgument:
@@ -94,6 +99,16 @@ def test_limits_left_out_get_the_defaults() -> None:
         ("permissions: {}", "permissions: {htpp: []}", "permissions.htpp", "`http`"),
         ("permissions: {}", "permissions: {http: [example.org]}", "permissions.http", "cannot be granted"),
         ("permissions: {}", "permissions: [http]", "permissions", "object"),
+        ("permissions: {}", "permissions: {model: [small]}", "permissions.model", "max_tokens"),
+        ("permissions: {}", model("names: [small]"), "permissions.model", "`max_tokens`"),
+        ("permissions: {}", model("name: [small], max_tokens: 1"), "permissions.model.name", "`names`"),
+        ("permissions: {}", model("names: small, max_tokens: 1"), "permissions.model.names", "array"),
+        ("permissions: {}", model("names: [], max_tokens: 1"), "permissions.model.names", "`*`"),
+        ("permissions: {}", model("names: [a, a], max_tokens: 1"), "permissions.model.names", "different"),
+        ("permissions: {}", model("names: [''], max_tokens: 1"), "permissions.model.names[0]", "`*`"),
+        ("permissions: {}", model("names: [a], max_tokens: 0"), "permissions.model.max_tokens", "1 to"),
+        ("permissions: {}", model("names: [a], max_tokens: 1e9"), "permissions.model.max_tokens", "int"),
+        ("permissions: {}", model("names: [a], max_tokens: 1, pin: own"), "permissions.model.pin", "own-devices"),
         ("description: squares a number", "description: [1]", "description", "str"),
     ],
 )
@@ -154,8 +169,19 @@ def test_other_versions_are_not(version: str) -> None:
     assert refused(changed("version: 1.0.0", f"version: '{version}'")).fields["path"] == "version"
 
 
-def test_the_travelling_form_reads_back_as_the_same_manifest() -> None:
-    manifest = parse_manifest(MANIFEST.encode())
+def test_what_an_agent_asks_of_models_is_read() -> None:
+    asked = parse_manifest(
+        changed("permissions: {}", model("names: [small, '*'], max_tokens: 500, pin: pool"))
+    ).model
+    assert asked == ModelPermission(("small", "*"), 500, "pool")
+    assert parse_manifest(MANIFEST.encode()).model is None
+
+
+@pytest.mark.parametrize(
+    "permissions", ["permissions: {}", "permissions: {model: {names: [small], max_tokens: 9}}"]
+)
+def test_the_travelling_form_reads_back_as_the_same_manifest(permissions: str) -> None:
+    manifest = parse_manifest(changed("permissions: {}", permissions))
     assert from_json(manifest_json(manifest)) == manifest
 
 

@@ -112,4 +112,5 @@ class Catalogue:
             fuel=found.resources.fuel,
             input_schema=found.input,
             output_schema=found.output,
+            model=found.model,
         )

@@ -346,6 +346,7 @@ class Dispatcher:
             memory_bytes=agent.memory_bytes,
             fuel=agent.fuel,
             index=task.index,
+            pin=job.spec.pin,
         )
 
     def _without_schemas(self, agent: AgentRef) -> AgentRef:

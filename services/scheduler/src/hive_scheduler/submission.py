@@ -12,8 +12,9 @@ from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmit
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import PAYLOAD_BYTES_MAX, LogReader
+from hive_common.inference.calls import narrowest
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, PayloadTooLarge
+from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, PayloadTooLarge, PermissionDenied
 from hive_common.kernel.ids import derive_id, is_id, new_id
 
 from hive_scheduler.blobs import Blobs
@@ -170,7 +171,10 @@ class Submissions:
                 raise InvalidArgument(
                     f"{path}: there is no agent {step.agent}{hint}", path=path, expected="a published name@version"
                 )
-        return {agent: self._catalogue.agents[agent] for agent in spec.agents}
+        agents = {agent: self._catalogue.agents[agent] for agent in spec.agents}
+        for reference, agent in agents.items():
+            _check_pins(spec.pin, reference, agent)
+        return agents
 
     async def _input_of(self, spec: JobSpec, request: Submission) -> Value:
         if request.input_digest:
@@ -257,6 +261,19 @@ def _payload_of(event: JobSubmitted) -> bytes:
             f" expected {PAYLOAD_BYTES_MAX} at most"
         )
     return payload
+
+
+def _check_pins(pin: str, reference: str, agent: AgentRef) -> None:
+    """Refuse a job whose models may be nowhere: each attempt would end with `permission_denied`."""
+    if agent.model is None:
+        return
+    try:
+        narrowest(pin, agent.model.pin)
+    except PermissionDenied as error:
+        raise InvalidArgument(
+            f"models.pin: {error.message}, and `{agent.model.pin}` stands in the manifest of {reference}",
+            path="models.pin",
+        ) from error
 
 
 STATE_AFTER: Final = {

@@ -146,27 +146,34 @@ def convert(document: dict[str, Any], kind: type[T], file: str) -> T:
         refuse_validation(error, file, kind)
 
 
-def refuse_validation(error: msgspec.ValidationError, file: str, kind: type[msgspec.Struct]) -> NoReturn:
-    """Raise the `InvalidArgument` for what msgspec found while it read a `kind`."""
+def refuse_validation(
+    error: msgspec.ValidationError, file: str, kind: type[msgspec.Struct], below: str = ""
+) -> NoReturn:
+    """Raise the `InvalidArgument` for what msgspec found while it read a `kind`.
+
+    Args:
+        below: the path in the document at which the `kind` stands.
+    """
     text = str(error)
     found = _AT.search(text)
     path = found["path"].lstrip(".") if found else ""
+    where = ".".join(filter(None, (below, path)))
     problem = text[: found.start()] if found else text
     if unknown := _UNKNOWN.match(problem):
         known = _fields_at(kind, path)
-        inside = f"{path}.{unknown['field']}" if path else unknown["field"]
+        inside = f"{where}.{unknown['field']}" if where else unknown["field"]
         close = nearest(unknown["field"], known)
         expected = f"`{close}`" if close else "one of " + ", ".join(sorted(known))
         refuse(file, inside, "unknown field", expected)
     if missing := _MISSING.match(problem):
-        refuse(file, path, f"the field `{missing['field']}` is missing", f"`{missing['field']}: …`")
+        refuse(file, where, f"the field `{missing['field']}` is missing", f"`{missing['field']}: …`")
     if wrong := _NOT_ONE_OF.match(problem):
-        refuse(file, path, f"got {wrong['value']}", _choices_at(kind, path))
+        refuse(file, where, f"got {wrong['value']}", _choices_at(kind, path))
     wanted, _, got = problem.partition(", got ")
     if got and wanted.startswith("Expected "):
         hint = " (put it in quotes)" if "`str`" in wanted and got in ("`float`", "`int`", "`bool`") else ""
-        refuse(file, path, f"got {got}", wanted.removeprefix("Expected ") + hint)
-    refuse(file, path, problem)
+        refuse(file, where, f"got {got}", wanted.removeprefix("Expected ") + hint)
+    refuse(file, where, problem)
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:

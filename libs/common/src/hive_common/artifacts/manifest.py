@@ -13,6 +13,7 @@ import msgspec
 from hive_common.artifacts.documents import convert, load_yaml, nearest, refuse, refuse_validation
 from hive_common.artifacts.quantities import parse_duration, parse_quantity
 from hive_common.artifacts.schemas import check_schema
+from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import (
     AGENT_MANIFEST_BYTES_MAX,
     FUEL_DEFAULT,
@@ -20,9 +21,12 @@ from hive_common.contracts.limits import (
     KIB,
     MEMORY_DEFAULT_BYTES,
     MEMORY_MAX_BYTES,
+    MODEL_NAMES_MAX,
+    MODEL_TOKENS_MAX,
     TIMEOUT_DEFAULT_MS,
     TIMEOUT_MAX_MS,
 )
+from hive_common.inference.calls import PIN_ANY, PINS, is_pin
 from hive_common.kernel.errors import PayloadTooLarge
 
 FILE_NAME: Final = "manifest.yaml"
@@ -34,6 +38,7 @@ PERMISSIONS: Final = ("model", "http", "kv", "tools", "fork", "scratch")
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
 VERSION_CHARACTERS_MAX: Final = 128
 DESCRIPTION_CHARACTERS_MAX: Final = 1_000
+MODEL_NAME_CHARACTERS_MAX: Final = 256
 MEMORY_MIN_BYTES: Final = 64 * KIB
 """One page of WebAssembly memory."""
 
@@ -72,6 +77,12 @@ class AgentManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     description: str = ""
 
     @property
+    def model(self) -> ModelPermission | None:
+        """What it asks of models; None if nothing."""
+        asked = self.permissions.get("model")
+        return None if asked is None else _model_permission(asked, FILE_NAME)
+
+    @property
     def reference(self) -> str:
         """How a job names this version: `name@version`."""
         return f"{self.name}@{self.version}"
@@ -97,6 +108,14 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     resources: _ResourcesDocument = _ResourcesDocument()
     permissions: dict[str, Any] = {}
     description: str = ""
+
+
+class _ModelDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`permissions.model` as it is written."""
+
+    names: tuple[str, ...]
+    max_tokens: int
+    pin: str = PIN_ANY
 
 
 def parse_manifest(data: bytes, file: str = FILE_NAME) -> AgentManifest:
@@ -206,13 +225,35 @@ def _check_resources(resources: Resources, file: str) -> None:
             refuse(file, f"resources.{name}", f"got {value} {unit}", f"{least} to {most} {unit}")
 
 
+def _model_permission(value: Any, file: str) -> ModelPermission:
+    path = "permissions.model"
+    if not isinstance(value, dict):
+        refuse(file, path, "is not a mapping", "`{names: [...], max_tokens: ...}`")
+    try:
+        asked = msgspec.convert(value, _ModelDocument)
+    except msgspec.ValidationError as error:
+        refuse_validation(error, file, _ModelDocument, path)
+    if not 1 <= len(asked.names) <= MODEL_NAMES_MAX or len(set(asked.names)) < len(asked.names):
+        refuse(file, f"{path}.names", "is no list of models", f"1 to {MODEL_NAMES_MAX} different names, or `*`")
+    for index, name in enumerate(asked.names):
+        if not 1 <= len(name) <= MODEL_NAME_CHARACTERS_MAX:
+            refuse(file, f"{path}.names[{index}]", f"got {name!r}", "the name of a model, or `*` for every one")
+    if not 1 <= asked.max_tokens <= MODEL_TOKENS_MAX:
+        refuse(file, f"{path}.max_tokens", f"got {asked.max_tokens}", f"1 to {MODEL_TOKENS_MAX} tokens")
+    if not is_pin(asked.pin):
+        refuse(file, f"{path}.pin", f"got {asked.pin!r}", PINS)
+    return ModelPermission(asked.names, asked.max_tokens, asked.pin)
+
+
 def _check_permissions(permissions: dict[str, Any], file: str) -> None:
     for name, value in permissions.items():
         if name not in PERMISSIONS:
             close = nearest(name, PERMISSIONS)
             known = f"`{close}`" if close else "one of " + ", ".join(PERMISSIONS)
             refuse(file, f"permissions.{name}", "unknown permission", known)
-        if value:
+        if name == "model" and value is not None:
+            _model_permission(value, file)
+        elif value:
             refuse(
                 file,
                 f"permissions.{name}",

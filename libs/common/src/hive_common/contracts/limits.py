@@ -56,6 +56,10 @@ AGENT_MODULE_BYTES_MAX: Final = 64 * MIB
 TASK_INPUT_BYTES_MAX: Final = 64 * MIB
 """The input of one task: it enters a guest in one piece."""
 
+MODEL_NAMES_MAX: Final = 100
+MODEL_TOKENS_MAX: Final = 10_000_000
+"""What a manifest may name; and the most that the calls of one attempt may generate."""
+
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB
 DETAIL_BYTES_MAX: Final = 16 * KIB

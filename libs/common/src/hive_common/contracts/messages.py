@@ -39,7 +39,7 @@ class PullRequest(Message, frozen=True, kw_only=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An attempt to run. `timeout_ms` counts from the start of the guest."""
+    """An attempt to run. `timeout_ms` counts from the start of the guest; `pin` is that of the job."""
 
     task: str
     attempt: int
@@ -51,6 +51,7 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int
     fuel: int
     index: int | None = None
+    pin: str = ""
 
 
 class PullReply(Message, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ PIN_POOL: Final = "pool"
 PIN_OWN_DEVICES: Final = "own-devices"
 PIN_REGION: Final = "region:"
 """What follows is the value of the device's label `region`."""
+PINS: Final = "own-devices, pool, region:<name> or any"
 
 CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
 """`reason` in the fields of an `InvalidArgument`: what was asked does not fit into the model's context."""
@@ -71,6 +72,30 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     tokens_max: int = 0
 
 
+def is_pin(text: str) -> bool:
+    """Say whether `text` tells where data may go."""
+    region = text.startswith(PIN_REGION) and len(text) > len(PIN_REGION)
+    return region or text in (PIN_ANY, PIN_POOL, PIN_OWN_DEVICES)
+
+
+def narrowest(first: str, second: str) -> str:
+    """Return the pin that holds where both do; an empty one is `any`.
+
+    Raises:
+        PermissionDenied: neither is narrower than the other.
+    """
+    first, second = first or PIN_ANY, second or PIN_ANY
+    if first == second or _narrows(first, second):
+        return first
+    if _narrows(second, first):
+        return second
+    raise PermissionDenied(f"`{first}` and `{second}` cannot hold together", pin=first)
+
+
+def _narrows(pin: str, other: str) -> bool:
+    return other == PIN_ANY or (other == PIN_POOL and pin != PIN_ANY)
+
+
 def narrowed(pin: str, wanted: str) -> str:
     """Return the pin that holds for a call that asks for `wanted` under a key's `pin`.
 
@@ -84,12 +109,9 @@ def narrowed(pin: str, wanted: str) -> str:
     """
     if wanted in ("", pin):
         return pin
-    region = wanted.startswith(PIN_REGION) and len(wanted) > len(PIN_REGION)
-    if not region and wanted not in (PIN_ANY, PIN_POOL, PIN_OWN_DEVICES):
-        raise InvalidArgument(
-            f"{wanted[:80]!r} is no pin; expected own-devices, pool, region:<name> or any", path="pin"
-        )
-    if pin == PIN_ANY or (pin == PIN_POOL and wanted != PIN_ANY):
+    if not is_pin(wanted):
+        raise InvalidArgument(f"{wanted[:80]!r} is no pin; expected {PINS}", path="pin")
+    if _narrows(wanted, pin):
         return wanted
     raise PermissionDenied(f"calls here are pinned to `{pin}`; `{wanted}` would not narrow that", pin=pin)
 

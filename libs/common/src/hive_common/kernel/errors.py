@@ -12,6 +12,7 @@
     ├── RateLimited          retryable
     ├── Unavailable          retryable: something this needs cannot be reached
     ├── DeadlineExceeded     retryable
+    ├── BudgetExhausted      what was granted is used up
     ├── UnknownEvent         a reader met an event it does not know, and stopped
     ├── CorruptLog           the log does not verify
     └── Internal
@@ -119,6 +120,12 @@ class DeadlineExceeded(HiveError):
     retryable = True
 
 
+class BudgetExhausted(HiveError):
+    """What was granted is used up; waiting does not help. `fields` may have `limit` and `spent`."""
+
+    code = "budget_exhausted"
+
+
 class UnknownEvent(HiveError):
     """A reader met a type or schema version it does not know. It must stop, never skip (law 11)."""
 
@@ -149,6 +156,7 @@ CATALOGUE: dict[str, Mapping] = {
     "rate_limited": Mapping("RESOURCE_EXHAUSTED", 429, "Too many requests"),
     "unavailable": Mapping("UNAVAILABLE", 503, "Unavailable"),
     "deadline_exceeded": Mapping("DEADLINE_EXCEEDED", 504, "Deadline exceeded"),
+    "budget_exhausted": Mapping("RESOURCE_EXHAUSTED", 402, "Budget used up"),
     "unknown_event": Mapping("UNIMPLEMENTED", 500, "Unknown event"),
     "corrupt_log": Mapping("DATA_LOSS", 500, "The log does not verify"),
     "internal": Mapping("INTERNAL", 500, "Internal error"),

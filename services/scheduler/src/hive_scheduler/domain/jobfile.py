@@ -18,6 +18,7 @@ from hive_common.contracts.limits import (
     JOB_BYTES_MAX,
     TIMEOUT_MAX_MS,
 )
+from hive_common.inference.calls import PINS, is_pin
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
 from hive_scheduler.domain.expressions import Template, compile_template
@@ -58,6 +59,10 @@ class _Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: _Retry = _Retry()
 
 
+class _Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pin: str = ""
+
+
 class _Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     apiVersion: Literal["hive/v1"]
     kind: Literal["Job"]
@@ -67,6 +72,7 @@ class _Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: _Limits = _Limits()
     priority: Priority = "normal"
     output: Any = None
+    models: _Models = _Models()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -82,7 +88,10 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True):
-    """A job document that was found good. `steps` are in topological order; `input` may be UNSET."""
+    """A job document that was found good.
+
+    `steps` are in topological order; `input` may be UNSET; `pin` says where models may see the data, empty: any.
+    """
 
     name: str
     input: Any
@@ -91,6 +100,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     priority: Priority
     steps: tuple[Step, ...]
     output: Template | None
+    pin: str = ""
 
     @property
     def agents(self) -> frozenset[str]:
@@ -131,7 +141,13 @@ def parse_job(document: bytes) -> JobSpec:
         priority=job.priority,
         steps=_ordered(steps),
         output=_output(job.output, steps),
+        pin=_pin(job.models.pin),
     )
+
+
+def _pin(pin: str) -> str:
+    _require(not pin or is_pin(pin), "models.pin", PINS, pin)
+    return pin
 
 
 def unknown_task(path: str, name: str, known: Iterable[str]) -> NoReturn:

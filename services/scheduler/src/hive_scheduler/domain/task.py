@@ -47,8 +47,8 @@ LIVE: Final = frozenset({"assigned", "running"})
 BACKOFF_MAX_MS: Final = 5 * 60_000
 """The pause between attempts doubles up to this."""
 
-NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input"})
-"""Codes that another attempt cannot change: they depend on the agent's bytes or the task's input alone."""
+NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input", "permission_denied"})
+"""Codes that another attempt cannot change: they depend on the agent, its grants or the task's input alone."""
 
 _LOST_BECAUSE: Final = {
     "lease_expired": "the executor was not heard of any more (lease_expired)",

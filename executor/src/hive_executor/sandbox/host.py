@@ -1,0 +1,102 @@
+"""What a guest may ask of the host: the parent's side of host calls. Nothing is there unless it was granted."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from hive_common.kernel.errors import (
+    DeadlineExceeded,
+    HiveError,
+    InvalidArgument,
+    PayloadTooLarge,
+    PermissionDenied,
+    body_of,
+)
+
+from hive_executor.sandbox.frames import HostAnswer, HostCall
+from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX, HOST_REQUEST_BYTES_MAX
+
+log = logging.getLogger(__name__)
+
+_AFTER_LIMIT_S: Final = 0.1
+"""A call that runs into the limit of its attempt is answered this much later: the guest is then interrupted when
+it goes on, and its runner, which would otherwise be killed, stays."""
+
+
+class Capability(Protocol):
+    """One thing that an attempt was granted, with the bounds of the grant. It lives as long as the attempt."""
+
+    async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
+        """Answer one call; it is cancelled when the attempt ends.
+
+        Args:
+            operation: a function of the interface in `agent.wit`.
+            request: what the guest gave: JSON if it is honest.
+            left_ms: until the attempt's limit.
+
+        Returns:
+            JSON.
+
+        Raises:
+            PermissionDenied: this was not granted. The attempt ends, whatever the guest does about it.
+            HiveError: anything else; the guest gets its code and its message.
+        """
+        ...
+
+
+Capabilities = Mapping[str, Capability]
+"""By the name of the permission."""
+
+
+class Host:
+    """Answers the host calls of one attempt.
+
+    Args:
+        granted: nothing else exists for the guest.
+        deadline_s: the attempt's limit, on the clock of the loop.
+    """
+
+    def __init__(self, granted: Capabilities, deadline_s: float) -> None:
+        self._granted = granted
+        self._deadline_s = deadline_s
+        self.denied = ""
+
+    async def answer(self, call: HostCall) -> HostAnswer:
+        """Answer one call; only a cancellation comes out of this."""
+        try:
+            return HostAnswer(await self._answer(call))
+        except PermissionDenied as error:
+            self.denied = error.message
+            return HostAnswer(code=error.code, message=error.message, ends=True)
+        except HiveError as error:
+            return HostAnswer(code=error.code, message=error.message)
+        except Exception as error:
+            log.exception("%s.%s failed inside the executor", call.capability, call.operation)
+            return HostAnswer(code=body_of(error).code, message="the executor failed; its log has the details")
+
+    async def _answer(self, call: HostCall) -> str:
+        capability = self._granted.get(call.capability)
+        if capability is None:
+            raise PermissionDenied(
+                f"the permission `{call.capability}` is not granted: the manifest does not ask for it "
+                f"(`permissions.{call.capability}`)"
+            )
+        try:
+            request = call.request.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"the request is not UTF-8: {error}") from error
+        _check_size("the request", request, HOST_REQUEST_BYTES_MAX)
+        left_ms = max(0, int((self._deadline_s - asyncio.get_running_loop().time()) * 1000))
+        try:
+            async with asyncio.timeout_at(self._deadline_s + _AFTER_LIMIT_S):
+                answer = await capability.call(call.operation, request, left_ms)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the attempt's time ran out") from error
+        _check_size("the answer", answer, HOST_ANSWER_BYTES_MAX)
+        return answer.decode()
+
+
+def _check_size(what: str, data: bytes, bytes_max: int) -> None:
+    if len(data) > bytes_max:
+        raise PayloadTooLarge(f"{what} has {len(data)} bytes; expected {bytes_max} at most")
