@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import aiohttp
 import grpc.aio
 import msgspec
 import pytest
+from hive_common.bus import assertion
 from hive_common.bus.authority import Authority
+from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, NotFound, body_of
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
@@ -26,6 +29,7 @@ from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
+TOKEN_ID = "01890000-0000-7000-8000-00000000000a"
 OWNER = "01890000-0000-7000-8000-000000000001"
 
 
@@ -180,6 +184,38 @@ class ExecutorsPeer(executors_pb2_grpc.ExecutorsServicer):
             executor_id=new_id(), name="executor-1", state="online", capabilities_json=b'{"cores": 2}', slots=2
         )
         self.requests: list[Any] = []
+        self.keys: dict[str, executors_pb2.Key] = {}
+        self.lookups = 0
+        self.enrol_error: HiveError | None = None
+
+    def credentials(self, executor: str) -> executors_pb2.Credentials:
+        return executors_pb2.Credentials(
+            executor_id=executor, owner="o", nats_jwt="jwt", expires_us=7, nats_url="nats://n", blobs_url="http://b"
+        )
+
+    async def Keys(self, request, context):
+        self.lookups += 1
+        return executors_pb2.KeysResponse(keys=[self.keys[i] for i in request.executor_ids if i in self.keys])
+
+    async def IssueToken(self, request, context):
+        self.requests.append(request)
+        return executors_pb2.IssueTokenResponse(token_id=TOKEN_ID, secret="the-secret", expires_us=5)
+
+    async def Enrol(self, request, context):
+        self.requests.append(request)
+        if self.enrol_error is not None:
+            raise self.enrol_error
+        return self.credentials("enrolled")
+
+    async def Renew(self, request, context):
+        self.requests.append(request)
+        return self.credentials(request.executor_id)
+
+    async def Revoke(self, request, context):
+        self.requests.append(request)
+        self.executor.state = "revoked"
+        self.executor.revoked = True
+        return self.executor
 
     async def List(self, request, context):
         return executors_pb2.ListResponse(executors=[self.executor])
@@ -318,7 +354,9 @@ class World:
         self.folder = folder
         self.nats = nats
         self.service_key = secrets.token_hex(8)
-        self.keys = {name: secrets.token_urlsafe(24) for name in ("admin", "executor")}
+        self.keys = {"admin": secrets.token_urlsafe(24)}
+        self.seed = new_seed("user")
+        self.device = new_id()
         self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
         self.intake = IntakePeer(self.jobs)
         self.audit, self.models = AuditPeer(), ModelsPeer()
@@ -368,6 +406,16 @@ class World:
             peers=self.peers,
             extra={key: msgspec.Raw(msgspec.json.encode(value)) for key, value in settings.items()},
         )
+
+    def enrol(self, revoked: bool = False) -> None:
+        """Have the registry know the device."""
+        self.executors.keys[self.device] = executors_pb2.Key(
+            executor_id=self.device, public_key=public_nkey(self.seed), owner="o", revoked=revoked
+        )
+
+    def assertion(self, off_s: float = 0.0, executor: str = "") -> str:
+        """Return what the device shows, with a clock that is `off_s` ahead."""
+        return assertion.make(assertion.private_key(self.seed), executor or self.device, time.time() + off_s)
 
     @property
     def caller(self) -> str:

@@ -107,6 +107,6 @@ def test_a_caller_is_a_pseudonym_of_its_owner_and_name(tmp_path):
     file = tmp_path / "key"
     file.touch(mode=0o600)
     file.write_text("secret\n")
-    ring = KeyRing.load([KeySettings("laptop", "executor", str(file))], "owner")
+    ring = KeyRing.load([KeySettings("laptop", "admin", str(file))], "owner")
     caller = ring.caller("Bearer secret")
-    assert caller.pseudonym == derive_id("caller", "owner", "laptop") and caller.scope == "executor"
+    assert caller.pseudonym == derive_id("caller", "owner", "laptop") and caller.scope == "admin"

@@ -1,5 +1,7 @@
 """The ASGI application: all routers, errors, the OpenAPI document, and around them key and metrics."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.inference.calls import Completer
@@ -7,20 +9,21 @@ from hive_common.ops.telemetry import Health
 from starlette.types import ASGIApp
 
 from hive_gateway import documents, problems
+from hive_gateway.devices import Devices
 from hive_gateway.direct import Direct
 from hive_gateway.intake import Intake
 from hive_gateway.keys import Caller, KeyRing
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
-from hive_gateway.routes import agents, audit, blobs, executors, following, jobs, models, operations
+from hive_gateway.routes import agents, audit, blobs, enrolment, executors, following, jobs, models, operations
 from hive_gateway.streams import Followers
 from hive_gateway.surfaces import Surfaces
 
 DESCRIPTION = """Runs autonomous AI agents on the devices people already own.
 
-Every path but health needs `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) with a stable
-`code`. Times are microseconds since the epoch; positions are those of the event log."""
+Every path but health and joining needs `Authorization: Bearer <key>`. Errors are problem documents (RFC 9457) with
+a stable `code`. Times are microseconds since the epoch; positions are those of the event log."""
 
 
 def build_api(
@@ -30,9 +33,13 @@ def build_api(
     live_logs: LiveLogs,
     followers: Followers,
     health: Health,
-    ca: str = "",
+    ca: str,
+    public_url: Callable[[], str],
 ) -> FastAPI:
-    """Return the REST interface, without the key check around it. `ca` is the certificate of the CA, in PEM."""
+    """Return the REST interface, without the key check around it.
+
+    `ca` is the certificate of the CA, in PEM; `public_url` says where machines that may join reach this gateway.
+    """
     api = FastAPI(
         title="HiveFabric",
         version="1",
@@ -46,6 +53,7 @@ def build_api(
     for router in (
         jobs.router(peers, intake, store),
         following.router(peers, live_logs, followers),
+        enrolment.router(peers, ca, public_url),
         executors.router(peers),
         agents.router(peers),
         audit.router(peers),
@@ -60,10 +68,11 @@ def build_api(
 def guarded(
     api: FastAPI,
     keys: KeyRing,
+    devices: Devices,
     intake: Intake,
     store: ArtifactStore,
     completer: Completer,
     without_key: Caller | None,
 ) -> ASGIApp:
     """Return what the server runs: `api` behind the key check, measured; submits and model calls go past it."""
-    return Measured(Authenticated(Surfaces(Direct(api, intake, store), completer), keys, without_key))
+    return Measured(Authenticated(Surfaces(Direct(api, intake, store), completer), keys, devices, without_key))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hive_common.artifacts.store import FolderStore
+from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
@@ -16,6 +17,7 @@ from hive_common.ops.tls import server_context
 
 from hive_gateway.app import build_api, guarded
 from hive_gateway.completer import RouterCompleter
+from hive_gateway.devices import Devices
 from hive_gateway.doors import Door
 from hive_gateway.grpc_proxy import PublicRpc
 from hive_gateway.http_server import HttpServer
@@ -39,7 +41,7 @@ class Gateway:
     """
 
     def __init__(self, config: ServiceConfig) -> None:
-        settings = settings_of(config)
+        settings = self._settings = settings_of(config)
         keys = KeyRing.load(settings.keys, config.owner)
         self.health = Health()
         self.peers = Peers(config.peers, read_secret(config.service_key_file))
@@ -49,9 +51,10 @@ class Gateway:
         self.intake = Intake(self.peers)
         store = FolderStore(config.artifacts_dir)
         ca = _certificate(settings.ca_file) if settings.ca_file else ""
-        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca)
+        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca, self._url)
         without_key = keys.without_key(config.owner) if settings.ollama_without_key else None
-        app = guarded(api, keys, self.intake, store, RouterCompleter(self.peers), without_key)
+        devices = Devices(self.peers, SystemClock())
+        app = guarded(api, keys, devices, self.intake, store, RouterCompleter(self.peers), without_key)
         self._http = HttpServer(app, settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
         self.doors: list[Door] = []
@@ -102,6 +105,9 @@ class Gateway:
             await asyncio.gather(task, return_exceptions=True)
 
         stack.push_async_callback(end)
+
+    def _url(self) -> str:
+        return self._settings.public_url or f"http://{self._settings.http_host}:{self.http_port}"
 
     def _stopping(self) -> str | None:
         return "the gateway stops" if self.followers.stopping.is_set() else None

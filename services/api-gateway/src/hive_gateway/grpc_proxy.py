@@ -46,6 +46,11 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
     }
 
 
+WITHHELD = frozenset({"Enrol", "Renew", "Keys"})
+"""Methods of `Executors` that are not for outsiders with a key: executors enrol and renew over REST, where the
+gateway recognises each by its signature; whoever could renew for another would get credentials in its name."""
+
+
 def _service(module: Any, name: str) -> ServiceDescriptor:
     service: ServiceDescriptor = module.DESCRIPTOR.services_by_name[name]
     return service
@@ -67,6 +72,7 @@ class Proxy(grpc.GenericRpcHandler):
             )
             for service, peer in services.items()
             for method in service.methods
+            if method.name not in WITHHELD
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
 from hive_common.inference.calls import PIN_ANY, narrowed
-from hive_common.kernel.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from hive_common.kernel.errors import InvalidArgument, Unauthenticated
 from hive_common.kernel.ids import derive_id
 from hive_common.ops.config import read_secret
 
 from hive_gateway.settings import KeySettings
 
 Scope = Literal["admin", "executor"]
+"""An executor may only read and write blobs, and renew its credentials. It has no key: see `devices`."""
 
 WITHOUT_KEY: Final = "without-key"
 """Name of whoever calls models from this machine without a key."""
@@ -82,19 +83,25 @@ class KeyRing:
         return found
 
     def authorise_rpc(self, method: str, metadata: Any) -> None:
-        """Refuse a gRPC call without a key of scope `admin` (for `hive_common.rpc.server`)."""
-        caller = self.caller_of_rpc(metadata)
-        if caller.scope != "admin":
-            raise PermissionDenied(f"the key `{caller.name}` may only read and write blobs", scope=caller.scope)
+        """Refuse a gRPC call without a key (for `hive_common.rpc.server`)."""
+        self.caller_of_rpc(metadata)
 
     def caller_of_rpc(self, metadata: Any) -> Caller:
         """Return who shows a key in the metadata of a gRPC call."""
         return self.caller(dict(metadata or ()).get("authorization"))
 
 
+def bearer_of(authorization: str | None) -> str:
+    """Return what an `Authorization` header shows after `Bearer`, or nothing."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def may_use(caller: Caller, path: str) -> bool:
     """Say whether `caller` may use the REST path."""
-    return caller.scope == "admin" or path.startswith("/v1/blobs/")
+    if caller.scope == "admin":
+        return True
+    return path.startswith("/v1/blobs/") or path == f"/v1/executors/{caller.name}/credentials"
 
 
 def _caller(key: KeySettings, owner: str) -> Caller:

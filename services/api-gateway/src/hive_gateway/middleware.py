@@ -9,39 +9,46 @@ from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hive_gateway.keys import Caller, KeyRing, may_use
+from hive_gateway.devices import Devices, is_assertion
+from hive_gateway.keys import Caller, KeyRing, bearer_of, may_use
 from hive_gateway.problems import CLIENT_CLOSED, error_response
 
 CALLER = "hive.caller"
 """Where the scope of a call carries its `Caller`."""
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/ca"})
+OPEN_CALLS = frozenset({("POST", "/v1/executors/enrol")})
+"""Of these paths only the one method needs no key."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
 
 class Authenticated:
-    """Lets nobody through without a key, but to `OPEN_PATHS`; a wrong path tells a stranger nothing either.
+    """Lets nobody through without a key, but to what `is_open`; a wrong path tells a stranger nothing either.
 
     Args:
         app: what is behind it.
         keys: who may call.
+        devices: executors, which show what they have signed in place of a key.
         without_key: who calls the Ollama paths without a key, from this machine and from no page of the web; None:
             nobody does.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, without_key: Caller | None = None) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, devices: Devices, without_key: Caller | None = None) -> None:
         self._app = app
         self._keys = keys
+        self._devices = devices
         self._without_key = without_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not is_open(scope):
             try:
-                caller = self._caller(scope)
+                caller = await self._caller(scope)
                 if not may_use(caller, scope["path"]):
                     raise PermissionDenied(
-                        f"the key `{caller.name}` may only read and write blobs", scope=caller.scope
+                        "an executor may only read and write blobs, and renew its own credentials",
+                        scope=caller.scope,
                     )
             except HiveError as error:
                 await error_response(scope["path"], error)(scope, receive, send)
@@ -49,8 +56,11 @@ class Authenticated:
             scope[CALLER] = caller
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
+    async def _caller(self, scope: Scope) -> Caller:
         authorization = Headers(scope=scope).get("authorization")
+        token = bearer_of(authorization)
+        if is_assertion(token):
+            return await self._devices.caller(token)
         if authorization is not None or not Ollama.route(scope["path"]):
             return self._keys.caller(authorization)
         if self._without_key is None:
@@ -91,6 +101,11 @@ class Measured:
         finally:
             if not answered:
                 REQUESTS.labels(route_of(scope), str(CLIENT_CLOSED)).inc()
+
+
+def is_open(scope: Scope) -> bool:
+    """Say whether an HTTP call needs no key."""
+    return scope["path"] in OPEN_PATHS or (scope["method"], scope["path"]) in OPEN_CALLS
 
 
 def route_of(scope: Scope) -> str:

@@ -12,7 +12,7 @@ PEERS = ("scheduler", "registry", "audit", "router")
 
 
 class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One API key. `admin` may use everything, `executor` only blobs. The file has mode 0600.
+    """One API key, which may use everything. The file has mode 0600.
 
     Attributes:
         pin: where the data of its model calls may go: `own-devices`, `pool`, `region:<r>` or `any`.

@@ -162,7 +162,10 @@ class Cancelled(View, frozen=True, kw_only=True):
 
 
 class Executor(View, frozen=True, kw_only=True):
-    """A device that runs tasks. `state` is online, offline, drained, or unknown."""
+    """A device that runs tasks. `state` is online, offline, drained, revoked, or unknown.
+
+    `owner_name` is empty where it is the installation's owner.
+    """
 
     executor_id: str
     name: str
@@ -174,6 +177,27 @@ class Executor(View, frozen=True, kw_only=True):
     slots: int
     running: int
     position: int
+    owner_name: str
+    revoked: bool
+
+
+class IssuedToken(View, frozen=True, kw_only=True):
+    """A token with which one machine may join, once. It is shown here and kept nowhere."""
+
+    token_id: str
+    token: str
+    expires_us: int
+
+
+class Credentials(View, frozen=True, kw_only=True):
+    """What an executor connects with: a user JWT for NATS, which its own key completes, and where to connect."""
+
+    executor_id: str
+    owner: str
+    nats_jwt: str
+    expires_us: int
+    nats_url: str
+    blobs_url: str
 
 
 class ExecutorPage(View, frozen=True, kw_only=True):
@@ -373,6 +397,20 @@ def executor(message: executors_pb2.Executor) -> Executor:
         slots=message.slots,
         running=message.running,
         position=message.position,
+        owner_name=message.owner_name,
+        revoked=message.revoked,
+    )
+
+
+def credentials(message: executors_pb2.Credentials) -> Credentials:
+    """Return the view of an executor's credentials."""
+    return Credentials(
+        executor_id=message.executor_id,
+        owner=message.owner,
+        nats_jwt=message.nats_jwt,
+        expires_us=message.expires_us,
+        nats_url=message.nats_url,
+        blobs_url=message.blobs_url,
     )
 
 
