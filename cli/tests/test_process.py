@@ -14,7 +14,7 @@ import pytest
 from hive_cli.supervisor.leash import leashed
 from hive_cli.supervisor.logs import LOG_BYTES_MAX, bound_log, log_tail
 from hive_cli.supervisor.probes import Answer, Probed
-from hive_cli.supervisor.process import Child, ProcessSpec
+from hive_cli.supervisor.process import EXECUTOR_FINALS, Child, ProcessSpec
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = (
@@ -74,7 +74,7 @@ async def test_a_process_that_dies_at_once_is_tried_again_ever_more_slowly(run: 
 
 
 async def test_a_superseded_executor_is_left_alone(run: Callable[..., Child]) -> None:
-    child = run("raise SystemExit(3)", may_be_superseded=True)
+    child = run("raise SystemExit(3)", finals=EXECUTOR_FINALS)
     await until(lambda: child.snapshot().state == "superseded")
     assert child.restarts == 0
 

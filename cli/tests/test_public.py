@@ -7,6 +7,7 @@ from hive_cli.commands.installation import _chosen_address
 from hive_cli.home import Home
 from hive_cli.supervisor import public
 from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.nats_conf import render
 from hive_cli.supervisor.provision import provision
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig, load_config
@@ -112,6 +113,22 @@ def test_the_address_is_kept_until_it_is_taken_back(tmp_path):
     again = provision(home, None, public=OURS)
     assert again == first
     assert (home.root / "tls" / "ca.pem").read_text() == ca, "devices know the installation by it"
+
+
+def test_nats_listens_outside_only_with_tls(tmp_path):
+    home = Home(tmp_path / "home")
+    plain = provision(home, 1, preferred_ports=False)
+    configs(home, plain)
+    assert 'host: "127.0.0.1"' in home.nats_config_file.read_text()
+    assert plain.endpoints.nats.startswith("nats://127.0.0.1:")
+    settings = provision(home, None, public=OURS)
+    nats = configs(home, settings)["executor-1"]["nats"]
+    text = home.nats_config_file.read_text()
+    assert 'host: "0.0.0.0"' in text and "handshake_first: true" in text
+    assert nats["url"] == f"tls://127.0.0.1:{settings.ports['nats']}"
+    assert nats["ca_file"] == str(home.ca_file)
+    with pytest.raises(ValueError, match="no TLS"):
+        render(port=1, monitor_port=2, store_dir=tmp_path, trust="", host="0.0.0.0")
 
 
 def test_no_listener_without_tls_leaves_the_loopback(tmp_path):

@@ -19,7 +19,7 @@ from hive_common.kernel.errors import (
     Unavailable,
 )
 
-from hive_cli.home import Home
+from hive_cli.home import Home, elsewhere
 
 PATIENCE_S = 60.0
 """How long a gateway may be away while its supervisor runs."""
@@ -50,9 +50,12 @@ class Api:
 
     Raises:
         Unavailable: nothing was ever started in this home.
+        FailedPrecondition: it has joined an installation elsewhere, and holds no key for it.
     """
 
     def __init__(self, home: Home, patience_s: float = PATIENCE_S) -> None:
+        if home.is_joined():
+            raise elsewhere(home)
         if not home.exists():
             raise Unavailable(f"{home.root}: no installation here; start one with: hive up")
         self._home = home
@@ -122,7 +125,7 @@ class Api:
         """GET something large in chunks. A connection that breaks raises Unavailable: nothing is resumed."""
         try:
             with self._client.stream("GET", path, params=_given(params)) as response:
-                _raise_for(response)
+                raise_for(response)
                 yield response.iter_bytes()
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -157,7 +160,7 @@ class Api:
         headers = {"accept": "text/event-stream"} | ({"last-event-id": last_id} if last_id else {})
         timeout = httpx.Timeout(STREAM_SILENCE_S, connect=5.0)
         with self._client.stream("GET", path, headers=headers, timeout=timeout) as response:
-            _raise_for(response)
+            raise_for(response)
             yield from parse_events(response.iter_lines())
 
     def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -165,7 +168,7 @@ class Api:
         while True:
             try:
                 response = self._client.request(method, path, **arguments)
-                _raise_for(response)
+                raise_for(response)
                 return response
             except Unauthenticated as error:
                 file = self._home.api_key_file
@@ -239,7 +242,8 @@ def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
                 data.append(value)
 
 
-def _raise_for(response: httpx.Response) -> None:
+def raise_for(response: httpx.Response) -> None:
+    """Raise the error of the catalogue that an answer carries, if it is one."""
     if response.is_success:
         return
     response.read()

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import typer
 from hive_common.kernel.errors import HiveError
+from hive_common.ops.config import read_secret
 from rich.markup import escape
 
 from hive_cli.commands.installation import collect
@@ -188,17 +190,54 @@ def _existing(path: Path) -> Path:
 
 def _installation(home: Home) -> Iterator[Finding]:
     running = home.supervisor_pid() is not None
+    if home.is_joined():
+        yield _device(home)
+    elif home.exists():
+        yield from _certificates(home)
     if not running:
         yield from _ports(home)
         yield Finding("installation", "warn", f"nothing runs in {home.root}", "start it with: hive up")
         return
     found = collect(home)
     yield _health(found)
+    if found["joined"] is not None:
+        return
     online = [one["name"] for one in found["executors"] if one["state"] == "online"]
     if online:
         yield Finding("executors", "ok", ", ".join(online) + " online")
     else:
         yield Finding("executors", "warn", "none is online", "see: hive executor list")
+
+
+def _device(home: Home) -> Finding:
+    joined = home.joined()
+    text = f"{joined.executor.name} has joined {joined.gateway}"
+    try:
+        read_secret(home.credentials_file)
+    except HiveError as error:
+        return Finding("device", "fail", f"{text}: {error.message}", "join again into a new home")
+    return Finding("device", "ok", text)
+
+
+def _certificates(home: Home) -> Iterator[Finding]:
+    """Say until when other machines can connect, where they can."""
+    from hive_cli.supervisor import ca
+    from hive_cli.supervisor.public import problem_of
+
+    try:
+        address = home.settings().public
+        if not address:
+            return
+        ends = min(ca.expiry(home, name) for name in (ca.AUTHORITY, *ca.SERVERS))
+    except HiveError as error:
+        yield Finding("certificates", "fail", error.message, "restore the file from a backup")
+        return
+    days = (ends - datetime.now(UTC)).days
+    verdict: Verdict = "ok" if days > ca.RENEW_DAYS // 2 else "warn" if days > 0 else "fail"
+    yield Finding("certificates", verdict, f"good for {days} days", "renew them with: hive down, and hive up")
+    if problem := problem_of(address):
+        fix = "give the machine this address again, or change it with: hive up --public ADDRESS"
+        yield Finding("address", "warn", f"{problem}: other machines may not get through", fix)
 
 
 def _health(found: dict[str, Any]) -> Finding:
@@ -213,15 +252,16 @@ def _health(found: dict[str, Any]) -> Finding:
 
 
 def _ports(home: Home) -> Iterator[Finding]:
-    if home.exists():
+    if home.exists() or home.is_joined():
         try:
-            ports = home.settings().ports
+            ports = home.ports()
         except HiveError as error:
             yield Finding("settings", "fail", error.message, "mend the file, or choose another home")
             return
         taken = [f"{port} ({name})" for name, port in ports.items() if not is_free(port)]
         if taken:
-            where = f"stop what uses them, or write others into {home.settings_file}"
+            file = home.joined_file if home.is_joined() else home.settings_file
+            where = f"stop what uses them, or write others into {file}"
             yield Finding("ports", "fail", "taken: " + ", ".join(taken), where)
             return
         yield Finding("ports", "ok", "all recorded ports are free")

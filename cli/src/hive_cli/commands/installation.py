@@ -10,11 +10,11 @@ import typer
 from hive_common.kernel.errors import FailedPrecondition, HiveError, InvalidArgument
 from rich.markup import escape
 
-from hive_cli.home import Home, find_home
+from hive_cli.home import Home, elsewhere, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
 from hive_cli.session import connect_to
-from hive_cli.supervisor.state import read_state
+from hive_cli.supervisor.state import InstallationState, read_state
 
 ExecutorsOption = Annotated[
     int | None,
@@ -37,6 +37,8 @@ def init(
     from hive_cli.supervisor.provision import provision
 
     place = find_home(home)
+    if place.is_joined():
+        raise elsewhere(place)
     with place.locked():
         settings = provision(place, executors, preferred_ports=not free_ports)
     if as_json:
@@ -64,7 +66,7 @@ def up(
     ] = False,
     home: HomeOption = None,
 ) -> None:
-    """Start PostgreSQL, NATS, the services and executors, and keep them running.
+    """Start PostgreSQL, NATS, the services and executors, and keep them running; of a joined device its executor.
 
     Without --detach it stays here until Ctrl-C, which stops everything in order; a second one kills.
     """
@@ -156,11 +158,40 @@ def collect(home: Home) -> dict[str, Any]:
         ],
         "endpoints": _endpoints(home),
         "executors": _executors(home) if running and home.exists() else [],
+        "public": _public(home),
+        "joined": _joined(home),
+    }
+
+
+def _public(home: Home) -> dict[str, str] | None:
+    """Return where other machines connect, None where they cannot."""
+    from hive_cli.supervisor.public import grpc_for_others, nats_for_others, url_for_others
+
+    if not home.exists() or not (settings := home.settings()).public:
+        return None
+    return {
+        "http": url_for_others(settings),
+        "grpc": grpc_for_others(settings),
+        "nats": nats_for_others(settings),
+    }
+
+
+def _joined(home: Home) -> dict[str, str] | None:
+    """Return what a joined device is and where it belongs, None for an installation."""
+    if not home.is_joined():
+        return None
+    joined = home.joined()
+    return {
+        "executor_id": joined.executor.id,
+        "name": joined.executor.name,
+        "owner": joined.owner,
+        "http": joined.gateway,
+        "nats": joined.nats,
     }
 
 
 def _endpoints(home: Home) -> dict[str, str | None]:
-    if not home.exists():
+    if not home.exists() or home.is_joined():
         return {"http": None, "grpc": None, "nats": None, "postgres": None}
     found = home.settings().endpoints
     return {"http": found.http, "grpc": found.grpc, "nats": found.nats, "postgres": found.postgres}
@@ -185,8 +216,12 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     from hive_cli.commands.metrics import read_figures
 
     out.print(f"[bold]{found['state']}[/bold]   {home.root}")
+    joined = found["joined"]
+    if joined is not None:
+        out.print(f"{joined['name']} works for {joined['http']}   {joined['executor_id']}", style="dim")
     state = read_state(home)
     if found["state"] == "stopped" or state is None:
+        _print_problems(state)
         err.print("[dim]start it with: hive up[/dim]")
         return
     figures = read_figures(home, [one.name for one in state.services])
@@ -206,13 +241,24 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     rows.append(("supervisor", "", str(state.supervisor_pid), "", _mib(memory["supervisor"]), ""))
     rows.append(("together", "", "", "", _mib(sum(memory.values())), ""))
     print_table(("process", "state", "pid", "restarts", "memory", ""), rows)
+    if joined is None:
+        _print_installation(found)
+    _print_problems(state)
+
+
+def _print_installation(found: dict[str, Any]) -> None:
     for name, where in found["endpoints"].items():
         out.print(f"{name:>9}  {where}", style="dim")
+    for name, where in (found["public"] or {}).items():
+        out.print(f"{name:>9}  {where}   for other machines", style="dim")
     executors = (
         (one["name"], one["state"], f"{one['running']}/{one['slots']}", one["id"]) for one in found["executors"]
     )
     print_table(("executor", "state", "running", "id"), executors)
-    for one in state.services:
+
+
+def _print_problems(state: InstallationState | None) -> None:
+    for one in state.services if state else ():
         if one.problem:
             err.print(f"[yellow]![/yellow] {one.name}: {escape(clean(one.problem))}")
 

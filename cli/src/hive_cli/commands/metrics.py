@@ -26,7 +26,7 @@ _ANSWER_S = 1.0
 
 def read_figures(home: Home, processes: list[str]) -> dict[str, str]:
     """Return one line of figures for each process that answers."""
-    ports = home.settings().ports
+    ports = home.ports()
     asked = {name: ports[ops_port(name)] for name in processes if ops_port(name) in ports}
     with httpx.Client(timeout=_ANSWER_S, trust_env=False) as client, ThreadPoolExecutor(len(asked) or 1) as pool:
         texts = pool.map(lambda port: _fetch(client, port), asked.values())

@@ -23,7 +23,7 @@ from hive_cli.supervisor.provision import (
     to_raw,
     write_private,
 )
-from hive_cli.supervisor.public import listened, url_for_others
+from hive_cli.supervisor.public import listened, nats_for_others, nats_host, url_for_others
 
 OWNER_KEY = "owner"
 
@@ -57,12 +57,14 @@ def write_configs(
 def _nats(home: Home, settings: Settings, network: Network) -> str:
     stored = sum(path.stat().st_size for path in home.nats_dir.rglob("*") if path.is_file())
     return render(
-        host=network.listen,
+        host=nats_host(settings.public) if settings.public else network.listen,
         port=settings.ports["nats"],
         monitor_port=settings.ports["nats_monitor"],
         store_dir=home.nats_dir,
         trust=trust(home),
         # In containers the store is a volume of its own, which only the server sees.
+        tls=ca.files(home, names.NATS) if settings.public else None,
+        engine_network=network.by_name,
         store_bytes_max=None if network.by_name else store_bytes(shutil.disk_usage(home.nats_dir).free, stored),
     )
 
@@ -97,7 +99,8 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
 
 def _extra(home: Home, settings: Settings, service: str, network: Network) -> dict[str, Any]:
     if service == names.REGISTRY:
-        return {"blobs_url": url_for_others(settings)} | registry_settings(home, settings)
+        reached = {"blobs_url": url_for_others(settings), "nats_url": nats_for_others(settings)}
+        return reached | registry_settings(home, settings)
     if service == names.GATEWAY:
         keys = [{"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}]
         keys += [
@@ -117,7 +120,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
 def _doors(home: Home, settings: Settings) -> dict[str, Any]:
     own = ca.files(home, names.GATEWAY)
     return {
-        "ca_file": str(ca.files(home, ca.AUTHORITY).certificate),
+        "ca_file": str(home.ca_file),
         "tls": {
             "hosts": listened(settings.public),
             "pair": {"cert_file": str(own.certificate), "key_file": str(own.key)},
@@ -147,7 +150,8 @@ def _executor(
 
 
 def _nats_config(home: Home, settings: Settings, identity: str) -> NatsConfig:
-    return NatsConfig(settings.endpoints.nats, str(home.secret_file(credentials_name(identity))))
+    ca_file = str(home.ca_file) if settings.public else ""
+    return NatsConfig(settings.endpoints.nats, str(home.secret_file(credentials_name(identity))), ca_file)
 
 
 def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...], network: Network) -> str:

@@ -7,6 +7,8 @@ not stand here but in the credentials: `hive_common.bus.policy`.
 import json
 from pathlib import Path
 
+from hive_common.ops.tls import check_listener
+
 from hive_cli.supervisor.ca import Files
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
@@ -33,6 +35,7 @@ def render(
     host: str = "127.0.0.1",
     store_bytes_max: int | None = None,
     tls: Files | None = None,
+    engine_network: bool = False,
 ) -> str:
     """Return the configuration file. It holds no secrets, but what the server is asked to trust.
 
@@ -44,7 +47,13 @@ def render(
         host: address that clients connect to.
         store_bytes_max: how much JetStream may store; None leaves it to the server.
         tls: certificate and key; with them every client has to speak TLS from its first byte on.
+        engine_network: as in `ServiceConfig`.
+
+    Raises:
+        ValueError: others than this machine could connect, and without TLS.
     """
+    if tls is None:
+        check_listener("host", host, engine_network=engine_network)
     bound = f"\n  max_file_store: {store_bytes_max}" if store_bytes_max is not None else ""
     return f"""# Written by `hive up`; changes are lost.
 host: "{host}"

@@ -7,11 +7,11 @@ from pathlib import Path
 import aiohttp
 from hive_common.ops.embedded import nats_command
 
-from hive_cli.home import ExecutorEntry, Home, Settings
+from hive_cli.home import Home, Settings
 from hive_cli.supervisor import names, postgres
 from hive_cli.supervisor.leash import leashed
 from hive_cli.supervisor.probes import http_probe, postgres_probe
-from hive_cli.supervisor.process import READY_S, ProcessSpec
+from hive_cli.supervisor.process import EXECUTOR_FINALS, READY_S, ProcessSpec
 
 POSTGRES_SILENCE_S = 60.0
 NATS_UNREADY_S = 15.0
@@ -63,17 +63,15 @@ def service_spec(home: Home, settings: Settings, service: str, session: aiohttp.
     )
 
 
-def executor_spec(
-    home: Home, settings: Settings, entry: ExecutorEntry, session: aiohttp.ClientSession
-) -> ProcessSpec:
-    """One executor of this machine."""
+def executor_spec(home: Home, name: str, ports: dict[str, int], session: aiohttp.ClientSession) -> ProcessSpec:
+    """One executor of this machine, as a process with this name."""
     return ProcessSpec(
-        name=entry.name,
-        command=_python("hive_executor", home.config_file(entry.name)),
-        log_file=home.log_file(entry.name),
-        probe=http_probe(session, settings.ports[names.ops_port(entry.name)]),
+        name=name,
+        command=_python("hive_executor", home.config_file(name)),
+        log_file=home.log_file(name),
+        probe=http_probe(session, ports[names.ops_port(name)]),
         silence_s=EXECUTOR_SILENCE_S,
-        may_be_superseded=True,
+        finals=EXECUTOR_FINALS,
     )
 
 

@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from hive_cli.supervisor.logs import bound_log
 from hive_cli.supervisor.probes import Answer, Probe, Probed
@@ -28,8 +29,20 @@ PROBE_START_S = 0.1
 PROBE_S = 2.0
 LOG_CHECK_S = 30.0
 CANNOT_START = 127
-SUPERSEDED = 3
-"""Exit code of an executor that a newer session has replaced: starting it again would only go on for ever."""
+
+
+class Final(NamedTuple):
+    """Why a process that ended is not started again: it would only end in the same way, for ever."""
+
+    state: str
+    problem: str
+
+
+EXECUTOR_FINALS: Mapping[int, Final] = {
+    3: Final("superseded", "a newer session of this executor runs elsewhere"),
+    4: Final("revoked", "this executor was revoked, for ever; to come back, this machine has to join anew"),
+}
+"""Exit codes of executors after which another start is useless."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class ProcessSpec:
             `START_SILENCE_S`; None is for ever.
         ready_s: how long a start of everything waits until this one is ready.
         essential: a start fails without it; else one that runs but is not ready is only pointed out.
-        may_be_superseded: exit code 3 means that it must not be started again.
+        finals: exit codes after which it must not be started again.
         before_start: awaited before each start.
     """
 
@@ -58,7 +71,7 @@ class ProcessSpec:
     unready_s: float | None = None
     ready_s: float = READY_S
     essential: bool = True
-    may_be_superseded: bool = False
+    finals: Mapping[int, Final] = field(default_factory=dict)
     before_start: Callable[[], Awaitable[None]] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -73,10 +86,19 @@ class Child:
         spec: what to run.
         on_change: called after each change of state.
         on_restart: called with one sentence when the process had ended although nobody asked it to.
+        on_final: called when it is not started again.
     """
 
-    def __init__(self, spec: ProcessSpec, on_change: Callable[[], None], on_restart: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        on_change: Callable[[], None],
+        on_restart: Callable[[str], None],
+        on_final: Callable[["Child"], None] = lambda _: None,
+    ) -> None:
         self.spec = spec
+        self.final: Final | None = None
+        """Set once it has ended for good."""
         self.restarts = 0
         self.exits: list[int] = []
         self.is_ready = asyncio.Event()
@@ -87,6 +109,7 @@ class Child:
         self._told: tuple[str, int | None] = ("", None)
         self._on_change = on_change
         self._on_restart = on_restart
+        self._on_final = on_final
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -143,8 +166,10 @@ class Child:
                 self.has_ended.set()
                 if self._stopping.is_set():
                     break
-                if code == SUPERSEDED and self.spec.may_be_superseded:
-                    self._change("superseded", "a newer session of this executor runs elsewhere")
+                self.final = self.spec.finals.get(code)
+                if self.final is not None:
+                    self._change(*self.final)
+                    self._on_final(self)
                     return
                 if time.monotonic() - started >= HEALTHY_S:
                     backoff_s = BACKOFF_FIRST_S

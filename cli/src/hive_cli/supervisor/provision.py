@@ -123,19 +123,19 @@ def _settle(
     recorded |= network.pick_ports(missing_ports, recorded, preferred=preferred_ports)
     return Settings(
         owner=known.owner if known else new_id(),
-        endpoints=_endpoints(home, recorded, network),
+        endpoints=_endpoints(home, recorded, network, public),
         ports=recorded,
         executors=tuple(entries),
         public=public,
     )
 
 
-def _endpoints(home: Home, recorded: dict[str, int], network: Network) -> Endpoints:
+def _endpoints(home: Home, recorded: dict[str, int], network: Network, public: str) -> Endpoints:
     passfile = quote(str(home.secret_file(PASSFILE)), safe="")
     return Endpoints(
         http=f"http://{network.host(names.GATEWAY)}:{recorded['http']}",
         grpc=f"{network.host(names.GATEWAY)}:{recorded['grpc']}",
-        nats=f"nats://{network.host(names.NATS)}:{recorded['nats']}",
+        nats=f"{'tls' if public else 'nats'}://{network.host(names.NATS)}:{recorded['nats']}",
         postgres=(
             f"postgresql://{SUPERUSER}@{network.host(names.POSTGRES)}:{recorded['postgres']}/{DATABASE}"
             f"?passfile={passfile}"

@@ -68,6 +68,11 @@ def listened(address: str) -> tuple[str, ...]:
     return tuple(one for one in ours if one in named) or ours
 
 
+def nats_host(address: str) -> str:
+    """Return what NATS, which has one listener for everybody, binds so that `address` and the loopback reach it."""
+    return "::" if any(":" in one for one in listened(address)) else "0.0.0.0"  # noqa: S104 - with TLS only
+
+
 def url_for_others(settings: Settings) -> str:
     """Return the base URL of REST for the machines that may join: all, or only this one."""
     if not settings.public:
@@ -80,6 +85,11 @@ def nats_for_others(settings: Settings) -> str:
     if not settings.public:
         return settings.endpoints.nats
     return f"tls://{netloc(settings.public, settings.ports['nats'])}"
+
+
+def grpc_for_others(settings: Settings) -> str:
+    """Return the address of gRPC for the same machines."""
+    return netloc(settings.public, settings.ports["grpc"]) if settings.public else settings.endpoints.grpc
 
 
 def local_addresses() -> tuple[str, ...]:

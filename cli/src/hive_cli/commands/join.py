@@ -1,0 +1,146 @@
+"""`hive executor join`: makes this machine a device of an installation that runs on another one."""
+
+import contextlib
+import platform
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from hive_common.bus.jwt import Credentials, credentials_text
+from hive_common.contracts.joining import JoinToken, parse_token
+from hive_common.kernel.errors import Conflict, InvalidArgument
+from hive_common.ops.config import write_config
+
+from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
+from hive_cli.options import HomeOption
+from hive_cli.output import err
+
+if TYPE_CHECKING:
+    from hive_cli.joining import Credentials as Given
+
+REGION = "region"
+STDIN = "-"
+
+
+def join(
+    token: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="What `hive executor token` printed; - reads it from stdin.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="Of this machine, for people; else its host name.")] = "",
+    slots: Annotated[
+        int,
+        typer.Option("--slots", min=0, max=1024, help="Tasks at the same time; else one for each core."),
+    ] = 0,
+    region: Annotated[str, typer.Option("--region", help="Label for placement, and for data that stays.")] = "",
+    model_url: Annotated[
+        list[str] | None,
+        typer.Option("--model-url", metavar="URL", help="Where a server of models answers here; else Ollama's."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it works, and leave it running.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Join this machine to an installation, and start its executor. `hive up` starts it again later.
+
+    The key is made here and stays here; all connections go out from here. A token admits one machine, once.
+    """
+    from hive_cli.joining import admitted, check_address, trusted_ca
+
+    place = find_home(home)
+    shown = parse_token(typer.get_text_stream("stdin").read() if token == STDIN else token)
+    chosen = _chosen_name(name)
+    urls = tuple(_checked_url(url) for url in model_url or ())
+    check_address(shown)
+    with _new_home(place):
+        ca = trusted_ca(shown) if shown.fingerprint else ""
+        admission = admitted(shown, ca, chosen)
+        _install(place, admission.ca, Credentials(admission.credentials.nats_jwt, admission.seed))
+        write_config(place.joined_file, _settings(place, shown, admission.credentials, chosen, slots, region, urls))
+    err.print(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})", highlight=False)
+    raise typer.Exit(_start(place, detach))
+
+
+@contextlib.contextmanager
+def _new_home(home: Home) -> Iterator[None]:
+    """Hold a folder that becomes a home in the block, and leave nothing of it where that fails.
+
+    Raises:
+        Conflict: something else is in it.
+    """
+    if home.is_joined():
+        raise Conflict(
+            f"{home.root} has joined {home.joined().gateway} already; start it with `hive up`, "
+            "or choose another folder with --home"
+        )
+    if home.exists():
+        raise Conflict(f"{home.root} is an installation of its own; choose another folder with --home")
+    if home.root.exists() and any(home.root.iterdir()):
+        raise Conflict(f"{home.root} is not empty; choose another folder with --home")
+    was_there = home.root.exists()
+    try:
+        with home.locked():
+            yield
+    except BaseException:
+        if was_there:
+            for path in home.root.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            shutil.rmtree(home.root, ignore_errors=True)
+        raise
+
+
+def _install(home: Home, ca: str, credentials: Credentials) -> None:
+    from hive_cli.supervisor.provision import write_private
+
+    for folder in (home.secrets_dir, home.tls_dir, home.config_dir, home.logs_dir):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if ca:
+        home.ca_file.write_text(ca)
+    write_private(home.credentials_file, credentials_text(credentials))
+
+
+def _settings(
+    home: Home, token: JoinToken, given: "Given", name: str, slots: int, region: str, urls: tuple[str, ...]
+) -> JoinedSettings:
+    from hive_cli.supervisor import names, ports
+    from hive_cli.supervisor.joined import EXECUTOR
+
+    return JoinedSettings(
+        gateway=given.blobs_url,
+        nats=given.nats_url,
+        owner=given.owner,
+        executor=ExecutorEntry(name, given.executor_id),
+        ports=ports.pick([names.ops_port(EXECUTOR)], {}),
+        slots=slots,
+        labels={REGION: region} if region else {},
+        model_urls=urls,
+    )
+
+
+def _chosen_name(name: str) -> str:
+    chosen = name.strip() or platform.node().split(".")[0]
+    if not chosen or not chosen.isprintable():
+        raise InvalidArgument("--name: expected a name that people recognise, such as desktop")
+    return chosen
+
+
+def _checked_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise InvalidArgument(f"--model-url: got {url!r}; expected a base URL such as http://127.0.0.1:11434")
+    return url.rstrip("/")
+
+
+def _start(home: Home, detach: bool) -> int:
+    from hive_cli.supervisor.progress import to_console
+    from hive_cli.supervisor.wishes import Wishes
+
+    report = to_console(err)
+    if detach:
+        from hive_cli.supervisor.detach import start_detached
+
+        return start_detached(home, Wishes(), report)
+    from hive_cli.supervisor.supervisor import supervise
+
+    return supervise(home, Wishes(), report)

@@ -1,0 +1,105 @@
+"""`hive up` in a home that has joined an installation elsewhere: its executor, and nothing else."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterable
+
+import aiohttp
+import msgspec
+import psutil
+from hive_common.kernel.errors import InvalidArgument
+from hive_common.ops.config import NatsConfig, write_config
+from hive_executor.config import ExecutorConfig
+
+from hive_cli.home import Home, JoinedSettings
+from hive_cli.supervisor import names, ports, runtime
+from hive_cli.supervisor.plan import executor_spec
+from hive_cli.supervisor.process import Child
+from hive_cli.supervisor.progress import Reporter
+from hive_cli.supervisor.running import Running
+from hive_cli.supervisor.wishes import Wishes
+
+EXECUTOR = "executor"
+"""Name of the process, whatever the executor is called."""
+
+READY_S = 20.0
+"""A start waits so long for the installation; a laptop that is not at home goes on without it."""
+
+
+def checked(home: Home, wishes: Wishes) -> JoinedSettings:
+    """Return the settings of a joined home.
+
+    Raises:
+        InvalidArgument: they cannot be used, or `wishes` has what only an installation can do.
+        FailedPrecondition: a recorded port is taken.
+    """
+    for option, value in (("--executors", wishes.executors), ("--public", wishes.public)):
+        if value is not None:
+            raise InvalidArgument(
+                f"{option}: {home.root} is a device that has joined {home.joined().gateway}; "
+                "expected an installation of its own"
+            )
+    settings = home.joined()
+    ports.check_recorded(settings.ports, home.joined_file)
+    return settings
+
+
+def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
+    """Return the configuration of the executor of a joined home."""
+    ca_file = str(home.ca_file) if settings.nats.startswith("tls://") else ""
+    config = ExecutorConfig(
+        name=settings.executor.name,
+        executor_id=settings.executor.id,
+        nats=NatsConfig(settings.nats, str(home.credentials_file), ca_file),
+        key_file=str(home.credentials_file),
+        state_dir=str(home.executor_dir(EXECUTOR)),
+        cache_dir=str(runtime.default_cache_dir()),
+        ops_port=settings.ports[names.ops_port(EXECUTOR)],
+        blobs_url=settings.gateway,
+        owner=settings.owner,
+        slots=settings.slots,
+        memory_bytes=psutil.virtual_memory().total // 2,
+        labels=settings.labels,
+    )
+    if settings.model_urls:
+        config = msgspec.structs.replace(config, model_urls=settings.model_urls)
+    return config
+
+
+class JoinedSupervisor(Running):
+    """The executor of a joined home.
+
+    Args:
+        home: locked.
+        settings: of this home.
+        report: gets the lines for the user.
+    """
+
+    def __init__(self, home: Home, settings: JoinedSettings, report: Reporter) -> None:
+        super().__init__(home, report)
+        self._settings = settings
+
+    async def _start(self, session: aiohttp.ClientSession) -> str:
+        started = time.monotonic()
+        home, settings = self._home, self._settings
+        for folder in (home.config_dir, home.executor_dir(EXECUTOR)):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(write_config, home.config_file(EXECUTOR), executor_config(home, settings))
+        await runtime.prepare(runtime.default_cache_dir(), self._report)
+        spec = executor_spec(home, EXECUTOR, settings.ports, session)
+        spec = dataclasses.replace(spec, ready_s=READY_S, essential=False)
+        await self._ready(self._add(spec), f"executor {settings.executor.name} ({settings.executor.id})")
+        seconds = time.monotonic() - started
+        return (
+            f"{settings.executor.name} works for {settings.gateway}, ready after {seconds:.1f} s\n"
+            "next: hive status   hive down"
+        )
+
+    def _ended_for_good(self, child: Child) -> None:
+        super()._ended_for_good(child)
+        self._failure = f"{self._settings.executor.name}: {child.snapshot().problem}"
+        self._stop.set()
+
+    def _stop_order(self) -> Iterable[list[str]]:
+        yield [EXECUTOR]
