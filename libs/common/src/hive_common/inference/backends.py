@@ -16,7 +16,7 @@ import msgspec
 from hive_common.contracts.events import Model
 from hive_common.inference.calls import PATHS, Answer, Head, ModelCall
 from hive_common.inference.discovery import COMPLETION, EMBEDDING, TOOLS, Discovery, may
-from hive_common.inference.errors import openai_error
+from hive_common.inference.errors import error_event
 from hive_common.inference.names import same_model, unknown_model
 from hive_common.inference.refusals import refusal, refused, stream_error
 from hive_common.inference.sse import Events, data_of, is_done
@@ -28,7 +28,6 @@ from hive_common.kernel.errors import (
     PayloadTooLarge,
     RateLimited,
     Unavailable,
-    body_of,
 )
 from hive_common.ops.config import read_secret
 
@@ -184,18 +183,18 @@ class BackEnd:
             if not is_whole and not last.startswith(_ERROR_START):
                 told = stream_error(last)
                 text = "the stream ended too early" if told is None else told.message
-                yield _error_event(Unavailable(f"{self.url}: {text}"))
+                yield error_event(Unavailable(f"{self.url}: {text}"))
         except TimeoutError:
             if not has_begun:
                 raise
             if loop.time() >= deadline_s:
-                yield _error_event(DeadlineExceeded(f"no whole answer within {call.deadline_ms} ms"))
+                yield error_event(DeadlineExceeded(f"no whole answer within {call.deadline_ms} ms"))
             else:
-                yield _error_event(Unavailable(f"{self.url}: silent for {SILENCE_S_MAX:g} s"))
+                yield error_event(Unavailable(f"{self.url}: silent for {SILENCE_S_MAX:g} s"))
         except (aiohttp.ClientError, OSError, PayloadTooLarge) as error:
             if not has_begun:
                 raise
-            yield _error_event(Unavailable(f"{self.url}: the stream broke off: {_told(error)}"))
+            yield error_event(Unavailable(f"{self.url}: the stream broke off: {_told(error)}"))
         finally:
             if has_begun:
                 self.in_flight -= 1
@@ -397,7 +396,3 @@ def _told(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot be reached: {error.os_error.strerror or error.os_error}"
     return str(error) or type(error).__name__
-
-
-def _error_event(error: HiveError) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(openai_error(body_of(error)))

@@ -7,7 +7,7 @@ import msgspec
 
 from hive_common.inference.calls import CONTEXT_LENGTH_EXCEEDED
 from hive_common.inference.exchange import Refusal
-from hive_common.kernel.errors import CATALOGUE, ErrorBody
+from hive_common.kernel.errors import CATALOGUE, ErrorBody, body_of
 
 RETRY_AFTER_S: Final = 1
 """Where nobody knows better."""
@@ -53,6 +53,11 @@ def openai_error(error: ErrorBody, status: int | None = None) -> OpenAIError:
 def openai_refusal(error: ErrorBody) -> Refusal:
     """Return the whole answer for `error` in OpenAI's shape."""
     return Refusal(status_of(error), error_headers(error), msgspec.json.encode(openai_error(error)))
+
+
+def error_event(error: BaseException) -> bytes:
+    """Return the server-sent event that a stream ends with where it broke off."""
+    return b"data: %b\n\n" % msgspec.json.encode(openai_error(body_of(error)))
 
 
 def status_of(error: ErrorBody) -> int:
