@@ -20,8 +20,6 @@ API_VERSION: Final = "0.13.0"
 
 ROOT: Final = "/"
 RUNNING: Final = b"Ollama is running"
-LATEST: Final = ":latest"
-"""The tag that Ollama means where none is named."""
 
 _METHODS: Final = MappingProxyType(
     {
@@ -157,15 +155,11 @@ class Ollama:
         """Answer a call without a prompt: Ollama would load the model now, here it is only looked up."""
         self._callers(scope)
         await self._find(_required(asked.model))
-        reason = "unload" if asked.keep_alive in (msgspec.Raw(b"0"), msgspec.Raw(b'"0"')) else "load"
+        reason = "unload" if calls.unloads(asked) else "load"
         await exchange.send(200, answers.loaded_answer(kind, asked.model, reason))
 
     async def _find(self, name: str) -> Model:
-        models = await self._completer.models()
-        for model in models:
-            if LATEST in (model.name.removeprefix(name), name.removeprefix(model.name)):
-                return model
-        return find(name, models)
+        return find(name, await self._completer.models())
 
 
 def _required(model: str | None) -> str:

@@ -26,6 +26,8 @@ _OPTIONS: Final = (
     "repeat_penalty",
     "repeat_last_n",
 )
+# What msgspec.Raw holds where there is null; it takes no other type beside it.
+_NULL: Final = msgspec.Raw(b"null")
 _IMAGES: Final = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -60,9 +62,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     stream: bool | None = None
-    format: msgspec.Raw | None = None
+    format: msgspec.Raw = _NULL
     options: dict[str, msgspec.Raw] | None = None
-    keep_alive: msgspec.Raw | None = None
+    keep_alive: msgspec.Raw = _NULL
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -72,7 +74,7 @@ class Chat(Asked, frozen=True, kw_only=True):
     """`POST /api/chat`."""
 
     messages: tuple[Message, ...] | None = None
-    tools: msgspec.Raw | None = None
+    tools: msgspec.Raw = _NULL
 
 
 class Generate(Asked, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
 def chat_body(asked: Chat) -> bytes:
     """Return the body of a chat completion. Raises InvalidArgument where it cannot be said in OpenAI's language."""
     body = {"model": asked.model, "messages": _messages(asked.messages or ()), **_common(asked)}
-    if asked.tools is not None:
+    if asked.tools != _NULL:
         body["tools"] = asked.tools
     if asked.logprobs:
         body |= {"logprobs": True, "top_logprobs": asked.top_logprobs or 0}
@@ -163,6 +165,11 @@ def embed_body(asked: Embed) -> bytes:
     return msgspec.json.encode(body)
 
 
+def unloads(asked: Asked) -> bool:
+    """Say whether a call without a prompt wants its model out of memory."""
+    return msgspec.json.decode(asked.keep_alive) in (0, "0", "0s")
+
+
 def streams(asked: Asked) -> bool:
     """Say whether the answer comes in lines, which is the default."""
     return asked.stream is not False
@@ -170,12 +177,12 @@ def streams(asked: Asked) -> bool:
 
 def _common(asked: Asked) -> dict[str, Any]:
     options = asked.options or {}
-    body: dict[str, Any] = {name: options[name] for name in _OPTIONS if name in options}
-    limit = _int(options.get("num_predict"), "options.num_predict")
+    body: dict[str, Any] = {name: options[name] for name in _OPTIONS if options.get(name, _NULL) != _NULL}
+    limit = _int(options.get("num_predict", _NULL), "options.num_predict")
     # -1 and -2 mean that there is no limit.
     if limit is not None and limit >= 0:
         body["max_tokens"] = limit
-    if asked.format is not None and (form := _response_format(asked.format)) is not None:
+    if (form := _response_format(asked.format)) is not None:
         body["response_format"] = form
     if isinstance(asked.think, str):
         body["reasoning_effort"] = asked.think
@@ -197,9 +204,7 @@ def _response_format(raw: msgspec.Raw) -> dict[str, Any] | None:
     raise InvalidArgument('body.format: expected "json" or a JSON schema', path="format")
 
 
-def _int(raw: msgspec.Raw | None, path: str) -> int | None:
-    if raw is None:
-        return None
+def _int(raw: msgspec.Raw, path: str) -> int | None:
     try:
         return msgspec.json.decode(raw, type=int | None)
     except msgspec.ValidationError as error:

@@ -20,7 +20,7 @@ from hive_common.inference.exchange import (
     Scope,
     Send,
 )
-from hive_common.inference.names import unknown_model
+from hive_common.inference.names import same_model, unknown_model
 from hive_common.kernel.errors import ErrorBody, InvalidArgument, NotFound, Unavailable, body_of
 
 MODELS_PATH: Final = "/v1/models"
@@ -177,7 +177,6 @@ def find(name: str, models: Sequence[Model]) -> Model:
     Raises:
         NotFound: with the nearest names.
     """
-    for model in models:
-        if model.name == name:
-            return model
+    if (model := same_model(name, models)) is not None:
+        return model
     raise unknown_model(name, [model.name for model in models])
