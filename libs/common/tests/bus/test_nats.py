@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hive_common.bus import heads
 from hive_common.bus import nats as bus
+from hive_common.bus.allowance import IN_FLIGHT_MAX
 from hive_common.contracts.messages import (
     HEAD_SUBJECT,
     HeadHint,
@@ -25,6 +26,7 @@ from hive_common.testing.fixtures import NatsServer
 from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.proxy import TcpProxy
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 Handler = Callable[[str, HelloRequest], Awaitable[Message]]
 Connect = Callable[..., Awaitable[Client]]
@@ -263,3 +265,40 @@ async def test_a_hint_says_where_the_log_is(connect: Connect) -> None:
     writer = await connect("writer")
     await heads.head_announcer(writer)(42, ("TaskCreated",))
     assert msgspec.json.decode(await heard.get(), type=HeadHint).position == 42
+
+
+async def test_one_that_floods_is_told_a_few_times_and_the_others_are_answered(connect: Connect) -> None:
+    flooder, other = new_id(), new_id()
+    held = asyncio.Event()
+    running = 0
+    most = 0
+
+    async def slow(executor: str, body: HelloRequest) -> HelloReply:
+        nonlocal running, most
+        if executor == flooder:
+            running += 1
+            most = max(most, running)
+            await held.wait()
+        return HelloReply(position=7)
+
+    await serve(await connect(), slow)
+    flooding = await connect(flooder, inbox=inbox_prefix(flooder))
+    refused: list[HelloReply] = []
+
+    async def receive(message: Msg) -> None:
+        refused.append(msgspec.json.decode(message.data, type=HelloReply))
+
+    await flooding.subscribe(f"{inbox_prefix(flooder)}.>", cb=receive)
+    for _ in range(5_000):
+        await flooding.publish(
+            hello_subject(flooder), msgspec.json.encode(Greeting()), reply=f"{inbox_prefix(flooder)}.x"
+        )
+    await flooding.flush()
+    client = await connect(other, inbox=inbox_prefix(other))
+    # Asked after all of the flood, so that it is through when this is answered.
+    assert (await bus.request(client, hello_subject(other), Greeting(), HelloReply, 60)).position == 7
+    assert most == IN_FLIGHT_MAX
+    held.set()
+    await flooding.flush()
+    codes = {reply.error.code for reply in refused if reply.error is not None}
+    assert codes == {"rate_limited"}

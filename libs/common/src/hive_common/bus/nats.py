@@ -17,10 +17,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from hive_common.bus.allowance import Allowances, Verdict
 from hive_common.bus.jwt import Credentials, read_credentials
 from hive_common.bus.policy import service_inbox
 from hive_common.contracts.messages import Message, inbox_prefix
-from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, Unavailable, body_of
+from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, RateLimited, Unavailable, body_of
 from hive_common.ops.config import NatsConfig
 from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from hive_common.ops.tls import client_context
@@ -149,7 +150,8 @@ async def respond(
     """Answer the requests of executors on `hive.exec.*.<verb>`.
 
     A request whose reply subject does not lie under the caller's own inbox is dropped and counted: a caller
-    could otherwise make this service publish where the caller may not.
+    could otherwise make this service publish where the caller may not. So is what an executor asks beyond its
+    allowance (`Allowances`); a few of those are answered with `rate_limited`.
 
     Args:
         client: the service's connection.
@@ -161,6 +163,7 @@ async def respond(
     decoder = msgspec.json.Decoder(request_type)
     method = subject.rsplit(".", 1)[-1]
     running: set[asyncio.Task[None]] = set()
+    allowances = Allowances(time.monotonic)
 
     async def answer(message: Msg, executor: str) -> None:
         start = time.perf_counter()
@@ -184,14 +187,26 @@ async def respond(
         if not client.is_closed:
             await message.respond(msgspec.json.encode(reply))
 
+    async def refuse(message: Msg, verdict: Verdict) -> None:
+        REQUESTS.labels(method, "flood").inc()
+        if verdict is Verdict.REFUSE and not client.is_closed:
+            log.warning("%s: more requests than an executor may make, dropped", message.subject)
+            error = RateLimited("more requests than an executor may make; most are not answered", retry_after_s=1)
+            await message.respond(msgspec.json.encode(on_error(error)))
+
     async def receive(message: Msg) -> None:
         executor = message.subject.split(".")[2]
         if not message.reply.startswith(inbox_prefix(executor) + "."):
             REQUESTS.labels(method, "foreign_reply").inc()
             log.warning("%s: reply subject outside of the caller's inbox, dropped", message.subject)
             return
+        verdict = allowances.ask(executor, len(message.data))
+        if verdict is not Verdict.TAKE:
+            await refuse(message, verdict)
+            return
         task = asyncio.create_task(answer(message, executor))
         running.add(task)
         task.add_done_callback(running.discard)
+        task.add_done_callback(lambda _: allowances.done(executor))
 
     return await client.subscribe(subject, cb=receive)
