@@ -1,32 +1,24 @@
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
-
 import msgspec
 import psycopg
 import pytest
 from hive_common.contracts.events import (
     SCHEMA,
-    Capabilities,
-    Event,
     ExecutorCapabilitiesChanged,
+    ExecutorEnrolled,
     ExecutorRegistered,
+    ExecutorRevoked,
     Model,
-    encode,
 )
-from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.kernel.errors import InvalidArgument, Unauthenticated
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database
-from hive_common.testing.nats import EmbeddedNats
-from hive_common.testing.services import key_of, running_service, service_config
 from hive_proto.models.v1 import models_pb2 as pb
-from hive_proto.models.v1 import models_pb2_grpc
 from hive_router.bootstrap import main
+
+from .conftest import Log, Start, capabilities
 
 SMALL = Model(
     name="small", backend="ollama", family="llama", size_bytes=100, quantisation="Q4", context_tokens=2048
@@ -34,72 +26,20 @@ SMALL = Model(
 LARGE = Model(name="large", backend="llama.cpp", size_bytes=900)
 
 
-def capabilities(*models: Model) -> Capabilities:
-    return Capabilities(os="linux", arch="x86_64", cores=1, memory_bytes=1, slots=1, runtimes=(), models=models)
+def registered(*models: Model) -> ExecutorRegistered:
+    return ExecutorRegistered(name="laptop", capabilities=capabilities(*models))
 
 
-class Log:
-    """Executors as the registry would write them."""
-
-    def __init__(self, writer: LogWriter) -> None:
-        self._writer = writer
-        self._versions: dict[str, int] = {}
-
-    async def report(self, executor: str, *models: Model) -> int:
-        known = executor in self._versions
-        event: Event = (
-            ExecutorCapabilitiesChanged(capabilities=capabilities(*models))
-            if known
-            else ExecutorRegistered(name="laptop", capabilities=capabilities(*models))
-        )
-        return await self.append(executor, type(event).__name__, SCHEMA, encode(event))
-
-    async def append(self, executor: str, event_type: str, schema: int, payload: bytes) -> int:
-        self._versions[executor] = version = self._versions.get(executor, 0) + 1
-        event = NewEvent(
-            stream=executor,
-            version=version,
-            type=event_type,
-            schema=schema,
-            payload=payload,
-            ts_us=1,
-            actor=executor,
-            owner="owner",
-        )
-        return await self._writer.append(Append((event,)))
+def changed(*models: Model) -> ExecutorCapabilitiesChanged:
+    return ExecutorCapabilitiesChanged(capabilities=capabilities(*models))
 
 
-@pytest.fixture
-def config(database: Database, nats_server: EmbeddedNats, tmp_path: Path) -> ServiceConfig:
-    return service_config("router", database, nats_server, tmp_path)
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[Log]:
-    async with await LogWriter.open(database.role_dsn("registry")) as writer:
-        yield Log(writer)
-
-
-async def models(config: ServiceConfig, channel: Any, limit: int = 0) -> list[pb.Model]:
-    stub = models_pb2_grpc.ModelsStub(channel)
-    return list((await call(stub.List(pb.ListRequest(limit=limit), metadata=key_of(config)))).models)
-
-
-async def models_once(
-    config: ServiceConfig, channel: Any, until: Callable[[list[pb.Model]], bool]
-) -> list[pb.Model]:
-    """The view follows the log; ask until it has what the test wrote. The test's timeout bounds it."""
-    while not until(found := await models(config, channel)):
-        await asyncio.sleep(0.02)
-    return found
-
-
-async def test_models_are_listed_once_with_the_executors_that_serve_them(config: ServiceConfig, log: Log) -> None:
+async def test_models_are_listed_once_with_the_executors_that_serve_them(start: Start, log: Log) -> None:
     one, two = sorted([new_id(), new_id()])
-    await log.report(one, SMALL)
-    await log.report(two, LARGE, msgspec.structs.replace(SMALL, backend="llama.cpp", loaded=True))
-    async with running_service(main, config) as channel:
-        found = await models_once(config, channel, lambda found: len(found) == 2)
+    await log.add(one, registered(SMALL))
+    await log.add(two, registered(LARGE, msgspec.structs.replace(SMALL, backend="llama.cpp", loaded=True)))
+    async with start() as router:
+        found = await router.models_once(lambda found: len(found) == 2)
         assert found == [
             pb.Model(name="large", executors=[two], size_bytes=900),
             pb.Model(
@@ -112,52 +52,62 @@ async def test_models_are_listed_once_with_the_executors_that_serve_them(config:
                 loaded=True,
             ),
         ]
-        assert await models(config, channel, limit=1) == found[:1]
+        assert await router.models(limit=1) == found[:1]
 
 
-async def test_what_an_executor_reports_later_replaces_what_it_said(config: ServiceConfig, log: Log) -> None:
+async def test_what_an_executor_reports_later_replaces_what_it_said(start: Start, log: Log) -> None:
     executor, other = new_id(), new_id()
-    async with running_service(main, config) as channel:
-        await log.report(executor, SMALL, LARGE)
-        await log.report(other, SMALL)
-        await models_once(config, channel, lambda found: len(found) == 2 and len(found[1].executors) == 2)
-        await log.report(executor, LARGE)
-        found = await models_once(config, channel, lambda found: len(found[1].executors) == 1)
+    async with start() as router:
+        await log.add(executor, registered(SMALL, LARGE))
+        await log.add(other, registered(SMALL))
+        await router.models_once(lambda found: len(found) == 2 and len(found[1].executors) == 2)
+        await log.add(executor, changed(LARGE))
+        found = await router.models_once(lambda found: len(found[1].executors) == 1)
         assert [(model.name, list(model.executors)) for model in found] == [
             ("large", [executor]),
             ("small", [other]),
         ]
-        await log.report(executor)
-        found = await models_once(config, channel, lambda found: len(found) == 1)
+        await log.add(executor, changed())
+        found = await router.models_once(lambda found: len(found) == 1)
         assert found[0].name == "small"
+        await log.add(other, ExecutorRevoked())
+        assert await router.models_once(lambda found: not found) == []
 
 
-async def test_many_reports_in_one_batch_end_with_the_last(config: ServiceConfig, log: Log) -> None:
+async def test_a_machine_that_joined_says_what_it_serves_after_it_was_enrolled(start: Start, log: Log) -> None:
     executor = new_id()
-    for size in range(1, 30):
-        await log.report(executor, msgspec.structs.replace(SMALL, size_bytes=size))
-    await log.report(executor, LARGE, LARGE)
-    async with running_service(main, config) as channel:
-        found = await models_once(config, channel, bool)
-        assert [model.name for model in found] == ["large"]
+    await log.add(executor, ExecutorEnrolled(name="laptop", public_key="U", owner="somebody"), registered(SMALL))
+    async with start() as router:
+        found = await router.models_once(bool)
+        assert [(one.name, list(one.executors)) for one in found] == [("small", [executor])]
 
 
-async def test_the_view_goes_on_where_it_was_and_can_be_rebuilt(
-    config: ServiceConfig, log: Log, database: Database
-) -> None:
-    await log.report(new_id(), SMALL)
-    async with running_service(main, config) as channel:
-        before = await models_once(config, channel, bool)
-    async with running_service(main, config) as channel:
-        assert await models(config, channel) == before
+async def test_executors_of_the_host_are_not_listed_again_as_devices_of_the_pool(start: Start, log: Log) -> None:
+    on_host, other = new_id(), new_id()
+    await log.add(on_host, registered(SMALL))
+    await log.add(other, registered(LARGE))
+    async with start(host_executors=[on_host]) as router:
+        found = await router.models_once(bool)
+        assert [one.name for one in found] == ["large"]
+
+
+async def test_the_view_goes_on_where_it_was_and_can_be_rebuilt(start: Start, log: Log, database: Database) -> None:
+    executor = new_id()
+    await log.add(executor, registered(LARGE), *(changed(SMALL) for _ in range(10)))
+    async with start() as router:
+        before = await router.models_once(lambda found: [one.name for one in found] == ["small"])
+    async with start() as router:
+        assert await router.models() == before
     async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-        await conn.execute("TRUNCATE router.executor_models")
+        await conn.execute("TRUNCATE router.executors")
         await conn.execute("DELETE FROM router.projections")
-    async with running_service(main, config) as channel:
-        assert await models_once(config, channel, bool) == before
+    async with start() as router:
+        assert await router.models_once(bool) == before
 
 
-@pytest.mark.parametrize(("type_name", "schema"), [("ExecutorRegistered", SCHEMA + 1), ("ExecutorRevoked", SCHEMA)])
+@pytest.mark.parametrize(
+    ("type_name", "schema"), [("ExecutorRegistered", SCHEMA + 1), ("ExecutorTeleported", SCHEMA)]
+)
 async def test_an_event_it_does_not_know_stops_the_router(
     config: ServiceConfig, log: Log, type_name: str, schema: int
 ) -> None:
@@ -168,16 +118,19 @@ async def test_an_event_it_does_not_know_stops_the_router(
     assert type_name in stop.reason
 
 
-async def test_limits_and_keys_are_checked(config: ServiceConfig) -> None:
-    async with running_service(main, config) as channel:
+async def test_limits_and_keys_are_checked(start: Start) -> None:
+    async with start() as router:
         for limit in (-1, 1001):
             with pytest.raises(InvalidArgument, match="limit"):
-                await models(config, channel, limit)
+                await router.models(limit)
         with pytest.raises(Unauthenticated):
-            await call(models_pb2_grpc.ModelsStub(channel).List(pb.ListRequest()))
+            await call(router.stub.List(pb.ListRequest()))
 
 
-async def test_an_unknown_setting_is_refused(config: ServiceConfig) -> None:
-    wrong = msgspec.structs.replace(config, extra={"budget": msgspec.Raw(b"1")})
-    with pytest.raises(InvalidArgument, match="budget"):
+@pytest.mark.parametrize(
+    ("name", "value"), [("budget", b"1"), ("model_urls", b'["ftp://x"]'), ("weights", b'{"luck":1}')]
+)
+async def test_a_wrong_setting_is_refused_by_name(config: ServiceConfig, name: str, value: bytes) -> None:
+    wrong = msgspec.structs.replace(config, extra={name: msgspec.Raw(value)})
+    with pytest.raises(InvalidArgument, match=name):
         await main(wrong, Stop())

@@ -1,1 +1,1 @@
-"""Which models the devices of the pool serve."""
+"""Model calls: to a back end of this host, to a device of the pool, and why they go there."""

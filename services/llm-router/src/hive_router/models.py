@@ -1,44 +1,134 @@
-"""`hive.models.v1.Models`: what the devices of the pool serve. Calls come with a later issue."""
+"""`hive.models.v1.Models`: what can be called, calls, and why they went where they went."""
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc.aio
+from hive_common.contracts.events import ModelCallFinished, ModelCandidate
+from hive_common.inference.calls import PATHS, PIN_ANY, ModelCall, OfferedModel, narrowed
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import is_id
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
-from hive_router.views import ModelRow, Views
+from hive_router.explanations import Explanations
+from hive_router.waterfall import Asker, Waterfall
 
 LIST_DEFAULT: Final = 200
 LIST_MAX: Final = 1_000
+
+DEADLINE_DEFAULT_MS: Final = 600_000
+"""For a call without a deadline of its own."""
+
+_SLACK_MS_MAX: Final = 200
+"""So much before the deadline an answer ends by itself, in words that reach the caller."""
+
+_ACTOR: Final = "router"
 
 
 class ModelsServicer(models_pb2_grpc.ModelsServicer):
     """`hive.models.v1.Models`.
 
     Args:
-        views: reads.
+        waterfall: makes the calls.
+        explanations: of calls.
+        owner: pseudonym of the installation's owner, whose calls these are.
     """
 
-    def __init__(self, views: Views) -> None:
-        self._views = views
+    def __init__(self, waterfall: Waterfall, explanations: Explanations, owner: str) -> None:
+        self._waterfall = waterfall
+        self._explanations = explanations
+        self._owner = owner
 
     async def List(
         self, request: models_pb2.ListRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.ListResponse:
-        """Return the models of the pool, each once, with the executors that serve it."""
+        """Return the models that can be called now, each once, with the executors that serve it."""
         if not 0 <= request.limit <= LIST_MAX:
             raise InvalidArgument(f"limit: got {request.limit}; expected 1 to {LIST_MAX}", path="limit")
-        rows = await self._views.models(request.limit or LIST_DEFAULT)
-        return models_pb2.ListResponse(models=[_message(row) for row in rows])
+        offered = self._waterfall.offered()[: request.limit or LIST_DEFAULT]
+        return models_pb2.ListResponse(models=[_model(one) for one in offered])
+
+    async def Complete(
+        self, request: models_pb2.CompleteRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[models_pb2.CompleteResponse]:
+        """Make one call. A caller that goes away cancels it."""
+        call = _call(request, context.time_remaining())
+        asker = Asker(self._owner, call.caller, call.caller or _ACTOR)
+        answer = await self._waterfall.complete(call, asker)
+        chunks, head = answer.chunks, answer.head
+        try:
+            yield models_pb2.CompleteResponse(
+                head=models_pb2.CompleteHead(
+                    status=head.status, content_type=head.content_type, route=head.route, executor=head.executor
+                )
+            )
+            async for chunk in chunks:
+                yield models_pb2.CompleteResponse(chunk=chunk)
+        finally:
+            await chunks.aclose()
+
+    async def Explain(
+        self, request: models_pb2.ExplainRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.Explanation:
+        """Say why a call went where it went."""
+        if not is_id(request.call_id):
+            raise InvalidArgument("call_id: expected a UUID", path="call_id")
+        return _explanation(request.call_id, await self._explanations.of(request.call_id))
 
 
-def _message(row: ModelRow) -> models_pb2.Model:
+def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> ModelCall:
+    if not is_id(request.call_id):
+        raise InvalidArgument("call_id: expected a UUID", path="call_id")
+    if request.endpoint not in PATHS:
+        raise InvalidArgument(f"endpoint: got {request.endpoint!r}; expected {', '.join(PATHS)}", path="endpoint")
+    if not request.model:
+        raise InvalidArgument("model: expected a name", path="model")
+    left_ms = DEADLINE_DEFAULT_MS if remaining_s is None else int(remaining_s * 1000)
+    return ModelCall(
+        id=request.call_id,
+        endpoint=request.endpoint,
+        model=request.model,
+        body=request.body,
+        stream=request.stream,
+        deadline_ms=max(1, left_ms - min(_SLACK_MS_MAX, left_ms // 20)),
+        caller=request.caller,
+        key=request.key,
+        pin=narrowed(PIN_ANY, request.pin),
+        counts_only=request.counts_only,
+    )
+
+
+def _model(offered: OfferedModel) -> models_pb2.Model:
     return models_pb2.Model(
-        name=row.name,
-        executors=row.executors,
-        family=row.family,
-        size_bytes=row.size_bytes,
-        quantisation=row.quantisation,
-        context_tokens=row.context_tokens,
-        loaded=row.loaded,
+        name=offered.name,
+        executors=offered.executors,
+        family=offered.family,
+        size_bytes=offered.size_bytes,
+        quantisation=offered.quantisation,
+        context_tokens=offered.context_tokens,
+        loaded=offered.loaded,
+    )
+
+
+def _explanation(call_id: str, event: ModelCallFinished) -> models_pb2.Explanation:
+    return models_pb2.Explanation(
+        call_id=call_id,
+        model=event.model,
+        route=event.route,
+        executor=event.executor,
+        pin=event.pin,
+        outcome=event.code or "succeeded",
+        candidates=[_candidate(one) for one in event.candidates],
+    )
+
+
+def _candidate(one: ModelCandidate) -> models_pb2.Candidate:
+    return models_pb2.Candidate(
+        executor=one.executor,
+        route=one.route,
+        backend=one.backend,
+        score=one.score,
+        rejected=one.rejected,
+        detail=one.detail,
+        tried=one.tried,
     )

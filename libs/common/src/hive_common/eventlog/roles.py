@@ -11,8 +11,8 @@ from psycopg import AsyncConnection, errors, sql
 
 from hive_common.kernel.errors import InvalidArgument
 
-WRITERS = ("scheduler", "registry")
-READERS = ("router", "audit", "gateway")
+WRITERS = ("scheduler", "registry", "router")
+READERS = ("audit", "gateway")
 SERVICES = WRITERS + READERS
 
 

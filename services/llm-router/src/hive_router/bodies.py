@@ -1,0 +1,96 @@
+"""The body of a call, read once for what routing needs, and changed in as little as possible."""
+
+from typing import Any, Final
+
+import msgspec
+from hive_common.inference.bodies import decode
+from hive_common.inference.calls import ModelCall
+
+_INCLUDE_USAGE: Final = b'{"stream_options":{"include_usage":true},'
+_NOTHING: Final = (b"", b"null", b"[]", b"{}")
+NO_RAW: Final = msgspec.Raw(b"")
+
+NEED_TOOLS: Final = "tools"
+
+
+class _Body(msgspec.Struct):
+    """What is looked at. The rest may be anything."""
+
+    messages: msgspec.Raw = NO_RAW
+    prompt: msgspec.Raw = NO_RAW
+    input: msgspec.Raw = NO_RAW
+    tools: msgspec.Raw = NO_RAW
+    stream_options: msgspec.Raw = NO_RAW
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A body as the back end gets it.
+
+    Attributes:
+        body: the bytes.
+        needs: what not every model can do.
+        prompt_bytes: of text to read; 0 where it holds images, whose size says nothing.
+        drop_usage: the event with the usage was asked for by the router, not by the caller.
+    """
+
+    body: bytes
+    needs: frozenset[str]
+    prompt_bytes: int
+    drop_usage: bool
+
+
+_TOOLS: Final = frozenset({NEED_TOOLS})
+_NO_NEEDS: Final[frozenset[str]] = frozenset()
+
+
+def prepared(call: ModelCall) -> Prepared:
+    """Read a call's body, and ask for its usage where that comes with a stream only if it is asked for.
+
+    Raises:
+        InvalidArgument: the body is no JSON object.
+    """
+    body, known = call.body, decode(call.body, _Body)
+    needs = _NO_NEEDS if call.endpoint != "chat" or bytes(known.tools) in _NOTHING else _TOOLS
+    drop_usage = False
+    if call.stream and call.endpoint != "embeddings":
+        body, drop_usage = _with_usage(body, bytes(known.stream_options))
+    if call.tokens_max > 0 and call.endpoint != "embeddings":
+        body = _limited(body, call.tokens_max)
+    return Prepared(body, needs, _prompt_bytes(known), drop_usage)
+
+
+def _prompt_bytes(known: _Body) -> int:
+    messages, single = bytes(known.messages), bytes(known.input)
+    if b'"image_url"' in messages or b'"input_audio"' in messages:
+        return 0
+    # Of a list of inputs each is read on its own.
+    return len(messages) + len(bytes(known.prompt)) + (len(single) if single.startswith(b'"') else 0)
+
+
+def _with_usage(body: bytes, options: bytes) -> tuple[bytes, bool]:
+    if not options:
+        rest = body.lstrip()[1:]
+        return _INCLUDE_USAGE + rest, True
+    if options != b"null" and decode(options, _StreamOptions).include_usage:
+        return body, False
+    fields = {} if options == b"null" else decode(options, dict[str, msgspec.Raw])
+    return _changed(body, stream_options={**fields, "include_usage": True}), True
+
+
+def _limited(body: bytes, tokens_max: int) -> bytes:
+    fields = decode(body, dict[str, Any])
+    name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
+    asked, answers = fields.get(name), fields.get("n")
+    each = max(1, tokens_max // answers) if isinstance(answers, int) and answers > 0 else tokens_max
+    if isinstance(asked, int) and 0 < asked <= each:
+        return body
+    return _changed(body, **{name: each})
+
+
+def _changed(body: bytes, **fields: Any) -> bytes:
+    # Raw values keep their bytes; only what is named is written anew.
+    return msgspec.json.encode({**decode(body, dict[str, msgspec.Raw]), **fields})

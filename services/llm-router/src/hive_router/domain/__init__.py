@@ -1,0 +1,1 @@
+"""What the router decides, without clock, network or database."""

@@ -1,0 +1,154 @@
+"""One call on its way: what is known of it so far, for the waterfall, its record and its explanation."""
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from hive_common.contracts.events import ModelCallFinished, ModelCandidate
+from hive_common.inference.calls import ModelCall
+
+from hive_router.bodies import Prepared
+from hive_router.domain.selection import Ask, BackEnd
+from hive_router.tally import Tally
+
+
+class Flight:
+    """A call from its coming to its record.
+
+    Args:
+        call: what was asked.
+        body: as back ends get it.
+        owner: whose call it is.
+        subject: pseudonym of whose data it is, for the envelope.
+        actor: who made it, for the envelope.
+
+    Attributes:
+        until: when its time is up, on the loop's clock.
+        ask: what selection looks at; `tried` grows.
+        tally: of the answer that goes to the caller.
+        code: empty while it runs and where it succeeded, else of the error that ended it.
+        streamed: its answer is a stream.
+        finished: it has ended.
+    """
+
+    __slots__ = (
+        "_candidates",
+        "_kept_bytes",
+        "_tried",
+        "actor",
+        "ask",
+        "body",
+        "call",
+        "code",
+        "ended_us",
+        "executor",
+        "finished",
+        "first_byte_ms",
+        "owner",
+        "route",
+        "start",
+        "streamed",
+        "subject",
+        "tally",
+        "until",
+        "wall_ms",
+    )
+
+    def __init__(self, call: ModelCall, body: Prepared, *, owner: str, subject: str, actor: str) -> None:
+        self.call = call
+        self.body: Prepared | None = body
+        self.owner = owner
+        self.subject = subject
+        self.actor = actor
+        self.start = time.perf_counter()
+        self.until = asyncio.get_running_loop().time() + call.deadline_ms / 1000
+        self.ask = Ask(
+            model=call.model,
+            endpoint=call.endpoint,
+            pin=call.pin,
+            owner=owner,
+            origin=call.origin,
+            prompt_bytes=body.prompt_bytes,
+            needs=body.needs,
+        )
+        self.tally = Tally(not call.counts_only, body.drop_usage)
+        self.route = self.executor = self.code = ""
+        self.first_byte_ms = self.wall_ms = self.ended_us = 0
+        self.finished = self.streamed = False
+        self._kept_bytes = 0
+        self._candidates: list[ModelCandidate] = []
+        self._tried: list[ModelCandidate] = []
+
+    def left_ms(self) -> int:
+        """Return what is left of the call's time."""
+        return max(1, int((self.until - asyncio.get_running_loop().time()) * 1000))
+
+    def looked_at(self, candidates: list[ModelCandidate]) -> None:
+        """Remember the last selection."""
+        self._candidates = candidates
+
+    def going_to(self, backend: BackEnd, route: str) -> None:
+        """Remember where the call goes."""
+        self.route, self.executor = route, backend.executor
+
+    def came_of_it(self, backend: BackEnd, what: str) -> None:
+        """Remember what came of trying a back end; it is not tried again."""
+        for one in self._candidates:
+            if one.backend == backend.id:
+                self._tried.append(msgspec.structs.replace(one, tried=what))
+                break
+        self.ask = msgspec.structs.replace(self.ask, tried=self.ask.tried | {backend.id})
+
+    def first_byte(self) -> float:
+        """Note that the answer begins, and return the seconds since the call came."""
+        passed = time.perf_counter() - self.start
+        self.first_byte_ms = round(passed * 1000)
+        return passed
+
+    def end(self, code: str) -> None:
+        """Note the end."""
+        self.code = code
+        self.wall_ms = round((time.perf_counter() - self.start) * 1000)
+        self.ended_us = time.time_ns() // 1000
+        self.finished = True
+        self._kept_bytes = 0 if self.call.counts_only else len(self.call.body) + self.tally.kept_bytes
+        # Only what came is kept for the record; what went to back ends is not needed any more.
+        self.body = None
+
+    @property
+    def kept_bytes(self) -> int:
+        """What its bodies take while it waits for the log."""
+        return self._kept_bytes
+
+    def forget_bytes(self) -> None:
+        """Let go of its bodies; what it was remains."""
+        self.call = msgspec.structs.replace(self.call, body=b"")
+        self.tally.forget()
+
+    def candidates(self) -> tuple[ModelCandidate, ...]:
+        """Return what was looked at: what was tried, in order, then the rest."""
+        tried = {one.backend for one in self._tried}
+        return (*self._tried, *(one for one in self._candidates if one.backend not in tried or not one.backend))
+
+    def event(self, **values: Any) -> ModelCallFinished:
+        """Return what the log gets. `values`: request and response, where they are kept."""
+        call = self.call
+        return ModelCallFinished(
+            endpoint=call.endpoint,
+            model=call.model,
+            key=call.key,
+            route=self.route,
+            executor=self.executor,
+            code=self.code,
+            prompt_tokens=self.tally.prompt_tokens,
+            completion_tokens=self.tally.completion_tokens,
+            wall_ms=self.wall_ms,
+            first_byte_ms=self.first_byte_ms,
+            pin=call.pin,
+            job=call.job,
+            task=call.task,
+            attempt=call.attempt,
+            candidates=self.candidates(),
+            **values,
+        )

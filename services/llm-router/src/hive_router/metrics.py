@@ -1,0 +1,47 @@
+"""Prometheus metrics of the router."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from hive_router.fleet import Fleet
+
+CALLS: Final = Counter("hive_router_calls_total", "Model calls that ended", ["model", "route", "outcome"])
+FIRST_BYTE: Final = Histogram(
+    "hive_router_first_byte_seconds",
+    "From a call to the first byte of its answer, the back end's time included",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
+TOKENS: Final = Counter("hive_router_tokens_total", "Tokens as back ends count them", ["model", "kind"])
+IN_FLIGHT: Final = Gauge("hive_router_in_flight", "Calls that run at back ends")
+QUEUED: Final = Gauge("hive_router_queued", "Calls that wait for a free back end")
+BREAKERS: Final = Gauge("hive_router_breakers_open", "Back ends that are left alone because they failed")
+BACK_ENDS: Final = Gauge("hive_router_back_ends", "Back ends that are known and present", ["route"])
+RETRIES: Final = Counter("hive_router_retries_total", "Calls tried at a further back end, by code", ["code"])
+RECORDS_WAITING: Final = Gauge("hive_router_records_waiting", "Finished calls that wait for the log")
+RECORDS_DROPPED: Final = Counter(
+    "hive_router_records_dropped_total", "Finished calls that the log never got, by reason", ["reason"]
+)
+CHUNKS_REFUSED: Final = Counter(
+    "hive_router_chunks_refused_total", "Messages of devices that fit no call, by reason", ["reason"]
+)
+
+MODELS_NAMED_MAX: Final = 200
+_named: set[str] = set()
+
+
+def observe_fleet(fleet: Fleet) -> None:
+    """Show the back ends in the metrics of this process."""
+    BREAKERS.set_function(lambda: sum(one.breaker.state != "closed" for one in fleet))
+    BACK_ENDS.labels("local").set_function(lambda: sum(one.is_host for one in fleet))
+    BACK_ENDS.labels("pool").set_function(lambda: sum(one.online and not one.is_host for one in fleet))
+
+
+def label_of(model: str) -> str:
+    """Return the model's name as a label. Callers choose names, so only so many of them become series."""
+    if model not in _named:
+        if len(_named) >= MODELS_NAMED_MAX:
+            return "other"
+        _named.add(model)
+    return model

@@ -1,0 +1,339 @@
+"""The waterfall: a call goes to the best back end, and to the next where one fails before its first byte."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from hive_common.inference.calls import Answer, Head, ModelCall, OfferedModel
+from hive_common.kernel.errors import (
+    DeadlineExceeded,
+    HiveError,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    RateLimited,
+    Unavailable,
+    body_of,
+)
+
+from hive_router.admission import Admission, Place
+from hive_router.bodies import prepared
+from hive_router.closing import ClosingStream
+from hive_router.domain.selection import BackEnd, route_to
+from hive_router.fleet import Fleet
+from hive_router.flight import Flight
+from hive_router.metrics import CALLS, FIRST_BYTE, RETRIES, TOKENS, label_of
+from hive_router.tally import error_event, raise_error_of
+
+log = logging.getLogger(__name__)
+
+SSE_TYPE: Final = "text/event-stream"
+ANSWER_BYTES_MAX: Final = 32 * 1024 * 1024
+"""An answer that is no stream is gathered before it begins, so that one that breaks off is an error of the call."""
+
+CANCELLED: Final = "cancelled"
+"""Outcome of a call whose caller went away."""
+
+Way = Callable[[ModelCall, BackEnd], Awaitable[Answer]]
+"""Begins a call at a back end. Raises what `Completer.complete` raises."""
+
+Finished = Callable[[Flight], None]
+
+
+class Asker(msgspec.Struct, frozen=True):
+    """Who a call is for: owner, whose data it is, and who made it, as pseudonyms."""
+
+    owner: str
+    subject: str
+    actor: str
+
+
+class RoutedAnswer:
+    """An answer on its way (`hive_common.inference.calls.Answer`)."""
+
+    __slots__ = ("chunks", "head")
+
+    def __init__(self, head: Head, chunks: AsyncGenerator[bytes, None]) -> None:
+        self.head = head
+        self.chunks = chunks
+
+
+class Waterfall:
+    """Routes calls.
+
+    Args:
+        fleet: what there is.
+        admission: gives places.
+        host, pool: ways to a back end on the gateway's host, and to a device of the pool.
+        host_executors: ids of executors on the gateway's host.
+        begun: is told of each call as it begins.
+        finished: is told of each call that has ended. It MUST NOT block.
+        missing: looks for models that nobody had until now; may be awaited often.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        *,
+        host: Way,
+        pool: Way,
+        host_executors: frozenset[str],
+        begun: Finished,
+        finished: Finished,
+        missing: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._fleet = fleet
+        self._admission = admission
+        self._ways = {True: host, False: pool}
+        self._host_executors = host_executors
+        self._begun = begun
+        self._finished = finished
+        self._missing = missing
+
+    async def complete(self, call: ModelCall, asker: Asker) -> Answer:
+        """Begin a call (`Completer.complete`).
+
+        Raises:
+            NotFound: nobody serves the model.
+            InvalidArgument: the back end refuses the body, or no back end can do what it asks for.
+            RateLimited: too many wait.
+            Unavailable: nobody who may have it can be reached; says why.
+            DeadlineExceeded: its time is up.
+        """
+        if not self._fleet.serving(call.model):
+            await self._missing()
+        flight = Flight(call, prepared(call), owner=asker.owner, subject=asker.subject, actor=asker.actor)
+        self._begun(flight)
+        try:
+            async with asyncio.timeout_at(flight.until):
+                return await self._begin(flight)
+        except TimeoutError:
+            self._end(flight, DeadlineExceeded.code)
+            raise DeadlineExceeded(f"no answer within {call.deadline_ms} ms") from None
+        except asyncio.CancelledError:
+            self._end(flight, CANCELLED)
+            raise
+        except Exception as error:
+            self._end(flight, body_of(error).code)
+            raise
+
+    def offered(self) -> list[OfferedModel]:
+        """Return what can be called now, in order of name. Where devices disagree, sizes are the largest."""
+        return [_offered(name, serving) for name, serving in sorted(self._fleet.offered().items())]
+
+    async def _begin(self, flight: Flight) -> Answer:
+        last: HiveError | None = None
+        while True:
+            try:
+                place = await self._admission.enter(flight)
+            except (InvalidArgument, Unavailable):
+                # What was tried has said more than that nothing is left.
+                if last is not None:
+                    raise last from None
+                raise
+            flight.going_to(place.backend, route_to(place.backend, flight.ask, self._host_executors))
+            try:
+                return await self._try(flight, place)
+            except HiveError as error:
+                last = self._next_or_raise(flight, place.backend, error)
+
+    async def _try(self, flight: Flight, place: Place) -> Answer:
+        """Begin at one back end. Its place is given back where this raises."""
+        backend, start = place.backend, asyncio.get_running_loop().time()
+        body = flight.body
+        assert body is not None
+        call = msgspec.structs.replace(flight.call, body=body.body, deadline_ms=flight.left_ms())
+        try:
+            answer = await self._ways[backend.is_host](call, backend)
+            # Its first piece comes before anything is answered: until then another back end may do better.
+            streams = answer.head.content_type.startswith(SSE_TYPE)
+            first = await (_begun(answer) if streams else _gathered(answer))
+        except HiveError as error:
+            self._admission.leave(place, _verdict(error))
+            raise
+        except asyncio.CancelledError:
+            self._admission.leave(place, None)
+            raise
+        except Exception:
+            self._admission.leave(place, False)
+            raise
+        first_byte_s = asyncio.get_running_loop().time() - start
+        FIRST_BYTE.labels(flight.route).observe(flight.first_byte())
+        head = Head(answer.head.status, answer.head.content_type, flight.route, flight.executor)
+        if streams:
+            flight.streamed = True
+            return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
+        flight.tally.whole(first)
+        self._admission.leave(place, True, first_byte_s)
+        flight.came_of_it(backend, "succeeded")
+        self._end(flight, "")
+        return RoutedAnswer(head, _once(first))
+
+    def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
+        """Return the error where the next back end may do better, else raise it."""
+        flight.came_of_it(backend, error.code)
+        if isinstance(error, DeadlineExceeded) or (isinstance(error, InvalidArgument) and not _lacks(error)):
+            raise error
+        if _lacks(error):
+            backend.lacks.add((flight.call.model, str(error.fields.get("need"))))
+        RETRIES.labels(error.code).inc()
+        log.info("call %s: %s: %s", flight.call.id, backend.name, error.message)
+        if isinstance(error, NotFound | RateLimited | Unavailable | InvalidArgument):
+            return error
+        # A key it does not take, or a defect there: nothing that the caller could mend.
+        return Unavailable(f"{backend.name} cannot serve `{flight.call.model}`: {error.message}")
+
+    def _end(self, flight: Flight, code: str) -> None:
+        flight.end(code)
+        model, tally = label_of(flight.call.model), flight.tally
+        CALLS.labels(model if flight.route else "unknown", flight.route, code or "succeeded").inc()
+        if tally.prompt_tokens:
+            TOKENS.labels(model, "prompt").inc(tally.prompt_tokens)
+        if tally.completion_tokens:
+            TOKENS.labels(model, "completion").inc(tally.completion_tokens)
+        self._finished(flight)
+
+    def _stream_ended(
+        self, flight: Flight, place: Place, first_byte_s: float, verdict: bool | None, code: str
+    ) -> None:
+        self._admission.leave(place, verdict, first_byte_s)
+        flight.came_of_it(place.backend, code or "succeeded")
+        self._end(flight, code)
+
+
+class _Stream(ClosingStream):
+    """The events of a stream. It ends in `[DONE]` or an error, and gives its place back however it ends."""
+
+    __slots__ = ("_first", "_first_byte_s", "_flight", "_over", "_place", "_source", "_waterfall")
+
+    def __init__(
+        self,
+        waterfall: Waterfall,
+        flight: Flight,
+        place: Place,
+        first_byte_s: float,
+        first: bytes,
+        source: AsyncGenerator[bytes, None],
+    ) -> None:
+        self._first: bytes | None = first
+        self._waterfall = waterfall
+        self._flight = flight
+        self._place = place
+        self._first_byte_s = first_byte_s
+        self._source = source
+        self._over = False
+
+    async def asend(self, value: None, /) -> bytes:
+        """Return the next events."""
+        tally = self._flight.tally
+        while not self._over:
+            try:
+                piece = await self._next()
+            except TimeoutError:
+                error = DeadlineExceeded(f"no whole answer within {self._flight.call.deadline_ms} ms")
+                return await self._broken(error, None)
+            except HiveError as error:
+                return await self._broken(error, _verdict(error))
+            except BaseException:
+                await self.aclose()
+                raise
+            if piece is None:
+                if tally.done or tally.error:
+                    await self._finish(tally.done, "" if tally.done else Unavailable.code)
+                    break
+                return await self._broken(Unavailable("the answer ended before it was whole"), False)
+            passed = tally.events(piece)
+            if passed:
+                return passed
+        raise StopAsyncIteration
+
+    async def _next(self) -> bytes | None:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        async with asyncio.timeout_at(self._flight.until):
+            return await anext(self._source, None)
+
+    async def aclose(self) -> None:
+        """Cancel the generation, if it goes on."""
+        await self._finish(None, CANCELLED)
+
+    async def _broken(self, error: HiveError, verdict: bool | None) -> bytes:
+        event = error_event(error)
+        self._flight.tally.events(event)
+        await self._finish(verdict, error.code)
+        return event
+
+    async def _finish(self, verdict: bool | None, code: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        tally = self._flight.tally
+        if code == CANCELLED and (tally.done or tally.error):
+            # Its last event has gone out; whoever stops reading after it has the whole answer.
+            verdict, code = tally.done, "" if tally.done else Unavailable.code
+        try:
+            await self._source.aclose()
+        finally:
+            self._waterfall._stream_ended(self._flight, self._place, self._first_byte_s, verdict, code)
+
+
+async def _begun(answer: Answer) -> bytes:
+    """Return the first events of a stream. Raises the error that it begins with."""
+    try:
+        first = await anext(answer.chunks, None)
+        if first is None:
+            raise Unavailable("the answer ended before it began")
+        if b'"error"' in first:
+            raise_error_of(first)
+    except BaseException:
+        await answer.chunks.aclose()
+        raise
+    return first
+
+
+async def _gathered(answer: Answer) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in answer.chunks:
+            size += len(part)
+            if size > ANSWER_BYTES_MAX:
+                raise PayloadTooLarge(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
+            parts.append(part)
+    finally:
+        await answer.chunks.aclose()
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def _lacks(error: HiveError) -> bool:
+    """Whether a back end says that it cannot do what the body asks for, which another one may."""
+    return isinstance(error, InvalidArgument) and "need" in error.fields
+
+
+def _verdict(error: HiveError) -> bool | None:
+    """Whether an error speaks for or against the back end: True where it answered as it should."""
+    if isinstance(error, InvalidArgument | NotFound):
+        return True
+    return None if isinstance(error, DeadlineExceeded | RateLimited) else False
+
+
+def _offered(name: str, serving: Sequence[tuple[BackEnd, Any]]) -> OfferedModel:
+    models = [model for _, model in serving]
+    return OfferedModel(
+        name=name,
+        backend=models[0].backend,
+        family=max(model.family for model in models),
+        size_bytes=max(model.size_bytes for model in models),
+        quantisation=max(model.quantisation for model in models),
+        context_tokens=max(model.context_tokens for model in models),
+        loaded=any(model.loaded for model in models),
+        executors=tuple(sorted({backend.executor for backend, _ in serving if backend.executor})),
+    )
