@@ -35,6 +35,9 @@ def test_every_command_of_the_spine_is_there() -> None:
         "executor drain",
         "audit verify",
         "audit export",
+        "model list",
+        "model explain",
+        "model chat",
     }
     assert job | agent | rest <= ALL.keys()
 

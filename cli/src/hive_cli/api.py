@@ -130,6 +130,22 @@ class Api:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
+    @contextmanager
+    def answer_events(self, path: str, body: Any) -> Iterator[tuple[dict[str, str], Iterator[ServerEvent]]]:
+        """POST a document whose answer is a stream of events; yields its headers and the events.
+
+        Nothing is sent again: what was said once would be said twice. A connection that breaks raises Unavailable.
+        """
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        headers = {"content-type": "application/json", "accept": "text/event-stream"}
+        timeout = httpx.Timeout(None, connect=5.0)
+        try:
+            with self._client.stream("POST", path, content=content, headers=headers, timeout=timeout) as response:
+                raise_for(response)
+                yield dict(response.headers), parse_events(response.iter_lines())
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
     def events(self, path: str, last_id: str = "") -> Iterator[ServerEvent]:
         """Yield the events of a stream until `[DONE]`, through restarts of the gateway.
 
@@ -251,9 +267,17 @@ def raise_for(response: httpx.Response) -> None:
         problem = response.json()
     except ValueError:
         problem = {}
+    if isinstance(problem, dict) and isinstance(problem.get("error"), dict):
+        raise openai_error(problem["error"], response.status_code)
     if not isinstance(problem, dict) or "code" not in problem:
         problem = {"code": _code_of(response.status_code), "detail": _bare(response)}
     raise _problem(problem)
+
+
+def openai_error(error: dict[str, Any], status: int = 500) -> HiveError:
+    """Return the error of the catalogue for one in OpenAI's shape, which has codes of its own."""
+    code = error.get("code")
+    return _problem({"code": code if code in CATALOGUE else _code_of(status), "detail": error.get("message")})
 
 
 def _bare(response: httpx.Response) -> str:

@@ -39,6 +39,20 @@ class ExecutorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
 
 
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How models may be called with the owner's key.
+
+    Attributes:
+        pin: where the data of calls may go: `own-devices`, `pool`, `region:<r>` or `any`.
+        counts_only: keep no prompt and no completion in the log, only how much was used.
+        ollama_without_key: programs of this machine may use the Ollama paths without the key.
+    """
+
+    pin: str = "any"
+    counts_only: bool = False
+    ollama_without_key: bool = False
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`hive.json`: what a home's first `up` chose and every later one uses. No secrets.
 
@@ -50,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ports: dict[str, int]
     executors: tuple[ExecutorEntry, ...]
     public: str = ""
+    models: ModelSettings = ModelSettings()
     version: int = SETTINGS_VERSION
 
 

@@ -64,6 +64,13 @@ def up(
     no_public: Annotated[
         bool, typer.Option("--no-public", help="Listen on the loopback only again, as without --public.")
     ] = False,
+    ollama_without_key: Annotated[
+        bool | None,
+        typer.Option(
+            "--ollama-without-key/--ollama-with-key",
+            help="Whether programs of this machine may use the Ollama paths without the key. Kept.",
+        ),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start PostgreSQL, NATS, the services and executors, and keep them running; of a joined device its executor.
@@ -73,7 +80,11 @@ def up(
     from hive_cli.supervisor.progress import to_console
     from hive_cli.supervisor.wishes import Wishes
 
-    wishes = Wishes(executors=executors, public=_chosen_address(public, no_public))
+    wishes = Wishes(
+        executors=executors,
+        public=_chosen_address(public, no_public),
+        ollama_without_key=ollama_without_key,
+    )
     report = to_console(err)
     if detach:
         from hive_cli.supervisor.detach import start_detached

@@ -102,7 +102,9 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
         reached = {"blobs_url": url_for_others(settings), "nats_url": nats_for_others(settings)}
         return reached | registry_settings(home, settings)
     if service == names.GATEWAY:
-        keys = [{"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}]
+        models = settings.models
+        owner = {"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}
+        keys = [owner | {"pin": models.pin, "counts_only": models.counts_only}]
         keys += [
             {"name": entry.name, "scope": "executor", "file": str(home.secret_file(blob_secret(entry.name)))}
             for entry in settings.executors
@@ -111,6 +113,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
             "http_host": network.listen,
             "http_port": settings.ports["http"],
             "keys": keys,
+            "ollama_without_key": models.ollama_without_key,
             "public_url": url_for_others(settings),
             **(_doors(home, settings) if settings.public else {}),
         }

@@ -34,7 +34,12 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
         InvalidArgument: they cannot be used, or `wishes` has what only an installation can do.
         FailedPrecondition: a recorded port is taken.
     """
-    for option, value in (("--executors", wishes.executors), ("--public", wishes.public)):
+    wished = {
+        "--executors": wishes.executors,
+        "--public": wishes.public,
+        "--ollama-without-key": wishes.ollama_without_key,
+    }
+    for option, value in wished.items():
         if value is not None:
             raise InvalidArgument(
                 f"{option}: {home.root} is a device that has joined {home.joined().gateway}; "

@@ -13,7 +13,7 @@ from hive_common.ops.config import read_secret, write_config
 from hive_common.ops.embedded import SUPERUSER
 from hive_common.ops.files import replace_file
 
-from hive_cli.home import Endpoints, ExecutorEntry, Home, Settings
+from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings
 from hive_cli.supervisor import names, ports
 from hive_cli.supervisor.ca import ensure_certificates
 from hive_cli.supervisor.network import LOOPBACK, Network
@@ -42,6 +42,7 @@ def provision(
     executors: int | None,
     *,
     public: str | None = None,
+    ollama_without_key: bool | None = None,
     preferred_ports: bool = True,
     network: Network = LOOPBACK,
 ) -> Settings:
@@ -51,6 +52,7 @@ def provision(
         home: may not exist yet.
         executors: how many; None is as many as last time, or one.
         public: parsed address under which other machines connect; None is as last time, empty for none.
+        ollama_without_key: whether the Ollama paths need no key on this machine; None is as last time.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
 
@@ -66,6 +68,9 @@ def provision(
     if public is None:
         public = known.public if known else ""
     settings = _settle(home, known, executors, public, preferred_ports, network)
+    if ollama_without_key is not None:
+        models = msgspec.structs.replace(settings.models, ollama_without_key=ollama_without_key)
+        settings = msgspec.structs.replace(settings, models=models)
     if public:
         ensure_certificates(home, public)
     wanted = [entry.name for entry in settings.executors]
@@ -127,6 +132,7 @@ def _settle(
         ports=recorded,
         executors=tuple(entries),
         public=public,
+        models=known.models if known else ModelSettings(),
     )
 
 

@@ -43,7 +43,9 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
                 report(Report("note", f"{name} of an earlier supervisor still ran and was killed"))
             if home.is_joined():
                 return asyncio.run(JoinedSupervisor(home, checked(home, wishes), report).run())
-            settings = provision(home, wishes.executors, public=wishes.public)
+            settings = provision(
+                home, wishes.executors, public=wishes.public, ollama_without_key=wishes.ollama_without_key
+            )
             if settings.public and (problem := problem_of(settings.public)):
                 report(Report("note", f"{problem}: other machines may not get through to this one"))
             return asyncio.run(Supervisor(home, settings, wishes.executors, report).run())

@@ -9,7 +9,9 @@ class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         executors: how many run.
         public: address under which other machines connect; empty for none.
+        ollama_without_key: programs of this machine may use the Ollama paths without the key.
     """
 
     executors: int | None = None
     public: str | None = None
+    ollama_without_key: bool | None = None

@@ -1,0 +1,137 @@
+"""`hive model`: what can be called, why a call went where it went, and a conversation on the terminal."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from hive_common.kernel.errors import InvalidArgument
+
+from hive_cli.options import HomeOption, JsonOption
+from hive_cli.output import clean, err, out, print_json, print_table
+from hive_cli.session import connect
+
+if TYPE_CHECKING:
+    from hive_cli.api import Api
+
+app = typer.Typer(no_args_is_help=True, help="List models, talk to them, and see where calls went.")
+_CHAT = "/v1/chat/completions"
+_MIB = 2**20
+
+
+@app.command("list")
+def list_models(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """List the models that can be called, and where they are served."""
+    with connect(home) as api:
+        found = api.get("/v1/models")["data"]
+    if as_json:
+        print_json({"models": found})
+        return
+    print_table(("name", "family", "quantisation", "size", "context", "loaded", "served by"), map(_row, found))
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    size = f"{one['size_bytes'] / _MIB:,.0f} MiB" if one["size_bytes"] else ""
+    context = str(one["context_tokens"] or "")
+    served = ", ".join(one["executors"]) or "this host"
+    return one["id"], one["family"], one["quantisation"], size, context, "yes" if one["loaded"] else "", served
+
+
+@app.command("explain")
+def explain(
+    call: Annotated[str, typer.Argument(metavar="ID", help="The call's `x-request-id`.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Show where a call went, and why not elsewhere."""
+    with connect(home) as api:
+        found = api.get(f"/v1/model-calls/{call}/explain")
+    if as_json:
+        print_json(found)
+        return
+    where = f"{found['route']} on {found['executor']}" if found["executor"] else found["route"] or "nowhere"
+    out.print(clean(f"{found['model']}: {found['outcome'] or 'under way'}, {where}, pinned to {found['pin']}"))
+    print_table(("candidate", "route", "back end", "score", "verdict"), map(_candidate, found["candidates"]))
+
+
+def _candidate(one: dict[str, Any]) -> tuple[str, ...]:
+    verdict = one["rejected"] or one["tried"] or "fit"
+    detail = f": {one['detail']}" if one["detail"] else ""
+    return one["executor"], one["route"], one["backend"], f"{one['score']:.2f}", verdict + detail
+
+
+@app.command("chat")
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As `hive model list` names it.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Without one: a conversation, or what is piped in.")
+    ] = None,
+    system: Annotated[str, typer.Option("--system", help="What the model is told beforehand.")] = "",
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Talk to a model; its answer is shown as it comes."""
+    messages = [{"role": "system", "content": system}] if system else []
+    with connect(home) as api:
+        if prompt is None and sys.stdin.isatty() and not as_json:
+            _converse(api, model, messages)
+            return
+        said = sys.stdin.read() if prompt is None else prompt
+        if not said.strip():
+            raise InvalidArgument("PROMPT: expected a text, as an argument or on standard input")
+        messages.append({"role": "user", "content": said})
+        if as_json:
+            print_json(api.post(_CHAT, {"model": model, "messages": messages}))
+        else:
+            _say(api, model, messages)
+
+
+def _converse(api: "Api", model: str, messages: list[dict[str, str]]) -> None:
+    err.print("an empty line or Ctrl-D ends it", style="dim")
+    while True:
+        try:
+            said = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            err.print()
+            return
+        if not said.strip():
+            return
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": _say(api, model, messages)})
+
+
+def _say(api: "Api", model: str, messages: list[dict[str, str]]) -> str:
+    """Show an answer as it comes and return it."""
+    said = []
+    with api.answer_events(_CHAT, {"model": model, "messages": messages, "stream": True}) as (headers, events):
+        try:
+            for text in _texts(events):
+                said.append(text)
+                # What a model says is data: nothing of it may steer the terminal.
+                sys.stdout.write(clean(text))
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            # Leaving the stream ends the generation; the conversation goes on.
+            err.print(" …", style="dim")
+        finally:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    served = " on ".join(filter(None, (headers.get("x-hive-route"), headers.get("x-hive-executor"))))
+    err.print(clean(f"{served}   hive model explain {headers.get('x-request-id', '')}"), style="dim")
+    return "".join(said)
+
+
+def _texts(events: Iterator[Any]) -> Iterator[str]:
+    """Yield the pieces of an answer. Raises the error that ends it where it breaks off."""
+    from hive_cli.api import openai_error
+
+    for event in events:
+        if event.data == "[DONE]":
+            return
+        chunk = json.loads(event.data)
+        if "error" in chunk:
+            raise openai_error(chunk["error"])
+        for choice in chunk.get("choices") or ():
+            if text := choice.get("delta", {}).get("content"):
+                yield text
