@@ -40,6 +40,13 @@ def tampered():
         yield made
 
 
+@pytest.fixture(scope="module")
+def own_home():
+    """An installation of one module, whose configuration may be changed."""
+    with _running() as made:
+        yield made
+
+
 @pytest.fixture
 def installation(_installation):
     """A running installation that the fault test before has left healed."""

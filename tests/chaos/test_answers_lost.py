@@ -31,6 +31,7 @@ from hive_common.testing.ports import calls_of
 from hive_common.testing.proxy import TcpProxy
 from hive_common.testing.wire import grpc_answered, http_answered
 from hive_executor.blobs import BlobClient, FolderCache
+from hive_executor.gateway import Gateway
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
@@ -509,26 +510,29 @@ async def test_a_response_to_the_command_line_is_lost(rig: Rig, door: TcpProxy, 
         assert cut.is_set()
 
 
-def blob_client(rig: Rig, door: TcpProxy, folder: Path) -> BlobClient:
+def blob_client(rig: Rig, door: TcpProxy, folder: Path) -> tuple[BlobClient, Gateway]:
     cache = FolderCache(folder, 1 << 20)
-    return BlobClient(lambda: f"http://127.0.0.1:{door.port}", rig.home.api_key(), cache, 60_000)
+    header = {"Authorization": f"Bearer {rig.home.api_key()}"}
+    gateway = Gateway(lambda: f"http://127.0.0.1:{door.port}", lambda: header)
+    return BlobClient(gateway, cache, 60_000), gateway
 
 
 async def blob_store(rig: Rig, door: TcpProxy, folder: Path) -> None:
     """The response to the upload is lost: it is sent again, and is there."""
     data = new_id().encode() * 10_000
-    client = blob_client(rig, door, folder)
+    client, gateway = blob_client(rig, door, folder)
     cut = door.cut_next_answer(http_answered)
     assert await client.store(data) == digest_of(data)
     assert cut.is_set() and door.connections == 2
     assert await client.fetch(digest_of(data)) == data
     await client.close()
+    await gateway.close()
 
 
 async def blob_fetch(rig: Rig, door: TcpProxy, folder: Path) -> None:
     """Lost whole, in its head, in its body and at its last byte: what is kept is whole."""
     data = new_id().encode() * 10_000
-    client = blob_client(rig, door, folder)
+    client, gateway = blob_client(rig, door, folder)
     await client.store(data)
     for lose in (
         lambda: door.cut_next_answer(http_answered),
@@ -543,14 +547,16 @@ async def blob_fetch(rig: Rig, door: TcpProxy, folder: Path) -> None:
         assert cut.is_set()
         assert [kept.read_bytes() for kept in folder.iterdir()] == [data]
     await client.close()
+    await gateway.close()
 
 
 async def blob_close(rig: Rig, door: TcpProxy, folder: Path) -> None:
     """Closing asks for nothing that could be lost."""
-    client = blob_client(rig, door, folder)
+    client, gateway = blob_client(rig, door, folder)
     await client.fetch(rig.digest)
     cut = door.cut_next_answer()
     await client.close()
+    await gateway.close()
     assert not cut.is_set()
 
 

@@ -27,7 +27,7 @@ SHORT_MAX_S = 2.5
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.timeout(400),
-    pytest.mark.skipif(bool(lacking("ip", "nft")), reason=lacking("ip", "nft")),
+    pytest.mark.skipif(bool(lacking("ip", "nft", "nsenter")), reason=lacking("ip", "nft", "nsenter")),
 ]
 
 only_long = pytest.mark.skipif("HIVE_CHAOS_ROUNDS" not in os.environ, reason="takes half a minute: make chaos")

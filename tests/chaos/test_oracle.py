@@ -41,7 +41,7 @@ def storm():
     try:
         yield {
             name: importlib.import_module(f"tests.chaos.storm.{name}")
-            for name in ("clients", "line", "oracle", "plan", "strikes", "wires")
+            for name in ("clients", "line", "oracle", "plan", "target", "wires")
         }
     finally:
         sys.path.remove(str(ROOT))
@@ -155,16 +155,16 @@ def test_a_submit_that_was_told_two_jobs_is_doubled(told):
 
 
 def test_recovery_counts_from_the_kill_to_the_first_task_decided_once_all_is_ready_again(told, storm):
-    strike = storm["strikes"].Strike("kill scheduler", at=2.5, ready_at=4.5)
+    strike = storm["target"].Strike("kill scheduler", at=2.5, ready_at=4.5)
     assert told(GOOD, struck=[strike])["recovery_max_s"] == 2.5
-    never = storm["strikes"].Strike("kill scheduler", at=2.5, ready_at=time.time())
+    never = storm["target"].Strike("kill scheduler", at=2.5, ready_at=time.time())
     assert "nothing was done after it" in told(GOOD, struck=[never])["problems"][0]
 
 
 def test_an_executor_is_not_back_before_what_it_held_is_over(told, storm):
     other = [("other", "TaskCreated", {"job": "job"}), assigned(task="other", executor="y")]
     history = [SUBMITTED, CREATED, assigned(), *other, *succeeded(task="other"), SUCCEEDED, DECIDED, ENDED]
-    strike = storm["strikes"].Strike("kill executor", at=3.5, ready_at=4.0, executor="x")
+    strike = storm["target"].Strike("kill executor", at=3.5, ready_at=4.0, executor="x")
     assert told(history, struck=[strike], tasks=2)["recovery_max_s"] == pytest.approx(8 - 3.5)
 
 

@@ -9,10 +9,7 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -33,20 +30,6 @@ LEASE_MS = 1_500
 RUN_S = 200.0
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def own_home() -> Iterator[Installation]:
-    """An installation whose configuration may be changed."""
-    home = Path(tempfile.mkdtemp(prefix="hive-shuffled-"))
-    made = Installation(home)
-    try:
-        made.up(executors=2)
-        made.hive("agent", "push", str(HERE / "agents" / "spin"))
-        yield made
-    finally:
-        made.hive("down", check=False)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 class Rerouted:

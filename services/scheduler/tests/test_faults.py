@@ -14,6 +14,7 @@ from hive_common.bus.authority import Authority
 from hive_common.contracts import events
 from hive_common.contracts.events import ExecutorDrainRequested, ExecutorUndrained
 from hive_common.contracts.messages import AttemptKey
+from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import HiveError
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.proxy import POSTGRES_READY, TcpProxy
@@ -262,8 +263,9 @@ async def test_what_is_recovered_is_what_a_full_replay_gives(cluster, control, o
                 await conn.execute("UPDATE scheduler.projections SET position = 1 WHERE name = 'jobs'")
                 for table in ("jobs", "tasks", "steps", "job_positions"):
                     await conn.execute(f"TRUNCATE scheduler.{table}")
-            recovered, at = await recover(conn, cluster.reader, Specs())
-            replayed, head = await replay(cluster.reader, Specs())
+            now_us = SystemClock().now_us()
+            recovered, at = await recover(conn, cluster.reader, Specs(), now_us)
+            replayed, head = await replay(cluster.reader, Specs(), now_us)
             assert at == head == await cluster.reader.head()
             assert recovered.jobs.keys() == replayed.jobs.keys() == set(ids[:2])
             for job_id, job in recovered.jobs.items():

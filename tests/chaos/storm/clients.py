@@ -73,6 +73,11 @@ class Clients:
         self.pace = 0.0
         self.ended = False
 
+    @property
+    def lost_answers(self) -> int:
+        """How many submits nobody answered for so far."""
+        return sum(record.lost_answers for record in self.records)
+
     async def run(self, count: int) -> None:
         """Submit until `ended` is set; what has been begun is brought to its answer."""
         timeout = aiohttp.ClientTimeout(total=SUBMIT_TIMEOUT_S)

@@ -3,12 +3,12 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.chaos.storm.clients import Record
 from tests.chaos.storm.oracle import History, Job
-from tests.chaos.storm.strikes import Strike
+from tests.chaos.storm.target import Strike
 
 DEVICE_CODES = frozenset({"lost", "runner_died"})
 """A task may end with these in any storm: after four attempts that died with their device it is given up."""
@@ -22,6 +22,8 @@ def line_of(
     struck: Sequence[Strike],
     audit: dict[str, Any],
     problems: Sequence[str],
+    missed: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the line. `ok` is false where a law is broken; `problems` then says what was seen."""
     jobs: dict[str, list[Job]] = defaultdict(list)
@@ -34,7 +36,8 @@ def line_of(
     recovery = recoveries(records, history, struck)
     unrecovered = [strike.kind for strike, seconds in recovery if seconds is None]
     wrong += [f"{kind}: nothing was done after it" for kind in unrecovered]
-    alone, others = [], []
+    alone: list[float] = []
+    others: list[float] = []
     for strike, seconds in recovery:
         if seconds is not None:
             (alone if strike.alone and killed(strike) else others).append(seconds)
@@ -67,6 +70,8 @@ def line_of(
         "recovery_max_s": percentile(sorted(alone), 1),
         "other_faults_max_s": percentile(sorted(others), 1),
         "faults": dict(sorted(Counter(strike.kind for strike in struck).items())),
+        "missed": dict(sorted(Counter(missed).items())),
+        "left_out": dict(left_out or {}),
         "slowest": _slowest(recovery),
         "problems": [*lost, *doubled, *history.stale, *wrong][:SHOWN],
     }

@@ -18,6 +18,10 @@ SHAPES = {
     "cancelled": 4,
     "refused": 2,
 }
+PADS = (0, 0, 3_000)
+"""Bytes beside the result; some outcomes do not fit into what is left of a block on a full disk."""
+DEADLINE = "8h"
+"""A leader whose clock was set takes what is in the log for what it says: further away than clocks are set."""
 KEYED = 0.6
 """Part of the submits that carry an idempotency key."""
 
@@ -62,13 +66,13 @@ def trickle(rng: random.Random) -> Iterator[Planned]:
 
 def _single(rng: random.Random, nonce: str, key: str, ms: int) -> Planned:
     n = rng.randrange(1000)
-    step = {"id": "one", "agent": "weather@1.0.0", "input": {"n": n, "ms": ms}}
+    step = {"id": "one", "agent": "weather@1.0.0", "input": {"n": n, "ms": ms, "pad": rng.choice(PADS)}}
     return Planned(nonce, _document(nonce, [step], "${tasks.one.output.square}"), 1, "succeeded", n * n, key)
 
 
 def _job(rng: random.Random, nonce: str, shape: str, most: int) -> Planned:
     key = nonce if rng.random() < KEYED else ""
-    ms = rng.choice([0, 0, 5, 20, 60])
+    ms, pad = rng.choice([0, 0, 5, 20, 60]), rng.choice(PADS)
     match shape:
         case "single":
             return _single(rng, nonce, key, rng.choice([0, 20, 400]))
@@ -77,7 +81,7 @@ def _job(rng: random.Random, nonce: str, shape: str, most: int) -> Planned:
             return _single(rng, nonce, key, 3_000)
         case "small fork" | "fork" | "large fork":
             low, high = {"small fork": (2, 20), "fork": (20, 100), "large fork": (150, 400)}[shape]
-            return _fork(nonce, key, min(most, rng.randint(low, high)), ms)
+            return _fork(nonce, key, min(most, rng.randint(low, high)), ms, pad=pad)
         case "graph":
             return _graph(nonce, key, rng.randint(3, 15), ms)
         case "fails":
@@ -95,13 +99,20 @@ def _job(rng: random.Random, nonce: str, shape: str, most: int) -> Planned:
 
 
 def _fork(
-    nonce: str, key: str, count: int, ms: int, expected: Expected = "succeeded", fails: float = 0, **step: Any
+    nonce: str,
+    key: str,
+    count: int,
+    ms: int,
+    expected: Expected = "succeeded",
+    fails: float = 0,
+    pad: int = 0,
+    **step: Any,
 ) -> Planned:
     fork = {
         "id": "each",
         "agent": "weather@1.0.0",
         "fork": "${input}",
-        "input": {"n": "${item}", "ms": ms, "fails": fails},
+        "input": {"n": "${item}", "ms": ms, "fails": fails, "pad": pad},
         **step,
     }
     document = _document(nonce, [fork], "${tasks.each.output[*].square}", list(range(count)))
@@ -128,7 +139,7 @@ def _document(nonce: str, steps: list[dict[str, Any]], output: str | None, given
         "kind": "Job",
         "name": nonce,
         "input": given,
-        "limits": {"deadline": "30m", "fan_out": 2000},
+        "limits": {"deadline": DEADLINE, "fan_out": 2000},
         "tasks": steps,
         "output": output,
     }

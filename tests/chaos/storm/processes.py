@@ -69,12 +69,15 @@ class Processes:
                 await asyncio.sleep(LOOK_S)
 
 
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal; a process that is gone already is fine."""
+def kill(pid: int | None, number: int = signal.SIGKILL) -> bool:
+    """Send a signal; say whether there was a process that lived."""
     try:
+        if pid is None or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return False
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+    return True
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -86,7 +89,7 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def signal_all(processes: list[psutil.Process], number: int) -> None:
-    """Send a signal to each that is still there."""
-    for process in processes:
-        kill(process.pid, number)
+def signal_all(processes: list[psutil.Process], number: int) -> bool:
+    """Send a signal to each that is still there; say whether the first was."""
+    sent = [kill(process.pid, number) for process in processes]
+    return bool(sent) and sent[0]

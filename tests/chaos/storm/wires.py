@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ FORGED = {"inline": {"square": -1, "forged": True}, "size_bytes": 28}
 
 
 class Wires:
-    """Proxies between the executors and NATS, and between the scheduler and PostgreSQL."""
+    """Proxies: from the executors to NATS, from the scheduler to PostgreSQL, from the gateway to the scheduler."""
 
     def __init__(self, home: Path, processes: Processes) -> None:
         self._home = home
@@ -32,16 +33,20 @@ class Wires:
         ports = json.loads((home / "hive.json").read_text())["ports"]
         self.nats = TcpProxy(ports["nats"])
         self.database = TcpProxy(ports["postgres"])
+        self.scheduler_port = int(self._config("scheduler")["grpc_port"])
+        self.scheduler = TcpProxy(self.scheduler_port)
 
     async def __aenter__(self) -> "Wires":
         await self.nats.__aenter__()
         await self.database.__aenter__()
+        await self.scheduler.__aenter__()
         await self.lay()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.nats.__aexit__()
         await self.database.__aexit__()
+        await self.scheduler.__aexit__()
 
     async def lay(self) -> None:
         """Lead the processes through the proxies: their configuration names other ports, and they start anew.
@@ -49,20 +54,28 @@ class Wires:
         `hive up` writes the configuration as it was, so that this has to follow each of them.
         """
         changed = {}
-        for name in ["scheduler", *self._processes.executors()]:
-            file = self._home / "config" / f"{name}.json"
-            config = json.loads(file.read_text())
+        for name in ["scheduler", "gateway", *self._processes.executors()]:
+            config = self._config(name)
             if name == "scheduler":
                 config["postgres"]["port"] = self.database.port
+            elif name == "gateway":
+                config["peers"]["scheduler"] = f"127.0.0.1:{self.scheduler.port}"
             else:
                 config["nats"]["url"] = f"nats://127.0.0.1:{self.nats.port}"
                 config["slots"] = SLOTS
-            file.write_text(json.dumps(config))
+            self._file(name).write_text(json.dumps(config))
             pid = self._processes.pid(name)
             assert pid is not None
             changed[name] = pid
             kill(pid, signal.SIGTERM)
         await self._processes.all_ready(changed)
+
+    def _file(self, name: str) -> Path:
+        return self._home / "config" / f"{name}.json"
+
+    def _config(self, name: str) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(self._file(name).read_text())
+        return config
 
 
 class Echo:
@@ -70,22 +83,32 @@ class Echo:
 
     False are: a session that never was, an attempt that never was, and a report by an executor that does not
     hold the attempt. Each would bring the output `FORGED`, which the oracle looks for.
+
+    Args:
+        home: of the installation.
+        folder: outside of it, which is away at times; gets credentials.
+        rng: seeded.
+
+    Attributes:
+        clocks: of executors, in seconds ahead of the true time, as their last reports had them.
     """
 
-    def __init__(self, home: Path, rng: random.Random) -> None:
+    def __init__(self, home: Path, folder: Path, rng: random.Random) -> None:
         self._home = home
+        self._folder = folder
         self._rng = rng
         self._client: Client | None = None
         self._numbers = itertools.count()
         self._later: set[asyncio.Task[None]] = set()
         self._executors: list[str] = []
+        self.clocks: dict[str, float] = {}
         self.repeated = 0
         self.forged = 0
 
     async def __aenter__(self) -> "Echo":
         settings = json.loads((self._home / "hive.json").read_text())
         self._executors = [entry["id"] for entry in settings["executors"]]
-        self._client = await connect(everything_in(self._home), EVERYTHING)
+        self._client = await connect(everything_in(self._home, self._folder), EVERYTHING)
         for kind in ("pull", "report"):
             await self._client.subscribe(f"hive.exec.*.{kind}", cb=self._heard)
         return self
@@ -101,10 +124,13 @@ class Echo:
         _, _, executor, kind = message.subject.split(".")
         if ".echo" in message.reply:
             return
+        body = json.loads(message.data)
+        if kind == "report" and (ended := [us for one in body["reports"] if (us := one.get("ended_us"))]):
+            self.clocks[executor] = max(ended) / 1e6 - time.time()
         if self._rng.random() < ECHO_SHARE:
             self._say_later(executor, kind, message.data, self._rng.uniform(0, ECHO_S if kind == "report" else 0.5))
         if self._rng.random() < FORGED_SHARE:
-            self._forge(executor, kind, json.loads(message.data))
+            self._forge(executor, kind, body)
 
     def _forge(self, executor: str, kind: str, body: dict[str, Any]) -> None:
         """Report on what an executor holds right now, or has just reported."""

@@ -157,7 +157,7 @@ class Leader:
         self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
         await self.queries.open()
         await self.catalogue.catch_up()
-        fold, position = await recover(self._conn, self.reader, self.specs)
+        fold, position = await recover(self._conn, self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         self._run(self.engine.committer.run(), "committer")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from hive_common.contracts import events
-from hive_common.contracts.events import JobSubmitted
+from hive_common.contracts.events import JobSubmitted, TaskRetryScheduled
 from hive_common.eventlog.envelope import stored_of
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.errors import CorruptLog
@@ -44,10 +44,17 @@ SELECT e.position, e.event, e.hash, p.payload
 
 
 class Fold:
-    """Open jobs as the events that were applied left them. A job that ends is dropped."""
+    """Open jobs as the events that were applied left them. A job that ends is dropped.
 
-    def __init__(self, specs: Specs) -> None:
+    Args:
+        specs: compiled documents.
+        now_us: the time. What was planned lies no further ahead of it than it did when it was written down: a
+            clock that stood an hour ahead then, or stands behind now, must not make a pause of a second an hour.
+    """
+
+    def __init__(self, specs: Specs, now_us: int) -> None:
         self._specs = specs
+        self._now_us = now_us
         self.jobs: dict[str, JobState] = {}
 
     def apply(self, batch: Iterable[Stored]) -> None:
@@ -75,22 +82,29 @@ class Fold:
         if job is None:
             assert isinstance(event, JobSubmitted)
             spec = self._specs.parse(bytes(event.document))
-            self.jobs[stored.stream] = JobState(stored.stream, stored.owner, event, spec)
+            job = self.jobs[stored.stream] = JobState(stored.stream, stored.owner, event, spec)
+            job.deadline_us = self._due(stored, event.deadline_us)
             return
-        jobs.evolve(job, stored.stream, event)
+        task = jobs.evolve(job, stored.stream, event)
+        if task is not None and isinstance(event, TaskRetryScheduled):
+            task.not_before_us = self._due(stored, event.not_before_us)
         if job.end is not None:
             del self.jobs[job.id]
 
+    def _due(self, stored: Stored, planned_us: int) -> int:
+        return min(planned_us, self._now_us + planned_us - stored.ts_us)
 
-async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs) -> tuple[Fold, int]:
+
+async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs, now_us: int) -> tuple[Fold, int]:
     """Return the open jobs, and the position up to which they are known.
 
     Args:
         conn: reads the views.
         reader: of the log.
         specs: compiled documents.
+        now_us: the time.
     """
-    fold = Fold(specs)
+    fold = Fold(specs, now_us)
     async with conn.transaction():
         # One snapshot: the leader before this one may still be writing its views.
         await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -100,9 +114,9 @@ async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs) -
     return fold, await _read_tail(reader, fold, position)
 
 
-async def replay(reader: LogReader, specs: Specs) -> tuple[Fold, int]:
+async def replay(reader: LogReader, specs: Specs, now_us: int) -> tuple[Fold, int]:
     """Return the open jobs by reading the whole log."""
-    fold = Fold(specs)
+    fold = Fold(specs, now_us)
     return fold, await _read_tail(reader, fold, 0)
 
 

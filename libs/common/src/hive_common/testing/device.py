@@ -34,6 +34,7 @@ class Device:
         address: host at which the device reaches NATS and the gateway.
         prefix: stands before the command.
         environment: added to the environment.
+        folder: holds its configuration, its log and, in `state`, its spool; by default they lie in the home.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Device:
         address: str = _LOOPBACK,
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
         home = installation.home
         entries = json.loads((home / "hive.json").read_text())["executors"]
         ids = {entry["name"]: entry["id"] for entry in entries}
         self.id: str = ids[name]
-        self.log_file = home / "logs" / f"{name}.log"
+        self.log_file = (folder or home / "logs") / f"{name}.log"
         self._installation = installation
         self._prefix = tuple(prefix)
         self._environment = {**os.environ, **(environment or {})}
@@ -59,7 +61,9 @@ class Device:
         config["ops_port"] = free_port()
         config["blobs_url"] = config["blobs_url"].replace(_LOOPBACK, address)
         config["nats"]["url"] = config["nats"]["url"].replace(_LOOPBACK, address)
-        self._config_file: Path = home / "config" / f"{name}.json"
+        if folder is not None:
+            config["state_dir"] = str(folder / "state")
+        self._config_file: Path = (folder or home / "config") / f"{name}.json"
         self._config_file.write_text(json.dumps(config))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -78,13 +82,27 @@ class Device:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it, and wait until the control plane sees it."""
+    def ended(self) -> bool:
+        """Say whether its process has ended, for whatever reason."""
+        return self._process is None or self._process.poll() is not None
+
+    def launch(self) -> None:
+        """Start it. It ends with the process that started it."""
         command = [*self._prefix, sys.executable, "-P", "-m", "hive_executor", "--config", str(self._config_file)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
+                [*command, "--supervised"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
             )
+
+    def start(self) -> None:
+        """Start it, and wait until the control plane sees it."""
+        self.launch()
         wait_until(lambda: self.state()["state"] == "online", 90, f"{self.name} is online")
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@
         disk.cut()                                # from this instant nothing reaches the disk any more
         ...                                       # kill -9 everything that used it
         disk.restore()                            # `folder` is what a machine finds after the power came back
+        disk.fill(); ...; disk.free()
 
     with SmallDisk(folder, size_mib=200) as disk: # a disk that can be filled
         disk.fill(); ...; disk.free()
@@ -14,6 +15,7 @@
     with Wire("demo") as wire:                    # two hosts (network namespaces) and a cable
         wire.in_control(argv); wire.in_device(argv)   # argv that runs there
         wire.drop(); ...; wire.heal()             # packets vanish;  wire.reset(): connections are torn down
+        wire.enter()                              # this process moves to the control host
 
     with SlowSync(pid, delay_ms=300) as slow:     # every fsync of a process, its threads and children takes longer
         ...
@@ -26,7 +28,10 @@ Everything here needs Linux, and all but the clock needs root. Nothing outlives 
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -48,6 +53,7 @@ PACKAGES: Final = {
     "mkfs.ext4": "e2fsprogs",
     "mount": "mount",
     "nft": "nftables",
+    "nsenter": "util-linux",
     "strace": "strace",
 }
 """Programs and the Debian packages they come in."""
@@ -56,6 +62,8 @@ _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 _CAPABILITIES: Final = (12, 19, 21)
 """CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN (include/uapi/linux/capability.h)."""
 _MIB: Final = 1024 * 1024
+_BLOCK_BYTES: Final = 4096
+_CLONE_NEWNET: Final = 0x40000000
 _PATIENCE_S: Final = 20.0
 
 
@@ -135,13 +143,16 @@ class PowerDisk(_Fault):
 
     def __init__(self, image: Path, folder: Path, size_mib: int = 3072) -> None:
         self.folder = folder
+        self._ballast = folder / "ballast"
         self._image = image
         self._generation = 0
         folder.mkdir(parents=True, exist_ok=True)
         with image.open("wb") as file:
             file.truncate(size_mib * _MIB)
         # Initialised as a whole: a thread of the kernel would otherwise go on writing after the mount.
-        _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-i", "131072", str(image))
+        # Nothing is kept back for root, who would write on where the disk is full for everybody else.
+        initialised = ("-E", "lazy_itable_init=0,lazy_journal_init=0")
+        _run("mkfs.ext4", "-q", "-F", *initialised, "-m", "0", "-i", "131072", str(image))
         self._mount()
 
     def cut(self) -> None:
@@ -156,6 +167,14 @@ class PowerDisk(_Fault):
         _run("cp", "--sparse=always", str(self._image), str(copy))
         self._image.unlink()
         self._image = copy
+
+    def fill(self) -> None:
+        """Take all the space that is left. May be called again when the servers have freed some."""
+        _fill(self._ballast)
+
+    def free(self) -> None:
+        """Give it back."""
+        self._ballast.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Write everything down that is there now, as if the machine had been idle for a minute."""
@@ -186,6 +205,21 @@ _FS_IOC_SHUTDOWN: Final = 0x8004587D
 _NOLOGFLUSH: Final = 2
 
 
+def _fill(ballast: Path) -> None:
+    """Let a file take every block that is left. The blocks of an image stay holes: nothing is written into them."""
+    with ballast.open("ab") as file:
+        size, step = os.fstat(file.fileno()).st_size, 64 * _MIB
+        while step >= _BLOCK_BYTES:
+            try:
+                os.posix_fallocate(file.fileno(), size, step)
+                size += step
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                size = os.fstat(file.fileno()).st_size
+                step //= 2
+
+
 def _unmount(folder: Path) -> None:
     until = time.monotonic() + _PATIENCE_S
     while os.path.ismount(folder):
@@ -214,12 +248,7 @@ class SmallDisk(_Fault):
 
     def fill(self) -> None:
         """Take all the space that is left. May be called again when the servers have freed some."""
-        with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(_MIB))
-        with self._ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        _fill(self._ballast)
 
     def free(self) -> None:
         """Give it back."""
@@ -304,11 +333,15 @@ class Wire(_Fault):
 
     def in_control(self, command: Sequence[str]) -> list[str]:
         """Return the argv that runs `command` on the control host. It keeps its pid."""
-        return ["ip", "netns", "exec", self.control, *command]
+        return _in_network(self.control, command)
 
     def in_device(self, command: Sequence[str]) -> list[str]:
         """Return the argv that runs `command` on the device. It keeps its pid."""
-        return ["ip", "netns", "exec", self.device, *command]
+        return _in_network(self.device, command)
+
+    def enter(self) -> None:
+        """Move the calling thread, and what it will start, to the control host."""
+        enter_network(self.control_namespace)
 
     @property
     def control_namespace(self) -> Path:
@@ -320,20 +353,26 @@ class Wire(_Fault):
         self.heal()
         self._nft(
             "fault",
-            there=("filter", "prerouting", "raw", f'iifname "{self._end}c" drop'),
-            back=("filter", "output", "raw", "ip daddr 10.203.77.2 drop"),
+            there=("filter", "prerouting", "raw", f'iifname "{self._end}c" counter drop'),
+            back=("filter", "output", "raw", "ip daddr 10.203.77.2 counter drop"),
         )
 
     def reset(self) -> None:
         """From now on whoever sends anything over TCP gets a reset; new connections are refused."""
         self.heal()
         # Behind the translation of addresses, which a reset has to run through backwards.
-        tcp = "meta l4proto tcp reject with tcp reset"
+        tcp = "meta l4proto tcp counter reject with tcp reset"
         self._nft(
             "fault",
             there=("filter", "input", "filter", f'iifname "{self._end}c" {tcp}'),
             back=("filter", "output", "filter", f"ip daddr 10.203.77.2 {tcp}"),
         )
+
+    def hits(self) -> int:
+        """Return how many packets the fault that acts now has stopped."""
+        listed = json.loads(_run(*self.in_control(["nft", "-j", "list", "table", "ip", "fault"])))["nftables"]
+        parts = [part for entry in listed if "rule" in entry for part in entry["rule"]["expr"]]
+        return sum(part["counter"]["packets"] for part in parts if "counter" in part)
 
     def heal(self) -> None:
         """Let everything through again."""
@@ -356,6 +395,29 @@ class Wire(_Fault):
             file.write(f"table ip {table} {{\n{''.join(parts)}}}\n")
             file.flush()
             _run(*self.in_control(["nft", "-f", file.name]))
+
+
+def _in_network(namespace: str, command: Sequence[str]) -> list[str]:
+    # Not `ip netns exec`: what it runs sees the mounts of its first moment for ever, and keeps them busy.
+    return ["nsenter", f"--net=/run/netns/{namespace}", "--", *command]
+
+
+def enter_network(namespace: Path) -> None:
+    """Move the calling thread, and what it will start, to a network namespace.
+
+    Args:
+        namespace: its file.
+
+    Raises:
+        OSError: not permitted.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(namespace, os.O_RDONLY)
+    try:
+        if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns", str(namespace))
+    finally:
+        os.close(descriptor)
 
 
 class SlowSync(_Fault):
@@ -411,11 +473,14 @@ class JumpingClock:
 
     Args:
         file: holds the offset; read again by every process about once a second.
+
+    Attributes:
+        ahead_s: how far it stands ahead of the true one.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._offset_s = 0
+        self.ahead_s = 0
         self._write()
 
     @property
@@ -433,12 +498,12 @@ class JumpingClock:
 
     def jump(self, seconds: int) -> None:
         """Set the clock forward, or back where negative, from where it stands."""
-        self._offset_s += seconds
+        self.ahead_s += seconds
         self._write()
 
     def _write(self) -> None:
         draft = self._file.with_suffix(".draft")
-        draft.write_text(f"{self._offset_s:+d}\n")
+        draft.write_text(f"{self.ahead_s:+d}\n")
         draft.replace(self._file)
 
 

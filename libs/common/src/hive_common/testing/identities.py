@@ -56,7 +56,10 @@ def authority_of(home: Path) -> Authority:
     return Authority(**{f"{key}_seed": (home / "secrets" / f"nats-{key}").read_text().strip() for key in keys})
 
 
-def everything_in(home: Path) -> NatsConfig:
-    """Return how to watch, and disturb, all that is said in the installation in `home`."""
+def everything_in(home: Path, folder: Path | None = None) -> NatsConfig:
+    """Return how to watch, and disturb, all that is said in the installation in `home`.
+
+    The credentials are read at each new connection. They are written to `folder`, by default in the home.
+    """
     url = json.loads((home / "hive.json").read_text())["endpoints"]["nats"]
-    return Issuer(authority_of(home), url).service(EVERYTHING, home / "run")
+    return Issuer(authority_of(home), url).service(EVERYTHING, folder or home / "run")

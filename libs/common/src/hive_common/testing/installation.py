@@ -1,6 +1,5 @@
 """An installation as a user drives it: through the `hive` command, its exit codes and its JSON."""
 
-import ctypes
 import json
 import os
 import signal
@@ -17,8 +16,9 @@ from typing import Any
 
 import psutil
 
+from hive_common.testing.faults import enter_network
+
 HIVE = Path(sys.executable).with_name("hive")
-_CLONE_NEWNET = 0x40000000
 TERMINAL = {"TaskSucceeded", "TaskFailed", "TaskCancelled", "JobSucceeded", "JobFailed", "JobCancelled"}
 
 
@@ -84,7 +84,7 @@ class Installation:
             return ask()
         # Only this one thread moves there, and it ends with the call.
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(_enter_network, self._namespace).result()
+            pool.submit(enter_network, self._namespace).result()
             return pool.submit(ask).result()
 
     def up(self, executors: int = 2) -> None:
@@ -182,16 +182,6 @@ class Installation:
             for log in sorted((self.home / "logs").glob("*.log"))
         ]
         return "\n".join(tails)
-
-
-def _enter_network(namespace: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(namespace, os.O_RDONLY)
-    try:
-        if libc.setns(descriptor, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns", str(namespace))
-    finally:
-        os.close(descriptor)
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -49,12 +49,14 @@ class TcpProxy:
         port: where clients connect.
         delay_s: how long every chunk waits, in each direction.
         connections: how many were accepted so far.
+        held: how many chunks had to wait for `resume` so far.
     """
 
     def __init__(self, target_port: int, *, target_host: str = "127.0.0.1") -> None:
         self.port = 0
         self.delay_s = 0.0
         self.connections = 0
+        self.held = 0
         self._target = (target_host, target_port)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -101,8 +103,9 @@ class TcpProxy:
         return self._lose(until, and_cut=False, skip=skip)
 
     def spare_answers(self) -> None:
-        """Take back a loss that has not happened yet."""
+        """Take back losses that have not happened yet, of answers or of a request."""
         self._loss = None
+        self._request_cut = None
         for link in self._links:
             if link.loss is not None and not link.loss.happened.is_set():
                 link.client.write(bytes(link.swallowed))
@@ -119,10 +122,17 @@ class TcpProxy:
         self._request_cut = asyncio.Event()
         return self._request_cut
 
-    def cut_all(self) -> None:
-        """Cut every connection that is open now."""
-        for link in list(self._links):
+    def cut_all(self) -> int:
+        """Cut every connection that is open now; return how many there were."""
+        links = list(self._links)
+        for link in links:
             link.close()
+        return len(links)
+
+    def lead_to(self, target_port: int) -> None:
+        """Forward to another port of the same host from now on; connections that are open are cut."""
+        self._target = (self._target[0], target_port)
+        self.cut_all()
 
     def refuse(self, refusing: bool = True) -> None:
         """Cut new connections at once, or stop doing so."""
@@ -209,7 +219,9 @@ class TcpProxy:
     async def _hold(self) -> None:
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        await self._flows.wait()
+        if not self._flows.is_set():
+            self.held += 1
+            await self._flows.wait()
 
 
 def _greets(answer: bytes) -> bool:
