@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 
 import nats
 from nats.aio.client import RawCredentials
-from nats.js.api import DeliverPolicy
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 
 
 async def watch(access: dict[str, Any], since: DeliverPolicy, count: int) -> None:
@@ -24,8 +26,14 @@ async def watch(access: dict[str, Any], since: DeliverPolicy, count: int) -> Non
         inbox_prefix=access["inbox_prefix"],
         **({"tls": ssl.create_default_context(cafile=ca), "tls_handshake_first": True} if ca else {}),
     )
-    events = await client.jetstream().subscribe(
-        "hive.events.>", stream="HIVE_EVENTS", ordered_consumer=True, deliver_policy=since
+    js, name = client.jetstream(), access["name"]
+    with contextlib.suppress(NotFoundError):
+        await js.delete_consumer("HIVE_EVENTS", name)  # of an earlier run
+    events = await js.subscribe(
+        "hive.events.>",
+        stream="HIVE_EVENTS",
+        ordered_consumer=True,
+        config=ConsumerConfig(name=name, deliver_policy=since),
     )
     async for message in events.messages:
         event = json.loads(message.data)
@@ -39,7 +47,8 @@ async def watch(access: dict[str, Any], since: DeliverPolicy, count: int) -> Non
 def ask_for_access() -> str:
     """Ask the installation of this machine. Elsewhere, take along what the same command prints there."""
     hive = shutil.which("hive") or str(Path(sys.executable).with_name("hive"))
-    command = [hive, "extension", "token", "subscribe-example", "--expires", "1d", "--json"]
+    name = f"subscribe-{os.getpid()}"
+    command = [hive, "extension", "token", name, "--expires", "1d", "--json"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

@@ -36,6 +36,7 @@ def access(server: EmbeddedNats, folder: Path) -> Path:
     made = server.issuer.authority.extension("watcher", int(time.time()))
     file = folder / "access.json"
     document = {
+        "name": "watcher",
         "url": server.url,
         "ca_file": "",
         "inbox_prefix": "_EXT.watcher",
