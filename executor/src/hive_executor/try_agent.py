@@ -1,25 +1,35 @@
 """Runs the agent of a folder once, in the same sandbox, without publishing anything."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 from hive_common.artifacts.package import pack
 from hive_common.artifacts.schemas import violation
+from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
+from hive_common.inference.backends import BackEndConfig, BackEnds
+from hive_common.inference.calls import Completer
 from hive_common.kernel.errors import InvalidArgument
 
 from hive_executor.agents import program_of
 from hive_executor.blobs import FolderCache
-from hive_executor.sandbox import Limits, LogLine, Outcome, RunnerPool
+from hive_executor.host import ModelAccess
+from hive_executor.host.unreachable import Unreachable
+from hive_executor.sandbox import Capabilities, Limits, LogLine, Outcome, RunnerPool
 from hive_executor.sandbox.model import INVALID_OUTPUT
 
 _MODULES_BYTES_MAX = 256 * MIB
 
 
 async def run_once(
-    folder: Path, input_: bytes, cache_dir: Path, on_log: Callable[[LogLine], None] | None = None
+    folder: Path,
+    input_: bytes,
+    cache_dir: Path,
+    on_log: Callable[[LogLine], None] | None = None,
+    gateway: BackEndConfig | None = None,
 ) -> Outcome:
     """Run the agent in `folder` with JSON `input_`, within the limits of its manifest.
 
@@ -28,6 +38,7 @@ async def run_once(
         input_: JSON text.
         cache_dir: compiled modules; the one of an executor saves building the Python runtime again.
         on_log: called with each line while the agent runs.
+        gateway: of an installation, whose models the agent may call where its manifest asks for that.
 
     Raises:
         InvalidArgument: the folder is not an agent, or the input breaks its schema.
@@ -47,13 +58,32 @@ async def run_once(
     )
     with tempfile.TemporaryDirectory(prefix="hive-agent-") as scratch:
         program = await program_of(package, FolderCache(Path(scratch), _MODULES_BYTES_MAX))
-        pool = RunnerPool(size=1, cache_dir=cache_dir)
-        await pool.start()
-        try:
-            outcome = await pool.run(program, input_, limits, on_log=on_log)
-        finally:
-            await pool.close()
+        async with _capabilities(manifest.model, gateway) as granted:
+            pool = RunnerPool(size=1, cache_dir=cache_dir)
+            await pool.start()
+            try:
+                outcome = await pool.run(program, input_, limits, on_log=on_log, granted=granted)
+            finally:
+                await pool.close()
     return _checked_output(manifest.output, outcome)
+
+
+@asynccontextmanager
+async def _capabilities(
+    permission: ModelPermission | None, gateway: BackEndConfig | None
+) -> AsyncIterator[Capabilities]:
+    if permission is None:
+        yield {}
+        return
+    if gateway is None:
+        why = "there is no installation here, whose models could be called; start one with: hive up --with-model"
+        yield {"model": ModelAccess(Unreachable(why), permission, pin=permission.pin)}
+        return
+    async with BackEnds([gateway]) as back_ends:
+        completer: Completer = back_ends
+        if not back_ends.all[0].is_up:
+            completer = Unreachable(f"{gateway.url} does not answer; start the installation with: hive up")
+        yield {"model": ModelAccess(completer, permission, pin=permission.pin)}
 
 
 def _check_input(schema: dict[str, object], input_: bytes) -> None:

@@ -10,9 +10,11 @@ import pytest
 from hive_common.bus.authority import Authority
 from hive_common.contracts.limits import INLINE_BYTES_MAX, LOG_BYTES_MAX
 from hive_common.contracts.values import by_digest, digest_of
+from hive_common.inference.backends import BackEndConfig
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import new_id
 from hive_common.testing.nats import EmbeddedNats
+from hive_common.testing.scripted import text_of
 from hive_executor.try_agent import run_once
 
 
@@ -439,6 +441,27 @@ async def test_a_folder_is_tried_in_the_same_sandbox(tmp_path, cache_dir):
     assert outcome.message.startswith("output.n: ")
     with pytest.raises(InvalidArgument, match="'n' is a required property"):
         await run_once(tmp_path, b"{}", cache_dir)
+
+
+async def test_a_folder_that_calls_models_is_tried_with_those_of_an_installation(tmp_path, cache_dir, scripted):
+    (tmp_path / "agent.py").write_text(
+        "from hive import ModelError, model\n"
+        "def run(input):\n"
+        "    try:\n"
+        "        return {'text': model.chat('x').text}\n"
+        "    except ModelError as error:\n"
+        "        return {'failed': error.message}\n"
+    )
+    (tmp_path / "manifest.yaml").write_text(
+        "apiVersion: hive/v1\nkind: Agent\nname: ask\nversion: 1.0.0\nruntime: python\nentry: agent.py\n"
+        "permissions: {model: {names: ['*'], max_tokens: 4}}\n"
+    )
+    outcome = await run_once(tmp_path, b"{}", cache_dir, gateway=BackEndConfig(scripted.url))
+    assert json.loads(outcome.output) == {"text": text_of(4)}, outcome
+    outcome = await run_once(tmp_path, b"{}", cache_dir, gateway=BackEndConfig("http://127.0.0.1:1"))
+    assert "hive up" in json.loads(outcome.output)["failed"]
+    outcome = await run_once(tmp_path, b"{}", cache_dir)
+    assert "hive up --with-model" in json.loads(outcome.output)["failed"]
 
 
 def _children(pid):

@@ -11,6 +11,7 @@ from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
 from hive_cli.commands.agent_template import write_agent
+from hive_cli.home import Home, find_home
 from hive_cli.inputs import build_input
 from hive_cli.options import HomeOption, InputFileOption, InputOption, JsonOption, LimitOption
 from hive_cli.output import FAILED, clean, err, out, print_json, print_table, show_json
@@ -18,6 +19,7 @@ from hive_cli.session import connect
 
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
+    from hive_common.inference.backends import BackEndConfig
     from hive_executor.sandbox import LogLine, Outcome
 
     from hive_cli.api import Api
@@ -50,14 +52,19 @@ def run(
     inputs: InputOption = None,
     input_file: InputFileOption = None,
     as_json: JsonOption = False,
+    home: HomeOption = None,
 ) -> None:
-    """Try an agent once in the sandbox of an executor, without publishing it. Needs nothing that runs."""
+    """Try an agent once in the sandbox of an executor, without publishing it.
+
+    Needs nothing that runs, but for an agent that calls models: those are the installation's.
+    """
     from hive_executor.try_agent import run_once
 
     from hive_cli.supervisor.runtime import default_cache_dir
 
     data = json.dumps(build_input({}, inputs or [], input_file), ensure_ascii=False).encode()
-    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), None if as_json else _print_line))
+    on_log = None if as_json else _print_line
+    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), on_log, _gateway(find_home(home))))
     if as_json:
         print_json(_shape(outcome))
     elif outcome.output is not None:
@@ -68,6 +75,14 @@ def run(
         if outcome.detail and not as_json:
             err.print(escape(clean(outcome.detail.rstrip())), style="dim")
         raise typer.Exit(FAILED)
+
+
+def _gateway(home: Home) -> "BackEndConfig | None":
+    from hive_common.inference.backends import BackEndConfig
+
+    if home.is_joined() or not home.exists():
+        return None
+    return BackEndConfig(home.settings().endpoints.http, str(home.api_key_file))
 
 
 def _print_line(line: "LogLine") -> None:

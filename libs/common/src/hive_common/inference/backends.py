@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from hive_common.contracts.events import Model
-from hive_common.inference.calls import PATHS, Answer, Head, ModelCall
+from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall
 from hive_common.inference.discovery import COMPLETION, EMBEDDING, TOOLS, Discovery, may
 from hive_common.inference.errors import error_event
 from hive_common.inference.names import same_model, unknown_model
@@ -144,6 +144,9 @@ class BackEnd:
     async def _post(self, call: ModelCall, body: bytes) -> aiohttp.ClientResponse:
         url = self.url + PATHS[call.endpoint]
         headers = {"content-type": "application/json", "x-request-id": call.id, **self._headers}
+        if call.pin != PIN_ANY:
+            # The back end may be a gateway, which then narrows its own.
+            headers["x-hive-pin"] = call.pin
         for is_last in (False, True):
             try:
                 return await self._session.post(
