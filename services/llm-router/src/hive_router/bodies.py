@@ -3,10 +3,9 @@
 from typing import Any, Final
 
 import msgspec
-from hive_common.inference.bodies import decode
+from hive_common.inference.bodies import asking_for_usage, changed, decode
 from hive_common.inference.calls import ModelCall
 
-_INCLUDE_USAGE: Final = b'{"stream_options":{"include_usage":true},'
 _NOTHING: Final = (b"", b"null", b"[]", b"{}")
 NO_RAW: Final = msgspec.Raw(b"")
 
@@ -21,10 +20,6 @@ class _Body(msgspec.Struct):
     input: msgspec.Raw = NO_RAW
     tools: msgspec.Raw = NO_RAW
     stream_options: msgspec.Raw = NO_RAW
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -57,7 +52,7 @@ def prepared(call: ModelCall) -> Prepared:
     needs = _NO_NEEDS if call.endpoint != "chat" or bytes(known.tools) in _NOTHING else _TOOLS
     drop_usage = False
     if call.stream and call.endpoint != "embeddings":
-        body, drop_usage = _with_usage(body, bytes(known.stream_options))
+        body, drop_usage = asking_for_usage(body, bytes(known.stream_options))
     if call.tokens_max > 0 and call.endpoint != "embeddings":
         body = _limited(body, call.tokens_max)
     return Prepared(body, needs, _prompt_bytes(known), drop_usage)
@@ -71,16 +66,6 @@ def _prompt_bytes(known: _Body) -> int:
     return len(messages) + len(bytes(known.prompt)) + (len(single) if single.startswith(b'"') else 0)
 
 
-def _with_usage(body: bytes, options: bytes) -> tuple[bytes, bool]:
-    if not options:
-        rest = body.lstrip()[1:]
-        return _INCLUDE_USAGE + rest, True
-    if options != b"null" and decode(options, _StreamOptions).include_usage:
-        return body, False
-    fields = {} if options == b"null" else decode(options, dict[str, msgspec.Raw])
-    return _changed(body, stream_options={**fields, "include_usage": True}), True
-
-
 def _limited(body: bytes, tokens_max: int) -> bytes:
     fields = decode(body, dict[str, Any])
     name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
@@ -88,9 +73,4 @@ def _limited(body: bytes, tokens_max: int) -> bytes:
     each = max(1, tokens_max // answers) if isinstance(answers, int) and answers > 0 else tokens_max
     if isinstance(asked, int) and 0 < asked <= each:
         return body
-    return _changed(body, **{name: each})
-
-
-def _changed(body: bytes, **fields: Any) -> bytes:
-    # Raw values keep their bytes; only what is named is written anew.
-    return msgspec.json.encode({**decode(body, dict[str, msgspec.Raw]), **fields})
+    return changed(body, **{name: each})

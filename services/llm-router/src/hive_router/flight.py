@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
 from hive_common.inference.calls import ModelCall
+from hive_common.inference.tally import Tally
 
 from hive_router.bodies import Prepared
 from hive_router.domain.selection import Ask, BackEnd
-from hive_router.tally import Tally
 
 
 class Flight:

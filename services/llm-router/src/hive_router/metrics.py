@@ -27,6 +27,8 @@ CHUNKS_REFUSED: Final = Counter(
     "hive_router_chunks_refused_total", "Messages of devices that fit no call, by reason", ["reason"]
 )
 
+ASKED: Final = Counter("hive_router_executor_calls_total", "Model calls that executors asked for", ["code"])
+
 MODELS_NAMED_MAX: Final = 200
 _named: set[str] = set()
 
@@ -45,3 +47,14 @@ def label_of(model: str) -> str:
             return "other"
         _named.add(model)
     return model
+
+
+def count(model: str, route: str, code: str, prompt_tokens: int, completion_tokens: int) -> None:
+    """Count a call that has ended."""
+    # A name that nobody serves is whatever a caller typed.
+    label = label_of(model) if route else "unknown"
+    CALLS.labels(label, route, code or "succeeded").inc()
+    if prompt_tokens:
+        TOKENS.labels(label, "prompt").inc(prompt_tokens)
+    if completion_tokens:
+        TOKENS.labels(label, "completion").inc(completion_tokens)

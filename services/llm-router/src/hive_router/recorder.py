@@ -6,7 +6,6 @@ nothing and the alternative would be an outage.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import OrderedDict, deque
 from typing import Final
@@ -16,9 +15,9 @@ from hive_common.artifacts.store import ArtifactStore
 from hive_common.contracts.events import SCHEMA, ModelCallFinished, encode
 from hive_common.contracts.values import Value, by_digest, fits_inline, inline
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
+from hive_common.inference.completions import assembled
 from hive_common.kernel.errors import HiveError, Unavailable, VersionConflict
 
-from hive_router.completions import assembled
 from hive_router.flight import Flight
 from hive_router.metrics import RECORDS_DROPPED, RECORDS_WAITING
 from hive_router.settings import RouterSettings
@@ -29,7 +28,7 @@ BATCH_MAX: Final = 256
 PAUSE_S: Final = 0.05
 """Between two batches: under load one commit then serves many calls, and hardly any call waits for a record."""
 RETRY_S: Final = 1.0
-FLUSH_WITHIN_S: Final = 5.0
+CLOSE_WITHIN_S: Final = 5.0
 """At the end of the process."""
 
 
@@ -51,6 +50,7 @@ class Recorder:
         self._waiting: deque[Flight] = deque()
         self._waiting_bytes = 0
         self._work = asyncio.Event()
+        self._closing = False
         self._recent: OrderedDict[str, Flight | ModelCallFinished] = OrderedDict()
 
     def begun(self, flight: Flight) -> None:
@@ -88,20 +88,22 @@ class Recorder:
         return call_id in self._recent
 
     async def run(self) -> None:
-        """Write for ever. What is queued when this is cancelled is written by `flush`."""
-        while True:
+        """Write until `close` was called and nothing waits any more."""
+        while self._waiting or not self._closing:
             await self._work.wait()
             self._work.clear()
             while self._waiting:
                 await self._write_batch()
-            await asyncio.sleep(PAUSE_S)
+            if not self._closing:
+                await asyncio.sleep(PAUSE_S)
 
-    async def flush(self) -> None:
-        """Write what waits, if the log can be reached soon."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_WITHIN_S):
-                while self._waiting:
-                    await self._write_batch()
+    async def close(self, running: asyncio.Task[None]) -> None:
+        """Let `running`, which is `run`, write what waits, if the log can be reached soon."""
+        self._closing = True
+        self._work.set()
+        await asyncio.wait({running}, timeout=CLOSE_WITHIN_S)
+        running.cancel()
+        await asyncio.wait({running})
 
     async def _write_batch(self) -> None:
         batch = [self._waiting[at] for at in range(min(BATCH_MAX, len(self._waiting)))]

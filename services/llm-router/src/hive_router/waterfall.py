@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.inference.calls import Answer, Head, ModelCall, OfferedModel
+from hive_common.inference.errors import error_event
+from hive_common.inference.tally import raise_error_of
 from hive_common.kernel.errors import (
     DeadlineExceeded,
     HiveError,
@@ -24,8 +26,7 @@ from hive_router.closing import ClosingStream
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
 from hive_router.flight import Flight
-from hive_router.metrics import CALLS, FIRST_BYTE, RETRIES, TOKENS, label_of
-from hive_router.tally import error_event, raise_error_of
+from hive_router.metrics import FIRST_BYTE, RETRIES, count
 
 log = logging.getLogger(__name__)
 
@@ -188,12 +189,8 @@ class Waterfall:
 
     def _end(self, flight: Flight, code: str) -> None:
         flight.end(code)
-        model, tally = label_of(flight.call.model), flight.tally
-        CALLS.labels(model if flight.route else "unknown", flight.route, code or "succeeded").inc()
-        if tally.prompt_tokens:
-            TOKENS.labels(model, "prompt").inc(tally.prompt_tokens)
-        if tally.completion_tokens:
-            TOKENS.labels(model, "completion").inc(tally.completion_tokens)
+        tally = flight.tally
+        count(flight.call.model, flight.route, code, tally.prompt_tokens, tally.completion_tokens)
         self._finished(flight)
 
     def _stream_ended(

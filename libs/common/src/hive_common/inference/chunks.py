@@ -20,10 +20,10 @@ from hive_common.kernel.errors import HiveError, Unavailable, body_of
 CREDIT: Final = 64
 """Chunks that a sender may be ahead of its reader."""
 
-KEEP_ALIVE_S: Final = 10.0
+KEEP_ALIVE_S: Final = 15.0
 """After its first chunk a sender that has nothing to say sends an empty one."""
 
-SILENCE_S: Final = 3 * KEEP_ALIVE_S
+SILENCE_S: Final = 4 * KEEP_ALIVE_S
 """A receiver takes a sender to be lost that says less than that."""
 
 CREDIT_S_MAX: Final = 120.0

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+
 from hive_common.inference.sse import Events, data_of
 
 _FIRST = ("id", "object", "created", "model", "system_fingerprint")

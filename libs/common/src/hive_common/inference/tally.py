@@ -1,11 +1,11 @@
-"""What the router takes down of an answer that passes: its tokens, how it ended, and its text for the record."""
+"""What is taken down of an answer that passes: its tokens, how it ended, and its text for the record."""
 
 from typing import Final
 
 import msgspec
-from hive_common.inference.errors import openai_error
+
 from hive_common.inference.sse import Events, data_of, is_done
-from hive_common.kernel.errors import Unavailable, body_of
+from hive_common.kernel.errors import Unavailable
 
 _KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Of one answer for the record. What is longer is left out of it, with a mark."""
@@ -136,8 +136,3 @@ def raise_error_of(piece: bytes) -> None:
             return
         if found is not None:
             raise Unavailable(found.message or "the back end failed")
-
-
-def error_event(error: BaseException) -> bytes:
-    """Return the event that a stream ends with where it broke off."""
-    return b"data: " + msgspec.json.encode(openai_error(body_of(error))) + b"\n\n"
