@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
+from hive_executor.config import OLLAMA_URL
 
 HOME_VARIABLE = "HIVE_HOME"
 DEFAULT_HOME = "~/.hivefabric"
@@ -46,11 +47,13 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         pin: where the data of calls may go: `own-devices`, `pool`, `region:<r>` or `any`.
         counts_only: keep no prompt and no completion in the log, only how much was used.
         ollama_without_key: programs of this machine may use the Ollama paths without the key.
+        urls: where servers of models may answer on this machine, or next to it.
     """
 
     pin: str = "any"
     counts_only: bool = False
     ollama_without_key: bool = False
+    urls: tuple[str, ...] = (OLLAMA_URL,)
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,6 +10,7 @@ import typer
 from hive_common.kernel.errors import FailedPrecondition, HiveError, InvalidArgument
 from rich.markup import escape
 
+from hive_cli.commands.join import checked_url
 from hive_cli.home import Home, elsewhere, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
@@ -71,6 +72,10 @@ def up(
             help="Whether programs of this machine may use the Ollama paths without the key. Kept.",
         ),
     ] = None,
+    model_url: Annotated[
+        list[str] | None,
+        typer.Option("--model-url", metavar="URL", help="Where a server of models answers; else Ollama's. Kept."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start PostgreSQL, NATS, the services and executors, and keep them running; of a joined device its executor.
@@ -84,6 +89,7 @@ def up(
         executors=executors,
         public=_chosen_address(public, no_public),
         ollama_without_key=ollama_without_key,
+        model_urls=tuple(map(checked_url, model_url)) if model_url else None,
     )
     report = to_console(err)
     if detach:

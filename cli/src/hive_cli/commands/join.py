@@ -51,7 +51,7 @@ def join(
     place = find_home(home)
     shown = parse_token(typer.get_text_stream("stdin").read() if token == STDIN else token)
     chosen = _chosen_name(name)
-    urls = tuple(_checked_url(url) for url in model_url or ())
+    urls = tuple(checked_url(url) for url in model_url or ())
     check_address(shown)
     with _new_home(place):
         ca = trusted_ca(shown) if shown.fingerprint else ""
@@ -126,7 +126,8 @@ def _chosen_name(name: str) -> str:
     return chosen
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
+    """Return the base URL of a server of models. Raises InvalidArgument where it is none."""
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"--model-url: got {url!r}; expected a base URL such as http://127.0.0.1:11434")
     return url.rstrip("/")

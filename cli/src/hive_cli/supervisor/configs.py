@@ -117,6 +117,9 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
             "public_url": url_for_others(settings),
             **(_doors(home, settings) if settings.public else {}),
         }
+    if service == names.ROUTER:
+        host = [entry.id for entry in settings.executors]
+        return {"model_urls": settings.models.urls, "host_executors": host}
     return {}
 
 
@@ -149,6 +152,7 @@ def _executor(
         owner=settings.owner,
         slots=max(1, (os.cpu_count() or 1) // count),
         memory_bytes=psutil.virtual_memory().total // 2 // count,
+        model_urls=settings.models.urls,
     )
 
 

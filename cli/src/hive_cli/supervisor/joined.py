@@ -38,6 +38,7 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
         "--executors": wishes.executors,
         "--public": wishes.public,
         "--ollama-without-key": wishes.ollama_without_key,
+        "--model-url": wishes.model_urls,
     }
     for option, value in wished.items():
         if value is not None:

@@ -6,10 +6,11 @@ SUPERVISOR = "supervisor"
 GATEWAY = "gateway"
 AUDIT = "audit"
 REGISTRY = "registry"
+ROUTER = "router"
 MODULES = {
     REGISTRY: "hive_registry",
     "scheduler": "hive_scheduler",
-    "router": "hive_router",
+    ROUTER: "hive_router",
     AUDIT: "hive_audit",
     GATEWAY: "hive_gateway",
 }

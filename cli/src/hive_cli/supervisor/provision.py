@@ -43,6 +43,7 @@ def provision(
     *,
     public: str | None = None,
     ollama_without_key: bool | None = None,
+    model_urls: tuple[str, ...] | None = None,
     preferred_ports: bool = True,
     network: Network = LOOPBACK,
 ) -> Settings:
@@ -53,6 +54,7 @@ def provision(
         executors: how many; None is as many as last time, or one.
         public: parsed address under which other machines connect; None is as last time, empty for none.
         ollama_without_key: whether the Ollama paths need no key on this machine; None is as last time.
+        model_urls: where servers of models may answer; None is as last time.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
 
@@ -68,9 +70,11 @@ def provision(
     if public is None:
         public = known.public if known else ""
     settings = _settle(home, known, executors, public, preferred_ports, network)
-    if ollama_without_key is not None:
-        models = msgspec.structs.replace(settings.models, ollama_without_key=ollama_without_key)
-        settings = msgspec.structs.replace(settings, models=models)
+    wished = {"ollama_without_key": ollama_without_key, "urls": model_urls}
+    models = msgspec.structs.replace(
+        settings.models, **{name: value for name, value in wished.items() if value is not None}
+    )
+    settings = msgspec.structs.replace(settings, models=models)
     if public:
         ensure_certificates(home, public)
     wanted = [entry.name for entry in settings.executors]

@@ -44,7 +44,11 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
             if home.is_joined():
                 return asyncio.run(JoinedSupervisor(home, checked(home, wishes), report).run())
             settings = provision(
-                home, wishes.executors, public=wishes.public, ollama_without_key=wishes.ollama_without_key
+                home,
+                wishes.executors,
+                public=wishes.public,
+                ollama_without_key=wishes.ollama_without_key,
+                model_urls=wishes.model_urls,
             )
             if settings.public and (problem := problem_of(settings.public)):
                 report(Report("note", f"{problem}: other machines may not get through to this one"))

@@ -10,8 +10,10 @@ class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         executors: how many run.
         public: address under which other machines connect; empty for none.
         ollama_without_key: programs of this machine may use the Ollama paths without the key.
+        model_urls: where servers of models may answer.
     """
 
     executors: int | None = None
     public: str | None = None
     ollama_without_key: bool | None = None
+    model_urls: tuple[str, ...] | None = None
