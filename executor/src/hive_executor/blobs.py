@@ -15,6 +15,7 @@ from hive_common.contracts.limits import BLOB_BYTES_MAX
 from hive_common.contracts.values import digest_of, is_digest
 from hive_common.kernel.errors import HiveError, InvalidArgument, NotFound, PayloadTooLarge, Unavailable
 
+from hive_executor.gateway import Gateway
 from hive_executor.metrics import BLOBS
 
 log = logging.getLogger(__name__)
@@ -124,25 +125,20 @@ class BlobClient:
     """`GET` and `PUT /v1/blobs/{digest}` at the gateway.
 
     Args:
-        base_url: asked at each request, because the registry may name it only later.
-        key: shown as bearer token, to this address only: redirects are not followed.
+        gateway: makes the calls; whoever made it closes it.
         cache: where fetched blobs stay.
         timeout_ms: how long one blob is tried, with waits in between.
     """
 
-    def __init__(self, base_url: Callable[[], str], key: str, cache: FolderCache, timeout_ms: int) -> None:
-        self._base_url = base_url
-        self._headers = {"Authorization": f"Bearer {key}"}
+    def __init__(self, gateway: Gateway, cache: FolderCache, timeout_ms: int) -> None:
+        self._gateway = gateway
         self._cache = cache
         self._timeout_ms = timeout_ms
         self._flights: Flights[bytes] = Flights()
-        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """Close connections."""
+        """Cancel what is under way."""
         await self._flights.close()
-        if self._session is not None:
-            await self._session.close()
 
     async def fetch(self, digest: str) -> bytes:
         """Return a blob, checked against its digest.
@@ -205,7 +201,7 @@ class BlobClient:
             raise
 
     async def _get(self, digest: str) -> bytes:
-        async with self._client().get(self._url(digest), headers=self._headers, allow_redirects=False) as answer:
+        async with self._gateway.call("GET", _path(digest), _REQUEST_TIMEOUT) as answer:
             await _check(answer, digest)
             data = b"".join([chunk async for chunk in _bounded(answer)])
         if await asyncio.to_thread(digest_of, data) != digest:
@@ -213,22 +209,12 @@ class BlobClient:
         return data
 
     async def _put(self, digest: str, data: bytes) -> None:
-        headers = self._headers | {"Content-Type": "application/octet-stream"}
-        async with self._client().put(
-            self._url(digest), data=data, headers=headers, allow_redirects=False
-        ) as answer:
+        async with self._gateway.call("PUT", _path(digest), _REQUEST_TIMEOUT, data) as answer:
             await _check(answer, digest)
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_REQUEST_TIMEOUT, trust_env=False)
-        return self._session
 
-    def _url(self, digest: str) -> str:
-        base = self._base_url()
-        if not base:
-            raise Unavailable("the address of the gateway is not known yet")
-        return f"{base.rstrip('/')}/v1/blobs/{digest}"
+def _path(digest: str) -> str:
+    return f"/v1/blobs/{digest}"
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -248,5 +234,5 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     said = (await answer.content.read(500)).decode("utf-8", "replace")
     if answer.status == 413:
         raise PayloadTooLarge(f"the gateway does not take {digest}: {said}")
-    # Also 401 and 403: a key may be replaced while this process runs on, and no attempt fails by itself for it.
+    # Also 401 and 403: the registry may not know a new key yet, and no attempt fails by itself for it.
     raise Unavailable(f"the gateway answered {answer.status} for {digest}: {said}")

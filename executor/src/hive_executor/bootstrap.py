@@ -10,7 +10,6 @@ from typing import Any, Final
 from hive_common.contracts.events import Capabilities
 from hive_common.kernel.clock import Clock, SystemClock
 from hive_common.kernel.ids import new_id
-from hive_common.ops.config import read_secret
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.telemetry import Health, OpsServer
 
@@ -20,8 +19,10 @@ from hive_executor.blobs import BlobClient, FolderCache
 from hive_executor.capabilities import Device
 from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
+from hive_executor.gateway import Gateway
 from hive_executor.greeter import Greeter
 from hive_executor.host.unreachable import Unreachable
+from hive_executor.identity import Identity, Renewal
 from hive_executor.link import Link
 from hive_executor.live_log import LiveLogs
 from hive_executor.lock import FolderLock
@@ -36,6 +37,7 @@ from hive_executor.spool import Spool
 log = logging.getLogger(__name__)
 
 SUPERSEDED_EXIT_CODE: Final = 3
+REVOKED_EXIT_CODE: Final = 4
 GREETING_S_MAX: Final = 5.0
 """A registry that is away must not keep an executor, which the scheduler may know already, from working."""
 FLUSH_S_MAX: Final = 3.0
@@ -50,8 +52,9 @@ class Executor:
         self._stop = stop
         self._phase = "is being set up"
         self._is_superseded = False
+        self._is_revoked = False
         state, cache = Path(config.state_dir), Path(config.cache_dir)
-        key = read_secret(config.key_file)
+        self._identity = Identity(config.executor_id, config.nats.credentials_file, clock)
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = cache
         session = new_id()
@@ -70,10 +73,14 @@ class Executor:
             session=session,
             look=self._look,
             interval_ms=config.report_interval_ms,
+            on_refused=lambda: self._renewal.soon(),
         )
+        self._gateway = Gateway(
+            lambda: config.blobs_url or self._greeter.blobs_url, self._identity.header, config.nats.ca_file
+        )
+        self._renewal = Renewal(self._identity, self._gateway, lambda: self._link.is_connected, self._revoked)
         self._blobs = BlobClient(
-            lambda: config.blobs_url or self._greeter.blobs_url,
-            key,
+            self._gateway,
             FolderCache(cache / "blobs", config.cache_bytes_max // 2),
             config.blob_timeout_ms,
         )
@@ -112,6 +119,7 @@ class Executor:
             clock=clock,
             is_paused=self._is_paused,
             greet=self._greeter.again,
+            on_refused=self._renewal.soon,
             on_superseded=self._superseded,
         )
         self._ops = OpsServer(self._health(), config.ops_host, config.ops_port)
@@ -126,7 +134,11 @@ class Executor:
             stack.callback(self._lock.release)
             await asyncio.to_thread(self._spool.open)
             stack.push_async_callback(self._spool.close)
+            stack.push_async_callback(self._gateway.close)
             stack.push_async_callback(self._blobs.close)
+            renewing = await stack.enter_async_context(_Background(self._stop))
+            # From here on: what there is may have run out, and NATS would not take it.
+            renewing.start("renewal of credentials", self._renewal.run())
             stack.push_async_callback(self._agents.close)
             if not await self._unless_stopped(self._start_pool()):
                 return
@@ -174,7 +186,7 @@ class Executor:
             await asyncio.sleep(0.01)
 
     async def _finish(self) -> None:
-        if self._is_superseded:
+        if self._is_superseded or self._is_revoked:
             self._attempts.discard_all()
             return
         self._phase = "stops"
@@ -228,14 +240,27 @@ class Executor:
             SUPERSEDED_EXIT_CODE,
         )
 
+    def _revoked(self) -> None:
+        self._is_revoked = True
+        self._stop.set(
+            f"executor {self._config.executor_id} was revoked, for ever; to come back, this machine joins anew",
+            REVOKED_EXIT_CODE,
+        )
+
     def _health(self) -> Health:
         health = Health()
         health.add("phase", lambda: f"the executor {self._phase}" if self._phase else None)
         health.add("nats", lambda: None if self._link.is_connected else "not connected to NATS")
+        health.add("credentials", self._credentials_problem)
         health.add("lease", lambda: None if self._lease.is_valid else "the lease has run out")
         health.add("runners", self._runner_problem)
         health.add("spool", self._spool_problem)
         return health
+
+    def _credentials_problem(self) -> str | None:
+        if self._identity.left_s > 0:
+            return None
+        return f"the credentials for NATS have run out: {self._renewal.problem or 'being renewed'}"
 
     def _runner_problem(self) -> str | None:
         return None if self._pool.stats()["pids"] else "no runner is up"

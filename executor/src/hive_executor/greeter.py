@@ -7,7 +7,7 @@ from typing import Final
 
 from hive_common.contracts.events import Capabilities, Power
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject
-from hive_common.kernel.errors import HiveError
+from hive_common.kernel.errors import HiveError, PermissionDenied
 
 from hive_executor.capabilities import is_news
 from hive_executor.link import Backoff, Link
@@ -23,6 +23,7 @@ class Greeter:
     Args:
         look: returns the capabilities as they are now.
         interval_ms: how often it looks.
+        on_refused: called when the registry does not take this executor.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class Greeter:
         session: str,
         look: Callable[[], Awaitable[Capabilities]],
         interval_ms: int,
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._name = name
         self._session = session
         self._look = look
         self._interval_ms = interval_ms
+        self._on_refused = on_refused
         self._told: Capabilities | None = None
         self._wake = asyncio.Event()
         self.power = Power()
@@ -65,6 +68,8 @@ class Greeter:
                     backoff.reset()
                 except HiveError as error:
                     log.info("hello: %s", error.message)
+                    if isinstance(error, PermissionDenied):
+                        self._on_refused()
                     await asyncio.sleep(backoff.next_s())
                     continue
             try:

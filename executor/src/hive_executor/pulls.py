@@ -13,6 +13,7 @@ import nats.js.api
 from hive_common.contracts.limits import PULL_ANSWER_MS
 from hive_common.contracts.messages import Message, PullReply, PullRequest, inbox_prefix, pull_subject
 from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import PermissionDenied
 from nats.aio.msg import Msg
 
 from hive_executor.attempts import Attempts
@@ -69,6 +70,7 @@ class Pulls:
     Args:
         is_paused: whether the device wants no work now (battery).
         on_superseded: called when another session of this executor has taken over.
+        on_refused: called when the scheduler says that this executor may not pull.
         greet: makes the executor known to the control plane; awaited when the scheduler does not know it.
     """
 
@@ -84,6 +86,7 @@ class Pulls:
         is_paused: Callable[[], bool],
         greet: Callable[[], object],
         on_superseded: Callable[[], None],
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._session = session
@@ -94,6 +97,7 @@ class Pulls:
         self._is_paused = is_paused
         self._greet = greet
         self._on_superseded = on_superseded
+        self._on_refused = on_refused
         self._sequence = 0
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._answered = 0
@@ -222,6 +226,8 @@ class Pulls:
             return "invalid"
         if reply.error is not None:
             log.warning("pull: %s: %s", reply.error.code, reply.error.message)
+            if reply.error.code == PermissionDenied.code:
+                self._on_refused()
             return "error"
         if reply.superseded:
             self._on_superseded()

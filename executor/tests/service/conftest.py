@@ -14,6 +14,8 @@ import msgspec
 import pytest
 from aiohttp import web
 from hive_common.artifacts.package import AgentPackage, pack
+from hive_common.bus import assertion
+from hive_common.bus.jwt import new_seed, public_nkey, read_credentials
 from hive_common.bus.nats import connect, respond
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.limits import LEASE_MS
@@ -34,12 +36,13 @@ from hive_common.contracts.messages import (
     ReportResult,
 )
 from hive_common.contracts.values import Value, digest_of, encode_json, inline
-from hive_common.kernel.errors import Unavailable, body_of
+from hive_common.kernel.errors import HiveError, Unavailable, body_of
 from hive_common.kernel.ids import new_id
+from hive_common.kernel.nkey import public_key
 from hive_common.ops.config import NatsConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
-from hive_common.testing.identities import EVERYTHING
+from hive_common.testing.identities import EVERYTHING, Issuer
 from hive_common.testing.nats import EmbeddedNats
 from hive_executor.bootstrap import main
 from hive_executor.config import ExecutorConfig
@@ -47,7 +50,6 @@ from hive_executor.sandbox import prepare_python_runtime
 from hive_executor.sandbox.warm import default_cache_dir
 from nats.aio.client import Client
 
-BLOB_KEY = "key-of-this-executor"
 WAIT_S = 20.0
 """Far more than anything here takes; a test that needs it has failed."""
 
@@ -92,12 +94,19 @@ class Gateway:
         self.requests: list[tuple[str, str]] = []
         self.failures = 0
         self.corrupt: set[str] = set()
+        self.seeds: dict[str, str] = {}
+        self.issuer: Issuer | None = None
+        self.valid_s = 3600
+        self.renewals = 0
+        self.refusals = 0
+        self.problem: dict[str, Any] | None = None
         self._runner: web.AppRunner | None = None
         self.url = ""
 
     async def start(self) -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/v1/blobs/{digest}", self._answer)
+        app.router.add_post("/v1/executors/{executor}/credentials", self._renew)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         port = free_port()
@@ -126,10 +135,39 @@ class Gateway:
             fuel=manifest.resources.fuel,
         )
 
+    def header(self) -> dict[str, str]:
+        """Return what an executor that is known here shows."""
+        executor, seed = new_id(), new_seed("user")
+        self.seeds[executor] = seed
+        token = assertion.make(assertion.private_key(seed), executor, time.time())
+        return {"Authorization": f"Bearer {token}"}
+
+    def _knows(self, request: web.Request) -> str:
+        """Return which executor shows an assertion of its own, or nothing."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            executor = assertion.executor_of(token)
+            key = public_key(public_nkey(self.seeds[executor]))
+            return assertion.verify(token, key, time.time()).executor
+        except (HiveError, KeyError):
+            return ""
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        executor = self._knows(request)
+        if executor != request.match_info["executor"]:
+            return web.json_response({"code": "unauthenticated", "detail": "who is this?"}, status=401)
+        if self.problem is not None:
+            self.refusals += 1
+            return web.json_response(self.problem, status=403)
+        self.renewals += 1
+        assert self.issuer is not None
+        made = self.issuer.authority.executor(executor, self.seeds[executor], int(time.time()), self.valid_s)
+        return web.json_response({"nats_jwt": made.jwt, "expires_us": 1})
+
     async def _answer(self, request: web.Request) -> web.Response:
         digest = request.match_info["digest"]
         self.requests.append((request.method, digest))
-        if request.headers.get("Authorization") != f"Bearer {BLOB_KEY}":
+        if not self._knows(request):
             return web.Response(status=401)
         if self.failures:
             self.failures -= 1
@@ -163,6 +201,7 @@ class ControlPlane:
         self.gateway = gateway
         self.hellos: list[HelloRequest] = []
         self.pulls: list[PullRequest] = []
+        self.pull_error: HiveError | None = None
         self.reports: list[AttemptReport] = []
         self.report_requests: list[ReportRequest] = []
         self.order: list[str] = []
@@ -269,6 +308,8 @@ class ControlPlane:
         assert executor == self.executor_id
         self.pulls.append(body)
         self.order.append("pull")
+        if self.pull_error is not None:
+            return PullReply(error=body_of(self.pull_error))
         if not self.is_pulling_answered:
             await asyncio.sleep(3600)
         if body.session in self.superseded:
@@ -330,16 +371,14 @@ class Home:
     ) -> None:
         self.folder = folder
         self.executor_id = executor_id or new_id()
-        for name, secret in (("key", BLOB_KEY),):
-            (folder / name).write_text(secret)
-            (folder / name).chmod(0o600)
         self.nats = nats.issuer.executor(self.executor_id, folder)
+        gateway.issuer = nats.issuer
+        gateway.seeds[self.executor_id] = read_credentials(self.nats.credentials_file).seed
         self.services_nats = nats.issuer.service(EVERYTHING, folder)
         self.config = ExecutorConfig(
             name="probe",
             executor_id=self.executor_id,
             nats=self.nats,
-            key_file=str(folder / "key"),
             state_dir=str(folder / "state"),
             cache_dir=str(cache_dir),
             blobs_url=gateway.url,

@@ -16,6 +16,7 @@ from hive_executor.blobs import BlobClient, Flights, FolderCache
 from hive_executor.capabilities import Device, is_news
 from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
+from hive_executor.gateway import Gateway
 from hive_executor.lock import FolderLock
 from hive_executor.models import served_models
 from hive_executor.pulls import Lease
@@ -149,33 +150,45 @@ def test_a_damaged_blob_in_the_cache_is_a_miss(tmp_path):
     assert not path.exists()
 
 
-async def test_blobs_come_once_for_all_who_wait_and_then_from_the_cache(gateway, tmp_path):
-    client = BlobClient(lambda: gateway.url, "key-of-this-executor", FolderCache(tmp_path, 1000), 5_000)
+@pytest.fixture
+async def blobs(tmp_path):
+    """Makes clients of a gateway, and closes them."""
+    made = []
+
+    def make(url, header, timeout_ms):
+        reached = Gateway(lambda: url, lambda: header)
+        client = BlobClient(reached, FolderCache(tmp_path, 1000), timeout_ms)
+        made.extend((client, reached))
+        return client
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def test_blobs_come_once_for_all_who_wait_and_then_from_the_cache(gateway, blobs):
+    client = blobs(gateway.url, gateway.header(), 5_000)
     digest = gateway.keep(b"shared")
     assert await asyncio.gather(*(client.fetch(digest) for _ in range(5))) == [b"shared"] * 5
     assert await client.fetch(digest) == b"shared"
     assert gateway.requests == [("GET", digest)]
-    await client.close()
 
 
-async def test_what_a_gateway_refuses_is_told_apart(gateway, tmp_path):
-    client = BlobClient(lambda: gateway.url, "a-wrong-key", FolderCache(tmp_path, 1000), 300)
+async def test_what_a_gateway_refuses_is_told_apart(gateway, blobs):
+    client = blobs(gateway.url, {}, 300)
     with pytest.raises(Unavailable, match="401"):
         await client.fetch(digest_of(b"x"))
-    await client.close()
-    client = BlobClient(lambda: gateway.url, "key-of-this-executor", FolderCache(tmp_path, 1000), 300)
+    client = blobs(gateway.url, gateway.header(), 300)
     with pytest.raises(NotFound):
         await client.fetch(digest_of(b"x"))
     with pytest.raises(InvalidArgument):
         await client.fetch("sha256:../../etc/passwd")
-    await client.close()
-    client = BlobClient(lambda: "", "key", FolderCache(tmp_path, 1000), 300)
+    client = blobs("", {}, 300)
     with pytest.raises(Unavailable, match="not known yet"):
         await client.store(b"x")
-    await client.close()
 
 
-async def test_the_key_does_not_follow_a_redirect(tmp_path):
+async def test_the_key_does_not_follow_a_redirect(blobs):
     seen = []
 
     async def elsewhere(request):
@@ -192,11 +205,10 @@ async def test_the_key_does_not_follow_a_redirect(tmp_path):
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    client = BlobClient(lambda: f"http://127.0.0.1:{port}", "secret", FolderCache(tmp_path, 1000), 300)
+    client = blobs(f"http://127.0.0.1:{port}", {"Authorization": "Bearer secret"}, 300)
     with pytest.raises(Unavailable, match="302"):
         await client.fetch(digest_of(b"x"))
     assert seen == []
-    await client.close()
     await runner.cleanup()
 
 
@@ -337,7 +349,6 @@ def test_a_configuration_that_cannot_work_is_refused_with_its_field(tmp_path, ch
         "name": "a",
         "executor_id": new_id(),
         "nats": {"url": "nats://127.0.0.1:4222", "credentials_file": "c"},
-        "key_file": "k",
         "state_dir": "s",
         "cache_dir": "c",
         "ops_port": 1,
