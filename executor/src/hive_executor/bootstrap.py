@@ -21,13 +21,12 @@ from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
 from hive_executor.gateway import Gateway
 from hive_executor.greeter import Greeter
-from hive_executor.host.unreachable import Unreachable
 from hive_executor.identity import Identity, Renewal
+from hive_executor.inference.service import DeviceModels
 from hive_executor.link import Link
 from hive_executor.live_log import LiveLogs
 from hive_executor.lock import FolderLock
 from hive_executor.metrics import SANDBOX_LAYERS, SLOTS
-from hive_executor.models import served_models
 from hive_executor.pulls import Lease, Pulls
 from hive_executor.reporter import Reporter
 from hive_executor.sandbox import RunnerPool, prepare_python_runtime
@@ -85,6 +84,7 @@ class Executor:
             config.blob_timeout_ms,
         )
         self._agents = Agents(self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache)
+        self._models = DeviceModels(config, self._link)
         self._live_logs = LiveLogs(self._link)
         self._attempts = Attempts(
             session=session,
@@ -99,7 +99,7 @@ class Executor:
             clock=clock,
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
-            completer=Unreachable("this executor has no way to models"),
+            completer=self._models.completer,
         )
         self._reporter = Reporter(
             self._link,
@@ -140,6 +140,10 @@ class Executor:
             # From here on: what there is may have run out, and NATS would not take it.
             renewing.start("renewal of credentials", self._renewal.run())
             stack.push_async_callback(self._agents.close)
+            # Models of this device answer its programs whatever is away.
+            await self._models.open()
+            stack.push_async_callback(self._models.close)
+            self._models.run((await stack.enter_async_context(_Background(self._stop))).start)
             if not await self._unless_stopped(self._start_pool()):
                 return
             stack.push_async_callback(self._pool.close)
@@ -147,6 +151,8 @@ class Executor:
             stack.push_async_callback(self._link.close)
             if not await self._unless_stopped(self._link.open(self._config.nats)):
                 return
+            await self._models.connect()
+            stack.push_async_callback(self._models.disconnect)
             async with _Background(self._stop) as background:
                 background.start("spool", self._spool.run())
                 background.start("reporter", self._reporter.run())
@@ -221,7 +227,7 @@ class Executor:
                 self._attempts.give_back(f"no lease could be renewed for {self._config.offline_stop_ms} ms")
 
     async def _look(self) -> Capabilities:
-        return await self._device.capabilities(await served_models(self._config.model_urls))
+        return await self._device.capabilities(await self._models.look())
 
     def _changed(self) -> None:
         self._reporter.wake()
@@ -255,6 +261,7 @@ class Executor:
         health.add("lease", lambda: None if self._lease.is_valid else "the lease has run out")
         health.add("runners", self._runner_problem)
         health.add("spool", self._spool_problem)
+        health.add("models", lambda: self._models.problem())
         return health
 
     def _credentials_problem(self) -> str | None:

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.limits import MIB
+from hive_common.inference.backends import BackEndConfig
 from hive_common.kernel.ids import is_id
 from hive_common.ops.config import NatsConfig
 from hive_common.ops.tls import check_listener
@@ -30,7 +31,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         memory_bytes: what guests may use together; 0 takes half of the machine's memory.
         labels: shown in the capabilities, for placement.
         battery_floor_percent: on battery at or below this, no new attempts are taken.
-        model_urls: base URLs at which an Ollama or OpenAI-compatible server may answer.
+        model_urls: what may serve models on this device, Ollama or anything that speaks OpenAI's API: base URLs, or
+            objects with `url` and `key_file` where a key has to be shown.
+        models_port: port of 127.0.0.1 on which programs of this device reach all models; 0: none.
+        models_counts_only: keep no prompts and no answers of calls that this device serves itself.
+        model_calls_max: calls of the pool that run here at once.
         prefetch_max: attempts beyond `slots` that may wait here, so that runners do not idle for a round trip.
         prefetch_ms: only as many are asked for as will start within this time, judged by recent attempts.
         spool_reports_max: outcomes on disk at which pulling stops.
@@ -57,7 +62,10 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     memory_bytes: int = 0
     labels: dict[str, str] = {}
     battery_floor_percent: int = 20
-    model_urls: tuple[str, ...] = (OLLAMA_URL,)
+    model_urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
+    models_port: int = 0
+    models_counts_only: bool = False
+    model_calls_max: int = 64
     prefetch_max: int = 128
     prefetch_ms: int = 100
     spool_reports_max: int = SPOOL_REPORTS_MAX

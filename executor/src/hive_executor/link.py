@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
+import nats.errors
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.messages import LEADER_SUBJECT, LeaderAnnouncement, Message, inbox_prefix
 from hive_common.kernel.errors import Unavailable
@@ -92,6 +93,19 @@ class Link:
             return asking.result()
         finally:
             asking.cancel()
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        """Send a message; while the connection is away, some of it waits.
+
+        Raises:
+            Unavailable: there is no connection, or no more room to wait for one.
+        """
+        if self._client is None:
+            raise Unavailable("not connected to NATS")
+        try:
+            await self._client.publish(subject, data, reply)
+        except (nats.errors.Error, OSError) as error:
+            raise Unavailable(f"{subject}: {error or type(error).__name__}") from error
 
     def saw_epoch(self, epoch: int) -> bool:
         """Take note of the epoch of a leader; return whether it is not older than one seen before."""

@@ -32,3 +32,11 @@ REPORT_DURATION = Histogram(
 )
 BLOBS = Counter("hive_executor_blobs_total", "Blob transfers, by direction and result", ["direction", "result"])
 LOG_LINES_DROPPED = Counter("hive_executor_live_log_lines_dropped_total", "Live log lines that were not sent")
+MODEL_CALLS_TAKEN = Counter("hive_executor_model_calls_total", "Model calls of the pool, by their end", ["code"])
+MODEL_CALLS_RUNNING = Gauge("hive_executor_model_calls_running", "Model calls of the pool that run here")
+MODEL_REPORTS = Counter(
+    "hive_executor_model_reports_total",
+    "Calls that this device served itself, by what became of their report",
+    ["result"],
+)
+MODEL_REPORTS_WAITING = Gauge("hive_executor_model_reports_waiting", "Those that are not committed yet")

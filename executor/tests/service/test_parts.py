@@ -18,7 +18,6 @@ from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
 from hive_executor.gateway import Gateway
 from hive_executor.lock import FolderLock
-from hive_executor.models import served_models
 from hive_executor.pulls import Lease
 
 
@@ -270,50 +269,6 @@ def test_a_few_percent_of_battery_are_no_news_and_a_charger_is():
     assert is_news(at(50), at(45))
     assert is_news(at(50), at(50, charging=True))
     assert is_news(at(50), msgspec.structs.replace(at(50), slots=2))
-
-
-async def test_models_are_found_behind_both_kinds_of_api():
-    async def tags(_):
-        return web.json_response(
-            {
-                "models": [
-                    {
-                        "name": "llama3.2:1b",
-                        "size": 1_300_000_000,
-                        "details": {"family": "llama", "quantization_level": "Q8_0"},
-                    },
-                    {"name": "qwen3:4b"},
-                ]
-            }
-        )
-
-    async def running(_):
-        return web.json_response({"models": [{"name": "llama3.2:1b"}]})
-
-    async def listed(_):
-        return web.json_response({"object": "list", "data": [{"id": "smol", "meta": {"n_ctx_train": 2048}}]})
-
-    ollama, other = web.Application(), web.Application()
-    ollama.router.add_get("/api/tags", tags)
-    ollama.router.add_get("/api/ps", running)
-    other.router.add_get("/v1/models", listed)
-    urls, runners = [], []
-    for app in (ollama, other):
-        runner = web.AppRunner(app)
-        await runner.setup()
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        runners.append(runner)
-        urls.append(f"http://127.0.0.1:{port}")
-    nobody = f"http://127.0.0.1:{free_port()}"
-    found = {model.name: model for model in await served_models((*urls, nobody))}
-    assert set(found) == {"llama3.2:1b", "qwen3:4b", "smol"}
-    assert found["llama3.2:1b"].loaded
-    assert found["llama3.2:1b"].quantisation == "Q8_0"
-    assert not found["qwen3:4b"].loaded
-    assert (found["smol"].backend, found["smol"].context_tokens) == ("openai", 2048)
-    for runner in runners:
-        await runner.cleanup()
 
 
 # --- lock --------------------------------------------------------------------------------------------------

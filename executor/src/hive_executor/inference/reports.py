@@ -1,0 +1,118 @@
+"""Calls that this device served itself, told to the router so that they stand in the log."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from hive_common.contracts.messages import Committed, ModelCallReport, call_subject
+from hive_common.inference.calls import ModelCall
+from hive_common.kernel.errors import HiveError
+
+from hive_executor.inference.watched import Watched
+from hive_executor.link import Backoff, Link
+from hive_executor.metrics import MODEL_REPORTS, MODEL_REPORTS_WAITING
+
+log = logging.getLogger(__name__)
+
+REPORTS_MAX: Final = 10_000
+REPORTS_BYTES_MAX: Final = 64 << 20
+"""While the control plane is away; the oldest go first then."""
+
+ANSWER_S: Final = 5.0
+AT_ONCE: Final = 16
+FLUSH_S: Final = 2.0
+SUBJECT: Final = "model-done"
+
+
+class CallReports:
+    """Takes down finished calls, and tells them until the router has committed them.
+
+    Args:
+        link: to the control plane.
+        counts_only: keep no prompt and no completion.
+    """
+
+    def __init__(self, link: Link, counts_only: bool = False) -> None:
+        self._link = link
+        self._counts_only = counts_only
+        self._subject = call_subject(link.executor_id, SUBJECT)
+        self._waiting: deque[ModelCallReport] = deque()
+        self._bytes = 0
+        self._work = asyncio.Event()
+
+    def begun(self, call: ModelCall) -> Watched:
+        """Note that a call begins here; the result sees its answer."""
+        return Watched(call, self._counts_only, self.take)
+
+    def take(self, report: ModelCallReport) -> None:
+        """Take a report. Returns at once."""
+        self._waiting.append(report)
+        self._bytes += _size(report)
+        while len(self._waiting) > REPORTS_MAX or self._bytes > REPORTS_BYTES_MAX:
+            self._bytes -= _size(self._waiting.popleft())
+            MODEL_REPORTS.labels("dropped").inc()
+        MODEL_REPORTS_WAITING.set(len(self._waiting))
+        self._work.set()
+
+    async def run(self) -> None:
+        """Tell for ever. Ends only by being cancelled."""
+        backoff = Backoff(max_s=5.0)
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._waiting:
+                if await self._tell():
+                    backoff.reset()
+                else:
+                    await asyncio.sleep(backoff.next_s())
+
+    async def flush(self) -> None:
+        """Tell what waits, if the router answers soon."""
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                while self._waiting and await self._tell():
+                    pass
+        except TimeoutError:
+            pass
+        if self._waiting:
+            log.warning("%d calls that this device served were not reported", len(self._waiting))
+
+    async def _tell(self) -> bool:
+        """Tell some of what waits; return whether all of that is settled."""
+        batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+        settled = [False] * len(batch)
+
+        async def tell(at: int) -> None:
+            settled[at] = await self._settled(batch[at])
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for at in range(len(batch)):
+                    group.create_task(tell(at))
+        finally:
+            again = [report for report, is_settled in zip(batch, settled, strict=True) if not is_settled]
+            self._waiting.extendleft(reversed(again))
+            self._bytes -= sum(_size(one) for one, is_settled in zip(batch, settled, strict=True) if is_settled)
+            MODEL_REPORTS_WAITING.set(len(self._waiting))
+        return not again
+
+    async def _settled(self, report: ModelCallReport) -> bool:
+        try:
+            answer = await self._link.request(self._subject, report, Committed, ANSWER_S)
+            if answer.error is not None:
+                raise answer.error.raised()
+        except HiveError as error:
+            if error.retryable:
+                log.debug("call %s: %s", report.call, error.message)
+                return False
+            # It will never be taken: one bad report must not keep the others.
+            log.warning("call %s is not recorded: %s", report.call, error.message)
+            MODEL_REPORTS.labels("refused").inc()
+            return True
+        MODEL_REPORTS.labels("committed").inc()
+        return True
+
+
+def _size(report: ModelCallReport) -> int:
+    return sum(value.size_bytes for value in (report.request, report.response) if value is not None)

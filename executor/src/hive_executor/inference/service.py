@@ -1,0 +1,69 @@
+"""Everything about models that one executor has."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from hive_common.contracts.events import Model
+from hive_common.inference.backends import BackEnds
+from hive_common.inference.discovery import MODELS_MAX
+
+from hive_executor.config import ExecutorConfig
+from hive_executor.inference.asking import RouterWay
+from hive_executor.inference.completer import DeviceCompleter
+from hive_executor.inference.reports import CallReports
+from hive_executor.inference.serving import LoopbackPort
+from hive_executor.inference.taking import Taker
+from hive_executor.link import Link
+
+
+class DeviceModels:
+    """Finds the models of this device, serves them to the pool, and is the way to all others.
+
+    Args:
+        config: of the executor.
+        link: to the control plane; not opened yet.
+    """
+
+    def __init__(self, config: ExecutorConfig, link: Link) -> None:
+        self._back_ends = BackEnds(config.model_urls)
+        self._way = RouterWay(link)
+        self._reports = CallReports(link, config.models_counts_only)
+        self._taker = Taker(link, self._back_ends, config.model_calls_max)
+        self.completer = DeviceCompleter(
+            config.executor_id, self._back_ends, self._way, self._reports, config.labels.get("region", "")
+        )
+        """Serves guests and programs of this device."""
+        self._port = LoopbackPort(self.completer, config.owner, config.models_port) if config.models_port else None
+
+    async def open(self) -> None:
+        """Look for models. Raises InvalidArgument where a key of a back end cannot be read."""
+        await self._back_ends.open()
+
+    async def connect(self) -> None:
+        """Take calls of the pool, once the link is open."""
+        await self._way.open()
+        await self._taker.open()
+
+    def run(self, start: Callable[[str, Coroutine[Any, Any, None]], None]) -> None:
+        """Start what works without the control plane too. `start` starts one task, by its name."""
+        start("model call reports", self._reports.run())
+        start("model calls watch", self._way.run())
+        if self._port is not None:
+            start("models port", self._port.run())
+
+    async def disconnect(self) -> None:
+        """End calls of the pool, and tell what ended."""
+        await self._taker.close()
+        await self._reports.flush()
+
+    async def close(self) -> None:
+        """Let go of the back ends."""
+        await self._back_ends.close()
+
+    async def look(self) -> tuple[Model, ...]:
+        """Return what the back ends serve now."""
+        return (await self._back_ends.look())[:MODELS_MAX]
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the loopback port, or None."""
+        return None if self._port is None else self._port.problem
