@@ -124,14 +124,12 @@ async def test_a_star_is_every_model_and_the_loaded_one_unless_it_is_named(pool:
     assert [call.model for call in completer.calls] == ["warm", "large"]
 
 
-@pytest.mark.parametrize("error", [NotFound("nothing serves it"), RateLimited("later")])
-async def test_what_a_call_fails_with_is_an_exception_with_its_code(
-    pool: RunnerPool, error: NotFound | RateLimited
-) -> None:
-    access = granted(Scripted(error=error))
-    outcome = await pool.run(CATCH, b'{"calls": [{}, {}]}', limits(), granted=access)
-    assert json.loads(outcome.output or b"{}") == {"codes": [error.code, error.code]}
-    assert access["model"].spent == 0  # type: ignore[attr-defined]
+async def test_what_a_call_fails_with_is_an_exception_with_its_code(pool: RunnerPool) -> None:
+    for error in (NotFound("nothing serves it"), RateLimited("later")):
+        access = ModelAccess(Scripted(error=error), ModelPermission(("small",), 100))
+        outcome = await pool.run(CATCH, b'{"calls": [{}, {}]}', limits(), granted={"model": access})
+        assert json.loads(outcome.output or b"{}") == {"codes": [error.code, error.code]}
+        assert access.spent == 0
 
 
 async def test_tokens_are_counted_over_all_calls_and_each_may_have_what_is_left(pool: RunnerPool) -> None:
@@ -165,21 +163,18 @@ async def test_several_answers_share_what_is_left(pool: RunnerPool) -> None:
     assert [call.tokens_max for call in completer.calls] == [90, 10]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        '{"stream": true}',
-        '{"max_tokens": 0}',
-        '{"max_tokens": "9"}',
-        '{"n_predict": -1}',
-        '{"n": 1000}',
-        '{"n": true}',
-    ],
-)
-async def test_parameters_that_would_get_round_the_limit_are_refused(pool: RunnerPool, options: str) -> None:
+async def test_parameters_that_would_get_round_the_limit_are_refused(pool: RunnerPool) -> None:
     completer = Scripted()
-    outcome = await pool.run(CATCH, f'{{"calls": [{options}]}}'.encode(), limits(), granted=granted(completer))
-    assert json.loads(outcome.output or b"{}") == {"codes": ["invalid_argument"]}, outcome
+    refused: list[dict[str, object]] = [
+        {"stream": True},
+        {"max_tokens": 0},
+        {"max_tokens": "9"},
+        {"n_predict": -1},
+        {"n": 1000},
+        {"n": True},
+    ]
+    outcome = await pool.run(CATCH, json.dumps({"calls": refused}).encode(), limits(), granted=granted(completer))
+    assert json.loads(outcome.output or b"{}") == {"codes": ["invalid_argument"] * len(refused)}, outcome
     assert completer.calls == []
 
 
