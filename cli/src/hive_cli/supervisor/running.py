@@ -23,6 +23,7 @@ from hive_cli.supervisor.state import InstallationState, write_state
 log = logging.getLogger(__name__)
 
 TRIES = 3
+SAVE_AGAIN_S = 1.0
 BAD_CONFIGURATION = 2
 """Exit code of a service that cannot read its configuration: trying again does not help."""
 
@@ -42,6 +43,7 @@ class Running(ABC):
         self._state = "starting"
         self._stop = asyncio.Event()
         self._failure = ""
+        self._save_again: asyncio.TimerHandle | None = None
 
     @abstractmethod
     async def _start(self, session: aiohttp.ClientSession) -> str:
@@ -167,8 +169,16 @@ class Running(ABC):
         self._save()
 
     def _save(self) -> None:
+        """Write down how everything stands; where that fails, again until it works.
+
+        The next change may be days away, and until then everybody would be told what was before.
+        """
+        if self._save_again is not None:
+            self._save_again.cancel()
+            self._save_again = None
         services = tuple(child.snapshot() for child in self._children.values())
         state = self._state
         if state == "ready" and any(service.state != "ready" for service in services):
             state = "degraded"
-        write_state(self._home, InstallationState(state, os.getpid(), services))
+        if not write_state(self._home, InstallationState(state, os.getpid(), services)):
+            self._save_again = asyncio.get_running_loop().call_later(SAVE_AGAIN_S, self._save)

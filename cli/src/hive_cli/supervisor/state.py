@@ -43,12 +43,17 @@ def read_state(home: Home) -> InstallationState | None:
         return None
 
 
-def write_state(home: Home, state: InstallationState) -> None:
-    """Write the state. A full disk is logged and not fatal: the processes matter more than their list."""
+def write_state(home: Home, state: InstallationState) -> bool:
+    """Write the state, and say whether it was written.
+
+    A full disk is logged and not fatal: the processes matter more than their list.
+    """
     try:
         write_config(home.state_file, state)
     except OSError as error:
         log.warning("%s: cannot be written: %s", home.state_file, error.strerror)
+        return False
+    return True
 
 
 def created_at(pid: int) -> float:
