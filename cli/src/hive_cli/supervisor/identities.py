@@ -123,9 +123,9 @@ def _write_account(home: Home, authority: Authority, now_s: int) -> None:
     with contextlib.suppress(OSError, InvalidArgument):
         kept = (home.nats_accounts_dir / f"{authority.account}.jwt").read_text()
         revoked = tuple(claims_of(kept)["nats"].get("revocations", ()))
-    if file.exists() and _says_the_same(file.read_text().strip(), authority.account_jwt(now_s)):
+    if file.exists() and _says_the_same(file.read_text().strip(), authority.first_account_jwt(now_s)):
         return
-    _write(home, ACCOUNT_CLAIMS, authority.account_jwt(now_s, revoked) + "\n")
+    _write(home, ACCOUNT_CLAIMS, authority.first_account_jwt(now_s, revoked) + "\n")
 
 
 def _says_the_same(one: str, other: str) -> bool:

@@ -51,8 +51,15 @@ class Authority(msgspec.Struct, frozen=True, kw_only=True):
         return public_nkey(self.account_seed)
 
     def account_jwt(self, issued_s: int, revoked: tuple[str, ...] = ()) -> str:
-        """Return the account as the server gets it first; `revoked` are public nkeys of users."""
+        """Return the account as a running server is given it; `revoked` are public nkeys of users."""
         return account_jwt(self.operator_seed, self.account, public_nkey(self.signing_seed), issued_s, revoked)
+
+    def first_account_jwt(self, issued_s: int, revoked: tuple[str, ...] = ()) -> str:
+        """Return the account as it stands in the server's configuration.
+
+        Of the same second, the server would take it for newer than what it is given while running.
+        """
+        return self.account_jwt(issued_s - 1, revoked)
 
     def service(self, name: str, issued_s: int, seed: str = "") -> Credentials:
         """Return credentials of a service, for a new nkey or for one that it has; they do not expire."""
@@ -78,7 +85,7 @@ class Authority(msgspec.Struct, frozen=True, kw_only=True):
             accounts_dir: where the server keeps accounts that it was given while running, with their revocations.
                 One of those counts for as long as it is newer than `account`.
             issued_s: seconds since the epoch.
-            account: claims to begin with; without it they are made.
+            account: from `first_account_jwt`; without it one that revokes nobody.
         """
         system = public_nkey(self.system_seed)
         # Quoted: a key that begins with digits or has the shape of a size is otherwise no string to the server.
@@ -91,7 +98,7 @@ resolver {{
   interval: "2m"
 }}
 resolver_preload {{
-  {self.account}: {_quoted(account or self.account_jwt(issued_s))}
+  {self.account}: {_quoted(account or self.first_account_jwt(issued_s))}
   {system}: {_quoted(system_account_jwt(self.operator_seed, system, issued_s))}
 }}
 """

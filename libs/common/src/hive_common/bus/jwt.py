@@ -166,7 +166,8 @@ def executor_jwt(
         valid_s: seconds until it has to be renewed.
 
     Raises:
-        InvalidArgument: `executor` or `user` is not what it has to be.
+        InvalidArgument: `executor` or `user` is not what it has to be. The server would fill a wildcard into its
+            template, and give this executor the subjects of all.
     """
     policy()[EXECUTOR].named(executor)
     nkey.public_key(user)
