@@ -37,7 +37,7 @@ only_long = pytest.mark.skipif("HIVE_CHAOS_ROUNDS" not in os.environ, reason="ta
 def apart():
     """An installation with one executor on one host, and a device on another."""
     home = Path(tempfile.mkdtemp(prefix="hive-net-"))
-    with Wire("net") as wire:
+    with Wire(f"n{os.getpid()}") as wire:
         installation = Installation(home, prefix=wire.in_control([]), namespace=wire.control_namespace)
         try:
             installation.hive("init", "--free-ports", "--executors", "2")

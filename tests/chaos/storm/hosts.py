@@ -120,7 +120,7 @@ class HostStrikes:
                 machine.wire.drop()
                 hit = await _until(holds, 2)
                 machine.wire.heal()
-                hit = hit or await _until(holds, 1)
+                hit = hit or await _until(holds, 3)
             await asyncio.sleep(self._target.rng.uniform(0.5, 4))
         finally:
             machine.wire.heal()

@@ -18,7 +18,7 @@ SHAPES = {
     "cancelled": 4,
     "refused": 2,
 }
-PADS = (0, 0, 3_000)
+PADS = (0, 0, 6_000)
 """Bytes beside the result; some outcomes do not fit into what is left of a block on a full disk."""
 DEADLINE = "8h"
 """A leader whose clock was set takes what is in the log for what it says: further away than clocks are set."""

@@ -187,6 +187,7 @@ class Storm:
                 if strike is None:
                     self._say(f"{kind} has hit nothing")
                     self.missed.append(kind)
+                    kinds.insert(0, kind)
                 else:
                     strike.alone = len(struck) == 1
                     self.struck.append(strike)
