@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hive_common.bus.heads import head_announcer
+from hive_common.bus.nats import connect
 from hive_common.contracts.events import SCHEMA, Capabilities, Event, Model, ModelCallFinished, decode, encode
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.inference.calls import Endpoint
@@ -18,6 +20,8 @@ from hive_common.testing.services import key_of, running_service, service_config
 from hive_proto.models.v1 import models_pb2 as pb
 from hive_proto.models.v1 import models_pb2_grpc
 from hive_router.bootstrap import main
+
+from .devices import Device, Play, running_device
 
 
 def capabilities(*models: Model, **changes: Any) -> Capabilities:
@@ -101,10 +105,16 @@ class Answered:
 class Router:
     """A running router and what a test does with it."""
 
-    def __init__(self, config: ServiceConfig, channel: Any) -> None:
+    def __init__(self, config: ServiceConfig, channel: Any, nats: NatsServer) -> None:
         self.config = config
+        self.nats = nats
+        self.folder = Path(config.artifacts_dir).parent
         self.key = key_of(config)
         self.stub = models_pb2_grpc.ModelsStub(channel)
+
+    def device(self, executor: str, play: Play | None = None) -> contextlib.AbstractAsyncContextManager[Device]:
+        """Run a device with its own credentials."""
+        return running_device(self.nats.issuer.executor(executor, self.folder), executor, play)
 
     def begin(
         self, model: str = "scripted", *, endpoint: Endpoint = "chat", timeout: float = 30, **changes: Any
@@ -145,7 +155,7 @@ def config(database: Database, nats_server: NatsServer, tmp_path: Path) -> Servi
 
 
 @pytest.fixture
-def start(config: ServiceConfig) -> Start:
+def start(config: ServiceConfig, nats_server: NatsServer) -> Start:
     """Run a router with given `extra` until the block ends."""
 
     @contextlib.asynccontextmanager
@@ -154,7 +164,7 @@ def start(config: ServiceConfig) -> Start:
         raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in extra.items()}
         own = msgspec.structs.replace(config, extra=raw, peers=peers)
         async with running_service(main, own) as channel:
-            yield Router(own, channel)
+            yield Router(own, channel, nats_server)
 
     return started
 
@@ -172,7 +182,10 @@ async def router(start: Start, back_end: ScriptedBackEnd) -> AsyncIterator[Route
 
 
 @pytest.fixture
-async def log(database: Database) -> AsyncIterator[Log]:
+async def log(database: Database, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Log]:
     dsn = database.role_dsn("registry")
-    async with await LogWriter.open(dsn) as writer, LogReader(dsn) as reader:
+    client = await connect(nats_server.issuer.service("registry", tmp_path), "registry")
+    # Without its hints the router would look once a second.
+    async with await LogWriter.open(dsn, on_head=head_announcer(client)) as writer, LogReader(dsn) as reader:
         yield Log(writer, reader)
+    await client.close()

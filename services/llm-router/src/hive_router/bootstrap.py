@@ -8,7 +8,8 @@ from typing import Any
 
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
-from hive_common.bus.nats import connect
+from hive_common.bus.nats import connect, respond
+from hive_common.contracts.messages import ModelCallReport, call_subject
 from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
@@ -23,6 +24,7 @@ from hive_proto.models.v1 import models_pb2_grpc
 
 from hive_router.admission import Admission
 from hive_router.devices import Devices
+from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
 from hive_router.host import Host
@@ -30,6 +32,7 @@ from hive_router.metrics import observe_fleet
 from hive_router.models import ModelsServicer
 from hive_router.pool import Pool
 from hive_router.recorder import Recorder
+from hive_router.reports import Reports, report_refused
 from hive_router.settings import settings_of
 from hive_router.views import SCHEMA, FleetProjection, Views
 from hive_router.waterfall import Waterfall
@@ -91,7 +94,6 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             config.peers.get("scheduler"),
             key,
             changed=admission.look_again,
-            gone=pool.gone,
         )
         stack.push_async_callback(devices.close)
         reader = await stack.enter_async_context(LogReader(dsn))
@@ -108,8 +110,9 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         observe_writer(writer)
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
         recorder = Recorder(writer, store, settings, config.ns)
-        stack.push_async_callback(recorder.flush)
-        background(recorder.run(), "records")
+        recording = asyncio.create_task(recorder.run(), name="records")
+        stop.guard(recording)
+        stack.push_async_callback(recorder.close, recording)
         waterfall = Waterfall(
             fleet,
             admission,
@@ -122,6 +125,13 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         )
         explained = await stack.enter_async_context(LogReader(dsn))
         explanations = Explanations(recorder, explained, config.ns)
+
+        executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings)
+        stack.push_async_callback(executor_calls.close)
+        devices.on_gone += [pool.gone, executor_calls.gone]
+        await executor_calls.open()
+        reports = Reports(writer, explained, recorder, devices, clock, config.ns)
+        await respond(client, call_subject("*", "model-done"), ModelCallReport, reports.report, report_refused)
 
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
         servicer = ModelsServicer(waterfall, explanations, config.owner)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import grpc.aio
@@ -33,7 +33,9 @@ class Devices:
             there until NATS says that nobody listens.
         key: what services show each other.
         changed: is called when something may be different.
-        gone: is told of devices that were there and are not any more.
+
+    Attributes:
+        on_gone: are told of each device that was there and is not any more.
     """
 
     def __init__(
@@ -45,7 +47,6 @@ class Devices:
         key: str,
         *,
         changed: Callable[[], None],
-        gone: Callable[[str], None],
     ) -> None:
         self._views = views
         self._fleet = fleet
@@ -53,7 +54,7 @@ class Devices:
         self._channel: grpc.aio.Channel | None = None if scheduler is None else open_channel(scheduler)
         self._metadata = bearer(key)
         self._changed = changed
-        self._gone = gone
+        self.on_gone: list[Callable[[str], None]] = []
         self._position = 0
         self._moved = asyncio.Event()
         self._rows: dict[str, ExecutorRow] = {}
@@ -95,8 +96,7 @@ class Devices:
         revoked = [key for key, row in rows.items() if row.revoked and not self._revoked(key)]
         self._rows = rows
         self._update()
-        for executor in revoked:
-            self._gone(executor)
+        self._gone(revoked)
 
     async def watch(self) -> None:
         """Ask for ever who is there."""
@@ -120,8 +120,12 @@ class Devices:
             return
         before, self._present = self._present or frozenset(), present
         self._update()
-        for executor in before - present:
-            self._gone(executor)
+        self._gone(before - present)
+
+    def _gone(self, executors: Iterable[str]) -> None:
+        for executor in executors:
+            for told in self.on_gone:
+                told(executor)
 
     def _revoked(self, executor: str) -> bool:
         row = self._rows.get(executor)

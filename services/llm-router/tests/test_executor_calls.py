@@ -1,0 +1,266 @@
+from typing import Any
+
+import msgspec
+import pytest
+from hive_common.bus.nats import request
+from hive_common.contracts.events import ExecutorRegistered, ExecutorRevoked, Model
+from hive_common.contracts.messages import (
+    Committed,
+    ModelCallReport,
+    StreamChunk,
+    call_subject,
+    inbox_prefix,
+)
+from hive_common.contracts.values import Value, inline
+from hive_common.kernel.ids import new_id
+from hive_common.testing.scripted import ScriptedBackEnd, text_of
+
+from .conftest import Log, Router, Start, capabilities
+from .devices import Asking, Device, InferCall
+
+OWN = Model(name="own", backend="ollama")
+
+
+async def joined(router: Router, log: Log, device: Device, *models: Model, owner: str = "owner") -> None:
+    """Make a device known to the router, which it is once it may call."""
+    event = ExecutorRegistered(name="laptop", capabilities=capabilities(*models))
+    await log.add(device.id, event, owner=owner)
+    while True:
+        first = (await (await device.ask("nobody-has-this").begin()).all())[0]
+        assert first.error is not None
+        if first.error.code == "not_found":
+            return
+        assert first.error.code == "permission_denied"
+
+
+def said(chunks: list[StreamChunk]) -> bytes:
+    return "".join(chunk.data for chunk in chunks).encode()
+
+
+async def test_a_device_calls_a_model_of_the_gateways_host(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = await device.ask("scripted", job="job-1", task="task-1", attempt=2).begin()
+        chunks = await asking.all()
+        assert (chunks[0].status, chunks[0].content_type, chunks[0].route) == (200, "application/json", "pool")
+        assert msgspec.json.decode(said(chunks))["choices"][0]["message"]["content"] == text_of(16)
+        stored, event = await log.call(asking.request.call)
+        assert (stored.actor, stored.owner, stored.subject) == (device.id, "owner", "owner")
+        assert (event.job, event.task, event.attempt, event.route) == ("job-1", "task-1", 2, "pool")
+
+
+async def test_a_device_streams_from_another_device_but_never_from_itself(start: Start, log: Log) -> None:
+    async with start() as router, router.device(new_id()) as asks, router.device(new_id()) as serves:
+        await joined(router, log, asks, OWN)
+        alone = (await (await asks.ask("own").begin()).all())[0].error
+        assert alone is not None and "no other device serves `own`" in alone.message
+        await joined(router, log, serves, OWN)
+        chunks = await (await asks.ask("own", stream=True).begin()).all()
+        assert chunks[0].executor == serves.id
+        assert said(chunks).endswith(b"data: [DONE]\n\n")
+        assert not asks.calls
+
+
+async def test_own_devices_are_those_of_the_owner_of_the_device_that_calls(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device, owner="friend")
+        error = (await (await device.ask("scripted", pin="own-devices").begin()).all())[0].error
+        # The gateway's host belongs to somebody else.
+        assert error is not None and error.message == "own-devices: no own device serves `scripted`"
+        assert not back_end.calls
+
+
+async def test_a_body_comes_in_parts(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = device.ask("scripted", parts=3)
+        body = asking.request.body
+        pieces = (body[:10], body[10:20], body[20:])
+        asking.request = msgspec.structs.replace(asking.request, body=pieces[0])
+        await asking.begin()
+        for number in (1, 2):
+            await asking.send(msgspec.structs.replace(asking.request, body=pieces[number], part=number))
+        await asking.all()
+        assert back_end.calls[-1].body == body.encode()
+
+
+async def test_no_more_is_sent_than_there_is_credit_for(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    back_end.play(tokens=200, pace_ms=1)
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = await device.ask("scripted", stream=True, credit=3).begin()
+        first = [await asking.chunks.get() for _ in range(3)]
+        # An answer to another call goes the same way, so that whatever was sent before it has come.
+        await (await device.ask("nobody-has-this").begin()).all()
+        assert asking.chunks.empty()
+        await asking.tell("credit", credit=1_000)
+        rest = await asking.all_after(first)
+        assert said(rest).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_cancel_ends_the_generation(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    back_end.play(tokens=100_000, pace_ms=5)
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = await device.ask("scripted", stream=True).begin()
+        await asking.chunks.get()
+        await asking.tell("cancel")
+        await back_end.until(lambda: back_end.generations[-1].outcome == "cancelled")
+        _, event = await log.call(asking.request.call)
+        assert event.code == "cancelled"
+
+
+async def test_a_reply_subject_of_somebody_else_is_dropped(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    heard: list[Any] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message)
+
+    async with (
+        start(model_urls=[back_end.url]) as router,
+        router.device(new_id()) as device,
+        router.device(new_id()) as victim,
+    ):
+        await joined(router, log, device)
+        subject = f"{inbox_prefix(victim.id)}.x"
+        await victim.client.subscribe(subject, cb=hear)
+        await victim.client.flush()
+        asking: Asking = device.ask("scripted", reply=subject)
+        await asking.send(asking.request)
+        # Messages of one device are taken in order: this one comes after it.
+        await (await device.ask("scripted").begin()).all()
+        assert (heard, len(back_end.calls)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"endpoint": "images"}, "invalid_argument"),
+        ({"model": ""}, "invalid_argument"),
+        ({"deadline_ms": 0}, "invalid_argument"),
+        ({"call": "no-uuid"}, "invalid_argument"),
+        ({"pin": "mars"}, "invalid_argument"),
+        ({"part": 1, "parts": 2}, "invalid_argument"),
+        ({"parts": 65}, "invalid_argument"),
+        ({"body": "{"}, "invalid_argument"),
+    ],
+)
+async def test_what_cannot_be_a_call_is_answered_with_the_reason(
+    start: Start, log: Log, back_end: ScriptedBackEnd, changes: dict[str, Any], code: str
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = device.ask("scripted")
+        asking.request = msgspec.structs.replace(asking.request, **changes)
+        (only,) = await (await asking.begin()).all()
+        assert only.error is not None and only.error.code == code
+        assert not back_end.calls
+
+
+async def test_calls_of_one_executor_are_bounded(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    back_end.play(tokens=10, pace_ms=10_000)
+    limits = {"model_urls": [back_end.url], "executor_calls_max": 2, "executor_bytes_max": 10_000}
+    async with start(**limits) as router, router.device(new_id()) as device, router.device(new_id()) as other:
+        await joined(router, log, device)
+        await joined(router, log, other)
+        for _ in range(2):
+            await device.ask("scripted", stream=True).begin()
+        (third,) = await (await device.ask("scripted", stream=True).begin()).all()
+        assert third.error is not None and third.error.code == "rate_limited"
+        (large,) = await (await other.ask("scripted", body={"x": "y" * 20_000}).begin()).all()
+        assert large.error is not None and large.error.code == "rate_limited"
+        # The others are served all the same.
+        await (await other.ask("scripted", stream=True).begin()).chunks.get()
+
+
+async def test_an_id_cannot_be_used_twice(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        answered = await router.complete()
+        (only,) = await (await device.ask("scripted", call=answered.id).begin()).all()
+        assert only.error is not None and only.error.code == "conflict"
+
+
+async def done(device: Device, **fields: Any) -> Committed:
+    values = {"call": new_id(), "endpoint": "chat", "model": "own", **fields}
+    subject = call_subject(device.id, "model-done")
+    return await request(device.client, subject, ModelCallReport(**values), Committed, 20)
+
+
+async def test_a_call_that_a_device_served_itself_is_recorded_once(start: Start, log: Log) -> None:
+    call_id = new_id()
+    async with start() as router, router.device(new_id()) as device, router.device(new_id()) as other:
+        await joined(router, log, device)
+        await joined(router, log, other)
+        report = {"call": call_id, "completion_tokens": 9, "request": inline(b'{"a":1}'), "task": "task-1"}
+        assert await done(device, **report) == Committed()
+        stored, event = await log.call(call_id)
+        assert (stored.actor, event.route, event.executor) == (device.id, "local", device.id)
+        assert (event.completion_tokens, event.request, event.task) == (9, inline(b'{"a":1}'), "task-1")
+        # It was told, but the answer was lost: the same again is as good.
+        assert await done(device, **report) == Committed()
+        foreign = await done(other, **report)
+        assert foreign.error is not None and foreign.error.code == "conflict"
+        explained = await router.explain(call_id)
+        assert [(one.executor, one.route, one.tried) for one in explained.candidates] == [
+            (device.id, "local", "succeeded")
+        ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"call": "x"},
+        {"endpoint": "images"},
+        {"model": ""},
+        {"code": "Not A Code"},
+        {"wall_ms": -1},
+        {"request": Value()},
+        {"response": Value(digest="sha256:short")},
+        {"response": inline(b'"' + b"x" * 262_144 + b'"')},
+    ],
+)
+async def test_a_report_that_cannot_be_is_refused(start: Start, log: Log, fields: dict[str, Any]) -> None:
+    async with start() as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        answer = await done(device, **fields)
+        assert answer.error is not None and answer.error.code == "invalid_argument"
+
+
+async def test_who_is_not_known_may_neither_call_nor_report(start: Start, back_end: ScriptedBackEnd) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        (only,) = await (await device.ask("scripted").begin()).all()
+        assert only.error is not None and only.error.code == "permission_denied"
+        answer = await done(device)
+        assert answer.error is not None and answer.error.code == "permission_denied"
+
+
+async def test_a_device_that_goes_away_takes_its_calls_along(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    back_end.play(tokens=100_000, pace_ms=5)
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = await device.ask("scripted", stream=True).begin()
+        await asking.chunks.get()
+        await log.add(device.id, ExecutorRevoked())
+        await back_end.until(lambda: back_end.generations[-1].outcome == "cancelled")
+
+
+async def test_a_call_through_two_devices_has_all_tokens_in_order(start: Start, log: Log) -> None:
+    async def play(call: InferCall) -> None:
+        await call.answer(500)
+
+    async with start(credit=8) as router, router.device(new_id()) as asks, router.device(new_id(), play) as serves:
+        await joined(router, log, serves, OWN)
+        await joined(router, log, asks)
+        chunks = await (await asks.ask("own", stream=True).begin()).all()
+        events = said(chunks).split(b"\n\n")[:-2]
+        choices = [msgspec.json.decode(event.removeprefix(b"data: "))["choices"][0] for event in events]
+        assert "".join(choice["delta"]["content"] for choice in choices) == text_of(500)
