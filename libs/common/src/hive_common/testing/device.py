@@ -59,6 +59,7 @@ class Device:
         text = (home / "config" / f"{_TEMPLATE}.json").read_text()
         config = json.loads(text.replace(_TEMPLATE, name).replace(ids[_TEMPLATE], self.id))
         config["ops_port"] = free_port()
+        config["models_port"] = 0
         config["blobs_url"] = config["blobs_url"].replace(_LOOPBACK, address)
         config["nats"]["url"] = config["nats"]["url"].replace(_LOOPBACK, address)
         if folder is not None:
