@@ -1,4 +1,5 @@
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,15 +7,19 @@ import msgspec
 import pytest
 from hive_common.artifacts.package import AgentPackage, pack
 from hive_common.artifacts.store import FolderStore
+from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.bus.nats import connect, request
-from hive_common.contracts.events import Capabilities
+from hive_common.contracts.events import Capabilities, ExecutorEnrolled, encode
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
-from hive_common.eventlog.log import LogReader, Stored
+from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
+from hive_common.kernel.ids import new_id
 from hive_common.ops.config import NatsConfig, ServiceConfig
+from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database, NatsServer
-from hive_common.testing.identities import EVERYTHING
+from hive_common.testing.identities import EVERYTHING, Issuer
 from hive_common.testing.services import key_of, running_service, service_config
 from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.executors.v1 import executors_pb2 as pb
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_registry.bootstrap import main
 from nats.aio.client import Client
@@ -44,6 +49,31 @@ class Registry:
         self.store = FolderStore(config.artifacts_dir)
         self._database = database
         self._clients: dict[str, Client] = {}
+        self._enrolled: set[str] = set()
+
+    async def enrol(self, executors: Sequence[str], name: str = "laptop") -> int:
+        """Have executors enrolled, as by tokens, and return the log's head once the registry knows it."""
+        enrolled = [
+            ExecutorEnrolled(name=name, public_key=public_nkey(new_seed("user")), owner=self.config.owner)
+            for _ in executors
+        ]
+        new = tuple(
+            NewEvent(executor, 1, "ExecutorEnrolled", 1, encode(event), 1, executor, self.config.owner)
+            for executor, event in zip(executors, enrolled, strict=True)
+        )
+        async with await LogWriter.open(self._database.role_dsn("registry")) as writer:
+            head = await writer.append(Append(new))
+        request = pb.KeysRequest(executor_ids=list(executors))
+        while len((await call(self.executors.Keys(request, metadata=self.key))).keys) < len(executors):
+            await asyncio.sleep(0.01)
+        self._enrolled.update(executors)
+        return head
+
+    async def joined(self, name: str = "laptop") -> str:
+        """Return the id of an executor that was enrolled just now."""
+        executor = new_id()
+        await self.enrol([executor], name)
+        return executor
 
     async def hello(self, executor: str, name: str = "laptop", **changes: Any) -> HelloReply:
         """Say hello the way an executor does: with its own inbox."""
@@ -68,9 +98,10 @@ class Registry:
         return package.digest
 
     async def events(self, after: int = 1) -> list[Stored]:
-        """Return what the log holds, without its genesis event."""
+        """Return what the log holds, without its genesis event and what `enrol` wrote."""
         async with LogReader(self._database.dsn) as reader:
-            return await reader.read(after)
+            found = await reader.read(after)
+        return [e for e in found if not (e.type == "ExecutorEnrolled" and e.stream in self._enrolled)]
 
     async def close(self) -> None:
         """Close the executors' connections."""
@@ -78,9 +109,29 @@ class Registry:
             await client.close()
 
 
+def identities(issuer: Issuer, folder: Path, valid_s: int = 3600) -> dict[str, Any]:
+    """Return what the registry of a test signs with: the keys that the server of `issuer` trusts."""
+
+    def secret(name: str, text: str) -> str:
+        file = folder / name
+        file.touch(mode=0o600)
+        file.write_text(text)
+        return str(file)
+
+    keys = issuer.authority
+    return {
+        "account": keys.account,
+        "operator_seed_file": secret("operator", keys.operator_seed),
+        "executor_signer_seed_file": secret("signing", keys.signing_seed),
+        "system_credentials_file": issuer.service("registry-system", folder).credentials_file,
+        "valid_s": valid_s,
+    }
+
+
 @pytest.fixture
 def config(database: Database, nats_server: NatsServer, tmp_path: Path) -> ServiceConfig:
-    return service_config("registry", database, nats_server, tmp_path, extra={"blobs_url": "http://127.0.0.1:8500"})
+    extra = {"blobs_url": "http://127.0.0.1:8500", "identities": identities(nats_server.issuer, tmp_path)}
+    return service_config("registry", database, nats_server, tmp_path, extra=extra)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from hive_common.artifacts.store import FolderStore
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
-from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.rpc.client import call
 from hive_common.testing.answers import AnswersLost
@@ -75,9 +74,9 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
 async def test_a_hello_whose_answer_is_lost_is_said_again_and_registers_once(
     config: ServiceConfig, database: Database, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    executor = new_id()
     async with running_service(main, config) as channel, TcpProxy(nats_server.port) as proxy:
         registry = Registry(config, channel, database, nats_server)
+        executor = await registry.joined()
         through = msgspec.structs.replace(
             nats_server.issuer.executor(executor, tmp_path), url=f"nats://127.0.0.1:{proxy.port}"
         )

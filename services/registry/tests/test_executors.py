@@ -25,40 +25,40 @@ from .conftest import CAPABILITIES, Registry
 
 
 async def test_a_hello_is_in_the_log_and_in_the_list_before_it_is_answered(registry: Registry) -> None:
-    executor = new_id()
+    executor = await registry.joined()
     reply = await registry.hello(executor, "laptop")
-    assert reply == HelloReply(position=2, blobs_url="http://127.0.0.1:8500", drained=False)
+    assert reply == HelloReply(position=3, blobs_url="http://127.0.0.1:8500", drained=False)
     (event,) = await registry.events()
-    assert (event.position, event.stream, event.version, event.type) == (2, executor, 1, "ExecutorRegistered")
+    assert (event.position, event.stream, event.version, event.type) == (3, executor, 2, "ExecutorRegistered")
     assert (event.actor, event.owner, event.ns) == (executor, registry.config.owner, "default")
     (listed,) = (await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))).executors
-    assert (listed.executor_id, listed.name, listed.slots, listed.position) == (executor, "laptop", 4, 2)
+    assert (listed.executor_id, listed.name, listed.slots, listed.position) == (executor, "laptop", 4, 3)
     assert listed.state == "unknown"
     assert listed.last_seen_us >= listed.registered_us == event.ts_us
     assert msgspec.json.decode(listed.capabilities_json, type=Capabilities) == CAPABILITIES
 
 
 async def test_only_a_hello_that_says_something_new_is_an_event(registry: Registry) -> None:
-    executor = new_id()
-    assert (await registry.hello(executor)).position == 2
-    assert (await registry.hello(executor)).position == 2
-    assert (await registry.hello(executor, slots=8)).position == 3
-    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=80))).position == 4
-    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=75))).position == 4
+    executor = await registry.joined()
+    assert (await registry.hello(executor)).position == 3
+    assert (await registry.hello(executor)).position == 3
+    assert (await registry.hello(executor, slots=8)).position == 4
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=80))).position == 5
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=75))).position == 5
     assert [event.type for event in await registry.events()] == [
         "ExecutorRegistered",
         "ExecutorCapabilitiesChanged",
         "ExecutorCapabilitiesChanged",
     ]
     got = await call(registry.executors.Get(pb.GetRequest(executor_id=executor), metadata=registry.key))
-    assert (got.slots, got.position) == (8, 4)
+    assert (got.slots, got.position) == (8, 5)
 
 
 async def test_hellos_of_one_executor_at_the_same_time_register_it_once(registry: Registry) -> None:
-    executor = new_id()
-    await registry.hello(new_id())
+    executor = await registry.joined()
+    await registry.hello(await registry.joined())
     replies = await asyncio.gather(*(registry.hello(executor) for _ in range(10)))
-    assert {reply.position for reply in replies} == {3}
+    assert {reply.position for reply in replies} == {5}
     assert len(await registry.events()) == 2
 
 
@@ -71,11 +71,13 @@ async def test_a_thousand_executors_may_come_at_once(registry: Registry) -> None
 
     await client.subscribe("_INBOX.*.hello", cb=answered)
     body = msgspec.json.encode(HelloRequest(name="device", session="s", capabilities=CAPABILITIES))
-    for executor in [new_id() for _ in range(1000)]:
+    crowd = [new_id() for _ in range(1000)]
+    head = await registry.enrol(crowd)
+    for executor in crowd:
         waiting[executor] = asyncio.get_running_loop().create_future()
         await client.publish(hello_subject(executor), body, reply=f"{inbox_prefix(executor)}.hello")
     replies = await asyncio.gather(*waiting.values())
-    assert sorted(reply.position for reply in replies) == list(range(2, 1002))
+    assert sorted(reply.position for reply in replies) == list(range(head + 1, head + 1001))
     first = await call(registry.executors.List(pb.ListRequest(limit=600), metadata=registry.key))
     rest = await call(
         registry.executors.List(
@@ -92,7 +94,7 @@ async def test_a_thousand_executors_may_come_at_once(registry: Registry) -> None
 async def test_a_hello_beyond_its_bounds_is_refused_and_leaves_nothing(
     registry: Registry, name: str, changes: dict[str, Any]
 ) -> None:
-    reply = await registry.hello(new_id(), name, **changes)
+    reply = await registry.hello(await registry.joined(), name, **changes)
     assert reply.error is not None
     assert reply.error.code == "invalid_argument"
     assert await registry.events() == []
@@ -115,13 +117,13 @@ async def test_a_hello_that_wants_its_answer_elsewhere_changes_nothing(registry:
     other = await connect(registry.nats_of(EVERYTHING), "x", inbox=inbox_prefix(new_id()))
     body = HelloRequest(name="laptop", session="s", capabilities=CAPABILITIES)
     with pytest.raises(DeadlineExceeded):
-        await request(other, hello_subject(new_id()), body, HelloReply, 0.5)
+        await request(other, hello_subject(await registry.joined()), body, HelloReply, 0.5)
     assert await registry.events() == []
     await other.close()
 
 
 async def test_a_drained_executor_is_told_so_until_it_is_taken_back(registry: Registry) -> None:
-    executor = new_id()
+    executor = await registry.joined()
     await registry.hello(executor, "laptop")
     key = (*registry.key, ("hive-caller", "caller-1"))
     for _ in range(2):
@@ -144,7 +146,7 @@ async def test_a_drained_executor_is_told_so_until_it_is_taken_back(registry: Re
 
 
 async def test_the_gateway_says_who_called_and_a_request_cannot_say_otherwise(registry: Registry) -> None:
-    await registry.hello(new_id(), "laptop")
+    await registry.hello(await registry.joined(), "laptop")
     key = (*registry.key, ("hive-caller", "caller-1"))
     request = pb.DrainRequest(executor_id="laptop", caller="somebody-else")
     await call(registry.executors.Drain(request, metadata=key))
@@ -159,7 +161,7 @@ async def test_the_gateway_says_who_called_and_a_request_cannot_say_otherwise(re
 
 
 async def test_an_executor_that_is_not_there_is_named_with_the_nearest(registry: Registry) -> None:
-    await registry.hello(new_id(), "laptop")
+    await registry.hello(await registry.joined(), "laptop")
     for wrong in ("lapptop", new_id(), "\x00"):
         with pytest.raises(NotFound) as error:
             await call(registry.executors.Get(pb.GetRequest(executor_id=wrong), metadata=registry.key))
@@ -171,7 +173,7 @@ async def test_an_executor_that_is_not_there_is_named_with_the_nearest(registry:
 
 async def test_a_name_that_two_executors_have_does_not_say_which(registry: Registry) -> None:
     for _ in range(2):
-        await registry.hello(new_id(), "laptop")
+        await registry.hello(await registry.joined(), "laptop")
     with pytest.raises(Conflict, match="several"):
         await call(registry.executors.Get(pb.GetRequest(executor_id="laptop"), metadata=registry.key))
 
@@ -210,8 +212,9 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
         pulls, silent, gone = sorted(new_id() for _ in range(3))
+        await registry.enrol((pulls, silent, gone))
         for executor in (pulls, silent, gone):
-            await registry.hello(executor, executor[-4:])
+            await registry.hello(executor)
 
         async def states() -> list[tuple[str, int]]:
             answer = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
@@ -242,7 +245,7 @@ async def test_views_can_be_rebuilt_from_the_log(
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
         for slots in range(1, 6):
-            await registry.hello(new_id(), f"device-{slots}", slots=slots)
+            await registry.hello(await registry.joined(f"device-{slots}"), slots=slots)
         await call(registry.executors.Drain(pb.DrainRequest(executor_id="device-3"), metadata=registry.key))
         before = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
         head = (await registry.events())[-1].position
@@ -253,7 +256,7 @@ async def test_views_can_be_rebuilt_from_the_log(
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
         # A hello is answered from a view that has caught up.
-        await registry.hello(new_id(), "another")
+        await registry.hello(await registry.joined("another"))
         after = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
         assert [(e.executor_id, e.name, e.slots, e.position, e.registered_us) for e in before.executors] == [
             (e.executor_id, e.name, e.slots, e.position, e.registered_us)
