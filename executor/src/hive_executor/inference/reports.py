@@ -38,8 +38,13 @@ class CallReports:
         self._counts_only = counts_only
         self._subject = call_subject(link.executor_id, SUBJECT)
         self._waiting: deque[ModelCallReport] = deque()
-        self._bytes = 0
+        self._bytes = self._telling = 0
         self._work = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Reports that are not settled."""
+        return len(self._waiting) + self._telling
 
     def begun(self, call: ModelCall) -> Watched:
         """Note that a call begins here; the result sees its answer."""
@@ -82,6 +87,7 @@ class CallReports:
         """Tell some of what waits; return whether all of that is settled."""
         batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
         settled = [False] * len(batch)
+        self._telling = len(batch)
 
         async def tell(at: int) -> None:
             settled[at] = await self._settled(batch[at])
@@ -93,6 +99,7 @@ class CallReports:
         finally:
             again = [report for report, is_settled in zip(batch, settled, strict=True) if not is_settled]
             self._waiting.extendleft(reversed(again))
+            self._telling = 0
             self._bytes -= sum(_size(one) for one, is_settled in zip(batch, settled, strict=True) if is_settled)
             MODEL_REPORTS_WAITING.set(len(self._waiting))
         return not again

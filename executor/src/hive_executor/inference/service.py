@@ -64,6 +64,11 @@ class DeviceModels:
         """Return what the back ends serve now."""
         return (await self._back_ends.look())[:MODELS_MAX]
 
+    @property
+    def reports_waiting(self) -> int:
+        """How many calls that were served here are not in the log yet."""
+        return self._reports.waiting
+
     def problem(self) -> str | None:
         """Return what is wrong with the loopback port, or None."""
         return None if self._port is None else self._port.problem

@@ -5,11 +5,11 @@ import logging
 from typing import Final, get_args
 
 import msgspec
-from hive_common.contracts.messages import InferRequest, StreamChunk, infer_subject, stream_subject
+from hive_common.contracts.messages import InferRequest, infer_subject, stream_subject
 from hive_common.inference.calls import Answer, Completer, Endpoint, ModelCall
 from hive_common.inference.chunks import Sender
 from hive_common.inference.parts import Assembly
-from hive_common.kernel.errors import HiveError, InvalidArgument, RateLimited, body_of
+from hive_common.kernel.errors import HiveError, InvalidArgument, RateLimited, Unavailable
 from nats.aio.msg import Msg
 
 from hive_executor.link import Link
@@ -60,12 +60,13 @@ class Taker:
         await self._link.client.subscribe(infer_subject(self._link.executor_id), cb=self._receive)
 
     async def close(self) -> None:
-        """Cancel what runs."""
-        running = [taken.task for taken in self._calls.values() if taken.task is not None]
-        for call in tuple(self._calls):
+        """Cancel what runs, and say so."""
+        ending = tuple(self._calls.items())
+        for call, taken in ending:
             self._let_go(call)
-        if running:
-            await asyncio.wait(running)
+            if taken.task is not None:
+                await asyncio.wait({taken.task})
+            await taken.sender.fail(Unavailable("the device stops"))
 
     async def _receive(self, message: Msg) -> None:
         try:
@@ -84,7 +85,7 @@ class Taker:
             except HiveError as error:
                 self._let_go(request.call)
                 MODEL_CALLS_TAKEN.labels(error.code).inc()
-                await self._refuse(request.call, error)
+                await self._sender(request).fail(error)
 
     def _part(self, request: InferRequest) -> None:
         if request.v != 1:
@@ -149,10 +150,3 @@ class Taker:
     def _sender(self, request: InferRequest) -> Sender:
         subject = stream_subject(self._link.executor_id, request.call)
         return Sender(lambda data: self._link.publish(subject, data), min(request.credit, CREDIT_MAX))
-
-    async def _refuse(self, call: str, error: HiveError) -> None:
-        chunk = StreamChunk(sequence=0, end=True, error=body_of(error))
-        try:
-            await self._link.publish(stream_subject(self._link.executor_id, call), msgspec.json.encode(chunk))
-        except HiveError as failure:
-            log.info("call %s could not be refused: %s", call, failure.message)

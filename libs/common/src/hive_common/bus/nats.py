@@ -118,6 +118,15 @@ def _signature(config: NatsConfig, nonce: str) -> bytes:
     return base64.b64encode(pair.sign(nonce.encode()))
 
 
+async def settled(client: Client) -> None:
+    """Return once the server has all that was said to it before, subscriptions included.
+
+    One `flush` is not enough: nats-py writes its PING ahead of commands that still wait to be written.
+    """
+    await client.flush()
+    await client.flush()
+
+
 async def request(client: Client, subject: str, body: Message, reply_type: type[R], timeout_s: float) -> R:
     """Ask and return the decoded answer.
 

@@ -4,6 +4,7 @@ Both ways use it: a device answers the router (`infer`), and the router answers 
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
@@ -66,14 +67,16 @@ class Sender:
             finally:
                 await answer.chunks.aclose()
         except Exception as error:  # noqa: BLE001 - whatever is raised is told
-            body = body_of(error)
-            try:
-                await self._send(StreamChunk(sequence=self._sequence, end=True, error=body))
-            except HiveError:
-                # Nobody can be told; the receiver hears nothing more.
-                return body.code
-            return body.code
+            await self.fail(error)
+            return body_of(error).code
         return ""
+
+    async def fail(self, error: BaseException) -> None:
+        """Send an error as the last chunk. It needs no credit, and is lost where nothing can be sent."""
+        chunk = StreamChunk(sequence=self._sequence, end=True, error=body_of(error))
+        self._sequence += 1
+        with contextlib.suppress(HiveError):
+            await self._publish(_encode(chunk))
 
     async def _stream(self, answer: Answer) -> None:
         keeping = asyncio.create_task(self._keep_alive())
