@@ -52,7 +52,7 @@ hive.exec.ONE.stream.c                     p     .    .        .      s       . 
 hive.exec.ONE.call.model                   p     .    .        .      s       .      .        .
 hive.exec.ONE.call.model-done              p     .    .        .      s       .      .        .
 hive.exec.ONE.call.kv                      p     .    .        .      .       .      .        .
-hive.exec.ONE.control                      b     .    .        p      .       .      .        .
+hive.exec.ONE.control                      b     .    .        .      .       .      .        .
 hive.exec.ONE.infer                        b     .    .        .      p       .      .        .
 hive.exec.TWO.hello                        .     s    .        .      .       .      .        .
 hive.exec.TWO.pull                         .     .    .        s      .       .      .        .
@@ -61,9 +61,9 @@ hive.exec.TWO.log.t-1                      .     .    .        .      .       . 
 hive.exec.TWO.stream.c                     .     .    .        .      s       .      .        .
 hive.exec.TWO.call.model                   .     .    .        .      s       .      .        .
 hive.exec.TWO.call.model-done              .     .    .        .      s       .      .        .
-hive.exec.TWO.control                      .     .    .        p      .       .      .        .
+hive.exec.TWO.control                      .     .    .        .      .       .      .        .
 hive.exec.TWO.infer                        .     .    .        .      p       .      .        .
-hive.control.kill                          s     .    .        p      .       .      .        .
+hive.control.kill                          s     .    .        .      .       .      .        .
 hive.control.leader                        s     .    .        p      .       .      .        .
 hive.control.other                         .     .    .        .      .       .      .        .
 hive.log.head                              .     b    .        b      b       s      .        .
