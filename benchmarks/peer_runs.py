@@ -12,6 +12,8 @@ from urllib.parse import quote
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.postgres import EmbeddedPostgres
 
+from benchmarks import model_peers
+
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements-peers.txt"
 PACKAGES = ("pgqueuer", "asyncpg", "procrastinate", "dbos", "taskiq", "taskiq-nats", "nats-py", "psycopg")
@@ -114,4 +116,5 @@ class PeerServers:
 
 if __name__ == "__main__":
     install()
-    print(environment())
+    model_peers.install()
+    print(environment(), model_peers.environment())

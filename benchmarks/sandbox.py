@@ -55,7 +55,7 @@ def raw_python(path: Path) -> Callable[[], None]:
     """Return the least that runs the no-op agent with wasmtime-py alone."""
     engine = new_engine()
     module = component.Component.deserialize_file(engine, str(path))
-    linker = new_component_linker(engine, lambda *_: None)
+    linker = new_component_linker(engine, lambda *_: None, lambda *_: None)
 
     def call(bundle: str) -> Any:
         store = _store(engine)

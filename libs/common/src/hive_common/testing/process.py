@@ -10,11 +10,12 @@ from hive_common.kernel.errors import Unavailable
 
 
 class ServerProcess:
-    """One foreground server whose output goes to a file."""
+    """One foreground server whose output goes to a file. Without `environment` it has that of this process."""
 
-    def __init__(self, command: list[str], log_file: Path) -> None:
+    def __init__(self, command: list[str], log_file: Path, environment: dict[str, str] | None = None) -> None:
         self._command = command
         self._log_file = log_file
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -31,7 +32,12 @@ class ServerProcess:
         """
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/"
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env=self._environment,
             )
         until = time.monotonic() + timeout_s
         while not is_ready():
