@@ -208,7 +208,10 @@ def _joined(home: Home) -> dict[str, str] | None:
 
 
 def _endpoints(home: Home) -> dict[str, str | None]:
-    if not home.exists() or home.is_joined():
+    if home.is_joined():
+        # Models only, for programs of this machine.
+        return {"http": f"http://127.0.0.1:{home.ports()['http']}", "grpc": None, "nats": None, "postgres": None}
+    if not home.exists():
         return {"http": None, "grpc": None, "nats": None, "postgres": None}
     found = home.settings().endpoints
     return {"http": found.http, "grpc": found.grpc, "nats": found.nats, "postgres": found.postgres}
@@ -236,6 +239,7 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     joined = found["joined"]
     if joined is not None:
         out.print(f"{joined['name']} works for {joined['http']}   {joined['executor_id']}", style="dim")
+        out.print(f"models for programs of this machine: {found['endpoints']['http']}/v1", style="dim")
     state = read_state(home)
     if found["state"] == "stopped" or state is None:
         _print_problems(state)

@@ -105,14 +105,14 @@ def _settings(
     home: Home, token: JoinToken, given: "Given", name: str, slots: int, region: str, urls: tuple[str, ...]
 ) -> JoinedSettings:
     from hive_cli.supervisor import names, ports
-    from hive_cli.supervisor.joined import EXECUTOR
+    from hive_cli.supervisor.joined import EXECUTOR, MODELS
 
     return JoinedSettings(
         gateway=given.blobs_url,
         nats=given.nats_url,
         owner=given.owner,
         executor=ExecutorEntry(name, given.executor_id),
-        ports=ports.pick([names.ops_port(EXECUTOR)], {}),
+        ports=ports.pick([names.ops_port(EXECUTOR), MODELS], {}),
         slots=slots,
         labels={REGION: region} if region else {},
         model_urls=urls,

@@ -23,12 +23,16 @@ from hive_cli.supervisor.wishes import Wishes
 EXECUTOR = "executor"
 """Name of the process, whatever the executor is called."""
 
+MODELS = "http"
+"""Name of the port on which programs of this machine reach all models: the one of REST, so that an address which is
+configured in an editor fits every machine."""
+
 READY_S = 20.0
 """A start waits so long for the installation; a laptop that is not at home goes on without it."""
 
 
 def checked(home: Home, wishes: Wishes) -> JoinedSettings:
-    """Return the settings of a joined home.
+    """Return the settings of a joined home, after what is wished for is recorded.
 
     Raises:
         InvalidArgument: they cannot be used, or `wishes` has what only an installation can do.
@@ -38,7 +42,6 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
         "--executors": wishes.executors,
         "--public": wishes.public,
         "--ollama-without-key": wishes.ollama_without_key,
-        "--model-url": wishes.model_urls,
     }
     for option, value in wished.items():
         if value is not None:
@@ -48,6 +51,9 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
             )
     settings = home.joined()
     ports.check_recorded(settings.ports, home.joined_file)
+    if wishes.model_urls is not None and wishes.model_urls != settings.model_urls:
+        settings = msgspec.structs.replace(settings, model_urls=wishes.model_urls)
+        write_config(home.joined_file, settings)
     return settings
 
 
@@ -58,7 +64,6 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         name=settings.executor.name,
         executor_id=settings.executor.id,
         nats=NatsConfig(settings.nats, str(home.credentials_file), ca_file),
-        key_file=str(home.credentials_file),
         state_dir=str(home.executor_dir(EXECUTOR)),
         cache_dir=str(runtime.default_cache_dir()),
         ops_port=settings.ports[names.ops_port(EXECUTOR)],
@@ -67,6 +72,7 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         slots=settings.slots,
         memory_bytes=psutil.virtual_memory().total // 2,
         labels=settings.labels,
+        models_port=settings.ports.get(MODELS, 0),
     )
     if settings.model_urls:
         config = msgspec.structs.replace(config, model_urls=settings.model_urls)
@@ -99,6 +105,7 @@ class JoinedSupervisor(Running):
         seconds = time.monotonic() - started
         return (
             f"{settings.executor.name} works for {settings.gateway}, ready after {seconds:.1f} s\n"
+            f"  models  http://127.0.0.1:{settings.ports[MODELS]}/v1   for programs of this machine\n"
             "next: hive status   hive down"
         )
 
