@@ -12,7 +12,7 @@ import pytest
 from hive_common.artifacts.manifest import AgentManifest
 from hive_common.bus.authority import Authority
 from hive_common.contracts import events
-from hive_common.contracts.events import ExecutorDrainRequested, ExecutorUndrained
+from hive_common.contracts.events import ExecutorDrainRequested, ExecutorRevoked, ExecutorUndrained
 from hive_common.contracts.messages import AttemptKey
 from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import HiveError
@@ -215,6 +215,41 @@ async def test_an_executor_that_is_drained_gets_nothing_until_it_is_undrained(cl
     assert (await control.get(job_id)).attempts == 0
     await cluster.append(fake.id, 3, ExecutorUndrained())
     assert (await control.finish(job_id)).state == "succeeded"
+
+
+async def test_what_a_revoked_executor_has_goes_elsewhere_at_once_and_it_is_refused(cluster, control, one_step):
+    lost = await cluster.executor("lost", {}, start=False)
+    job_id = await control.submit(one_step)
+    assignment = await first_assignment(lost)
+    waiting = asyncio.create_task(lost.pull(lost.pull_request(held=(AttemptKey(assignment.task, 1),))))
+    await cluster.append(lost.id, 2, ExecutorRevoked("sold"))
+    # A pull that hangs is answered: the executor need not wait in order to learn it.
+    for reply in (await waiting, await lost.pull(lost.pull_request()), await lost.report(ok(lost, assignment))):
+        assert reply.error is not None
+        assert (reply.error.code, reply.error.fields) == ("permission_denied", {"reason": "revoked"})
+    answer = await control.rpc("Explain", jobs_pb2.ExplainRequest(task_id=assignment.task))
+    (candidate,) = msgspec.json.decode(answer.explanation_json)["candidates"]
+    assert (candidate["executor"], candidate["feasible"], candidate["reason"]) == (lost.id, False, "revoked")
+    await cluster.executor("other", {"square": lambda a, given: given["n"] ** 2})
+    assert (await control.finish(job_id)).attempts == 2
+    (ended,) = [event for event in await cluster.log(assignment.task) if event.type == "AttemptLost"]
+    assert msgspec.json.decode(ended.payload)["reason"] == "revoked"
+    assert "AttemptLate" not in [event.type for event in await cluster.log(assignment.task)]
+
+
+async def test_a_new_leader_gives_nothing_back_to_an_executor_that_was_revoked_meanwhile(
+    cluster, control, one_step
+):
+    lost = await cluster.executor("lost", {}, start=False)
+    job_id = await control.submit(one_step)
+    assignment = await first_assignment(lost)
+    await control.crash()
+    await cluster.append(lost.id, 2, ExecutorRevoked())
+    await control.start()
+    await cluster.executor("other", {"square": lambda a, given: given["n"] ** 2})
+    assert (await control.finish(job_id)).attempts == 2
+    (ended,) = [event for event in await cluster.log(assignment.task) if event.type == "AttemptLost"]
+    assert msgspec.json.decode(ended.payload)["reason"] == "revoked"
 
 
 async def test_a_leader_that_dies_is_replaced_and_the_job_ends_as_if_nothing_had_happened(

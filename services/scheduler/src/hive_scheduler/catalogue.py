@@ -18,6 +18,7 @@ TYPES: Final = (
     "ExecutorCapabilitiesChanged",
     "ExecutorDrainRequested",
     "ExecutorUndrained",
+    "ExecutorRevoked",
 )
 
 
@@ -30,6 +31,7 @@ class KnownExecutor:
         self.name = name
         self.capabilities = capabilities
         self.drained = False
+        self.revoked = False
 
 
 class Catalogue:
@@ -75,6 +77,15 @@ class Catalogue:
                         self._apply(stored)
                 self.position = max(self.position, scan.through)
 
+    def is_revoked(self, executor: str) -> bool:
+        """Say whether an executor is out, for ever."""
+        known = self.executors.get(executor)
+        return known is not None and known.revoked
+
+    def revoked(self) -> list[str]:
+        """Return the ids of all executors that are out."""
+        return [known.executor for known in self.executors.values() if known.revoked]
+
     def agents_named(self) -> Iterable[str]:
         """Return every `name@version`."""
         return self.agents.keys()
@@ -98,6 +109,8 @@ class Catalogue:
                 known.drained = True
             case events.ExecutorUndrained() if known is not None:
                 known.drained = False
+            case events.ExecutorRevoked() if known is not None:
+                known.revoked = True
         self._on_executor(stored.stream)
 
     def _publish(self, event: events.AgentVersionPublished) -> None:

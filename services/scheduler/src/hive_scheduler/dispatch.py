@@ -16,7 +16,7 @@ from hive_common.contracts.events import AgentRef
 from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.domain import task as tasks
@@ -128,6 +128,7 @@ class Dispatcher:
 
         Raises:
             InvalidArgument: a session's name that is empty or longer than `SESSION_CHARACTERS_MAX`.
+            PermissionDenied: the executor is revoked.
         """
         if not 0 < len(request.session) <= SESSION_CHARACTERS_MAX:
             raise InvalidArgument(f"session: expected 1 to {SESSION_CHARACTERS_MAX} characters", path="session")
@@ -135,6 +136,8 @@ class Dispatcher:
             await self._catalogue.catch_up()
             if executor not in self._catalogue.executors:
                 return PullReply(epoch=self._epoch, unknown=True)
+        if self._catalogue.is_revoked(executor):
+            raise refused(executor)
         state = self._executors.setdefault(executor, _Executor(executor))
         if request.session in state.past:
             return PullReply(epoch=self._epoch, superseded=True)
@@ -329,6 +332,7 @@ class Dispatcher:
                 running=len(state.live),
                 drained=known.drained or state.draining,
                 online=state.id in self._leases,
+                revoked=known.revoked,
             )
         )
 
@@ -395,9 +399,27 @@ class Dispatcher:
         """Take over what the log says newly of an executor (Catalogue)."""
         state = self._executors.setdefault(executor, _Executor(executor))
         known = self._catalogue.executors.get(executor)
+        if known is not None and known.revoked:
+            self._shut_out(state)
         self._sync(state)
         if known is not None and known.drained and state.pull is not None and not state.pull.sealed:
             self._answer_after_commit(state, state.pull)
+
+    def _shut_out(self, state: _Executor) -> None:
+        """Give to others what a revoked executor has, at once: what it will say does not count any more."""
+        self._leases.pop(state.id, None)
+        pull, state.pull = state.pull, None
+        if pull is not None:
+            self._pulls.pop(state.id, None)
+            if not pull.answered.done():
+                pull.answered.set_exception(refused(state.id))
+        lost = list(state.live)
+        for key in lost:
+            self._lose(key, "revoked")
+        # Before others are looked for: the fleet must not offer it for what it has lost.
+        self._sync(state)
+        if lost:
+            self._engine.settle()
 
     # --- time ---
 
@@ -467,6 +489,11 @@ class Dispatcher:
             if state.last_seen_us:
                 online = state.id in self._leases
                 yield state.id, state.last_seen_us, len(state.live), state.slots_free, online
+
+
+def refused(executor: str) -> PermissionDenied:
+    """Return the error for a revoked executor; `reason` says so to programs."""
+    return PermissionDenied(f"executor {executor} was revoked, for ever", reason="revoked")
 
 
 def _bytes_of(task: TaskState) -> int:

@@ -128,7 +128,7 @@ class Leader:
         self._catalogue_reader = LogReader(dsn)
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed)
         self.dispatcher = Dispatcher(self.engine, self.fleet, self.catalogue, clock, epoch, lease_ms)
-        self.reports = Reports(self.engine, blobs, self.reader, clock)
+        self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked)
         self.submissions = Submissions(
             self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner
         )
@@ -160,6 +160,8 @@ class Leader:
         fold, position = await recover(self._conn, self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
+        for executor in self.catalogue.revoked():
+            self.dispatcher.executor_changed(executor)
         self._run(self.engine.committer.run(), "committer")
         self._run(self._watch_writer(self._writer), "leadership")
         self._run(self.views.run(), "views")

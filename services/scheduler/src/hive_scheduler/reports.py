@@ -16,6 +16,7 @@ from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import is_id
 
 from hive_scheduler.blobs import Blobs
+from hive_scheduler.dispatch import refused
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.task import TaskState
@@ -39,9 +40,13 @@ class Reports:
         blobs: where large outputs are.
         reader: of the log, for tasks of jobs that ended long ago.
         clock: for the time that goes into commands.
+        is_revoked: says whether an executor is out.
     """
 
-    def __init__(self, engine: Engine, blobs: Blobs, reader: LogReader, clock: Clock) -> None:
+    def __init__(
+        self, engine: Engine, blobs: Blobs, reader: LogReader, clock: Clock, is_revoked: Callable[[str], bool]
+    ) -> None:
+        self._is_revoked = is_revoked
         self._engine = engine
         self._blobs = blobs
         self._reader = reader
@@ -53,8 +58,11 @@ class Reports:
 
         Raises:
             InvalidArgument: more than `REPORTS_MAX` reports.
+            PermissionDenied: the executor is revoked.
             Unavailable: not committed; the executor keeps its reports and asks again.
         """
+        if self._is_revoked(executor):
+            raise refused(executor)
         if len(request.reports) > REPORTS_MAX:
             raise InvalidArgument(f"a batch has {len(request.reports)} reports, expected at most {REPORTS_MAX}")
         commands = [await self._command(executor, report) for report in request.reports]

@@ -52,6 +52,7 @@ def test_every_rejection_has_its_name():
         device("full", free=0),
         device("gone", online=False),
         device("draining", drained=True),
+        device("out", revoked=True, online=False),
         device("small", memory=1 << 20),
         device("flat", power=Power(battery_percent=5, charging=False)),
         device("excluded"),
@@ -65,15 +66,17 @@ def test_every_rejection_has_its_name():
         "full": "no_free_slot",
         "gone": "offline",
         "draining": "drained",
+        "out": "revoked",
         "small": "memory_short",
         "flat": "battery_low",
         "excluded": "excluded",
     }
     picked = pool.place(need)
     assert picked.executor == "good"
-    assert picked.placement.considered == 8
+    assert picked.placement.considered == 9
     assert picked.placement.rejected["runtime_missing"] == 1
     assert picked.placement.rejected["drained"] == 1
+    assert picked.placement.rejected["revoked"] == 1
 
 
 def test_a_device_that_runs_on_battery_comes_after_one_that_does_not():

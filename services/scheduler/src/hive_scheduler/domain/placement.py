@@ -34,6 +34,7 @@ class Device(msgspec.Struct, frozen=True):
     running: int = 0
     drained: bool = False
     online: bool = True
+    revoked: bool = False
 
 
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +80,7 @@ def _battery_low(device: Device, weights: Weights) -> bool:
 
 
 STATE_STAGES: Final[tuple[tuple[str, _State], ...]] = (
+    ("revoked", lambda device, weights: device.revoked),
     ("offline", lambda device, weights: not device.online),
     ("drained", lambda device, weights: device.drained),
     ("battery_low", _battery_low),
