@@ -120,7 +120,7 @@ class Device:
                 task = asyncio.ensure_future(self.play(known))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
-        elif known is not None and request.op == "credit":
+        elif request.op == "credit" and known is not None:
             known.credit += request.credit
             known.more.set()
         elif request.op == "cancel":
@@ -142,8 +142,8 @@ class Asking:
         if fields.get("stream"):
             body["stream"] = True
         self.request = ModelCallRequest(
-            op="call",
             **{
+                "op": "call",
                 "call": new_id(),
                 "endpoint": "chat",
                 "model": model,

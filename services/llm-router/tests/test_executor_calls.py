@@ -12,6 +12,7 @@ from hive_common.contracts.messages import (
     inbox_prefix,
 )
 from hive_common.contracts.values import Value, inline
+from hive_common.inference.calls import OfferedModel
 from hive_common.kernel.ids import new_id
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
 
@@ -72,6 +73,14 @@ async def test_own_devices_are_those_of_the_owner_of_the_device_that_calls(
         # The gateway's host belongs to somebody else.
         assert error is not None and error.message == "own-devices: no own device serves `scripted`"
         assert not back_end.calls
+
+
+async def test_a_device_learns_what_others_serve(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device, OWN)
+        chunks = await (await device.ask("", op="models").begin()).all()
+        listed = msgspec.json.decode(said(chunks), type=list[OfferedModel])
+        assert [(one.name, one.executors) for one in listed] == [("own", (device.id,)), ("scripted", ())]
 
 
 async def test_a_body_comes_in_parts(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
@@ -147,7 +156,7 @@ async def test_a_reply_subject_of_somebody_else_is_dropped(
         ({"call": "no-uuid"}, "invalid_argument"),
         ({"pin": "mars"}, "invalid_argument"),
         ({"part": 1, "parts": 2}, "invalid_argument"),
-        ({"parts": 65}, "invalid_argument"),
+        ({"parts": 99}, "invalid_argument"),
         ({"body": "{"}, "invalid_argument"),
     ],
 )

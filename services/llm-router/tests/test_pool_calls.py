@@ -128,16 +128,39 @@ async def test_a_gap_ends_the_stream_with_an_error(start: Start, log: Log) -> No
         assert event.code == "unavailable"
 
 
-async def test_a_silent_device_ends_the_stream_with_an_error(start: Start, log: Log) -> None:
+async def test_a_device_that_takes_a_call_and_says_nothing_is_passed_over(start: Start, log: Log) -> None:
+    silent, serves = new_id(), new_id()
+
+    async def say_nothing(call: InferCall) -> None:
+        await call.cancelled.wait()
+
+    async with (
+        start(first_byte_ms=300) as router,
+        router.device(silent, say_nothing) as device,
+        router.device(serves),
+    ):
+        await known(router, log, silent)
+        tired = capabilities(SMALL, power=Power(battery_percent=50, charging=False))
+        await log.add(serves, ExecutorRegistered(name="tired", capabilities=tired))
+        await router.models_once(lambda found: len(found[0].executors) == 2)
+        answered = await router.complete("small", stream=True)
+        assert (answered.head.executor, answered.text) == (serves, text_of(16))
+        await next(iter(device.calls.values())).cancelled.wait()
+
+
+async def test_a_device_that_loses_its_connection_ends_the_stream_with_an_error(start: Start, log: Log) -> None:
     executor = new_id()
 
     async def play(call: InferCall) -> None:
         await call.say(token_event(0))
+        await call.device.client.flush()
+        await call.device.client.close()
 
-    async with start(silence_ms=200) as router, router.device(executor, play):
+    async with start() as router, router.device(executor, play):
         await known(router, log, executor)
         answered = await router.complete("small", stream=True)
-        assert answered.error is not None and "said nothing" in answered.error["message"]
+        assert answered.text == "0 "
+        assert answered.error is not None and "it is not connected" in answered.error["message"]
 
 
 async def test_only_the_device_that_was_asked_is_heard(start: Start, log: Log) -> None:
@@ -193,7 +216,7 @@ async def test_before_the_first_byte_the_next_device_is_tried(start: Start, log:
     ):
         # What is charged is preferred: the one that fails comes first.
         await known(router, log, fails)
-        tired = capabilities(SMALL, power=Power(battery_percent=50))
+        tired = capabilities(SMALL, power=Power(battery_percent=50, charging=False))
         await log.add(serves, ExecutorRegistered(name="tired", capabilities=tired))
         await router.models_once(lambda found: len(found[0].executors) == 2)
         answered = await router.complete("small", stream=True)

@@ -84,6 +84,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         stack.push_async_callback(client.close)
         health.add("nats", lambda: None if client.is_connected else "not connected")
         await pool.open(client)
+        background(pool.run(), "devices that listen")
         wake = asyncio.Event()
         await wake_on_head(client, wake, types=FleetProjection.types)
 

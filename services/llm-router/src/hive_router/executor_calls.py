@@ -3,36 +3,28 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
 from hive_common.bus.allowance import Allowances, Verdict
-from hive_common.contracts.messages import ModelCallRequest, StreamChunk, call_subject, inbox_prefix
-from hive_common.inference.calls import BODY_BYTES_MAX, PATHS, PIN_ANY, Answer, ModelCall, narrowed
-from hive_common.kernel.errors import (
-    Conflict,
-    HiveError,
-    InvalidArgument,
-    PayloadTooLarge,
-    PermissionDenied,
-    RateLimited,
-    Unavailable,
-    body_of,
-)
+from hive_common.contracts.messages import ModelCallRequest, call_subject, inbox_prefix
+from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall, narrowed
+from hive_common.inference.chunks import Sender
+from hive_common.inference.parts import Assembly
+from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, PermissionDenied, RateLimited
 from hive_common.kernel.ids import is_id
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from hive_router.devices import Devices
 from hive_router.metrics import ASKED
-from hive_router.parts import parts_of
 from hive_router.recorder import Recorder
 from hive_router.settings import RouterSettings
-from hive_router.waterfall import Asker, Waterfall
+from hive_router.waterfall import Asker, RoutedAnswer, Waterfall
 
 log = logging.getLogger(__name__)
 
-PARTS_MAX: Final = 64
 CREDIT_MAX: Final = 4_096
 DEADLINE_MS_MAX: Final = 3_600_000
 BODY_WITHIN_S: Final = 30.0
@@ -45,16 +37,14 @@ _encode = msgspec.json.Encoder().encode
 class _Asked:
     """A call of an executor: first its body comes, then its answer goes."""
 
-    __slots__ = ("bytes", "credit", "executor", "first", "more", "parts", "reply", "sequence", "task")
+    __slots__ = ("assembly", "executor", "first", "sender", "size", "task")
 
-    def __init__(self, executor: str, reply: str, first: ModelCallRequest) -> None:
+    def __init__(self, executor: str, first: ModelCallRequest, sender: Sender) -> None:
         self.executor = executor
-        self.reply = reply
         self.first = first
-        self.parts: list[str] = []
-        self.bytes = self.sequence = 0
-        self.credit = min(first.credit, CREDIT_MAX)
-        self.more = asyncio.Event()
+        self.sender = sender
+        self.assembly = Assembly()
+        self.size = 0
         self.task: asyncio.Task[None] | None = None
 
 
@@ -99,8 +89,7 @@ class ExecutorCalls:
 
     async def _receive(self, message: Msg) -> None:
         executor = message.subject.split(".")[2]
-        verdict = self._allowances.ask(executor, len(message.data))
-        if verdict is not Verdict.TAKE:
+        if self._allowances.ask(executor, len(message.data)) is not Verdict.TAKE:
             ASKED.labels("flood").inc()
             return
         self._allowances.done(executor)
@@ -111,12 +100,11 @@ class ExecutorCalls:
             return
         known = self._calls.get(executor, {}).get(request.call)
         match request.op:
-            case "credit" if known is not None and request.credit > 0:
-                known.credit = min(known.credit + request.credit, CREDIT_MAX)
-                known.more.set()
+            case "credit" if known is not None:
+                known.sender.grant(min(request.credit, CREDIT_MAX))
             case "cancel" if known is not None:
                 self._drop(known)
-            case "call":
+            case "call" | "models":
                 await self._called(executor, message.reply, request, known)
 
     async def _called(self, executor: str, reply: str, request: ModelCallRequest, known: _Asked | None) -> None:
@@ -124,7 +112,7 @@ class ExecutorCalls:
             ASKED.labels("foreign_reply").inc()
             log.warning("call.model of %s: reply subject outside of the caller's inbox, dropped", executor)
             return
-        asked = known or _Asked(executor, reply, request)
+        asked = known or _Asked(executor, request, self._sender(reply, request.credit))
         try:
             if known is None:
                 self._admit(asked)
@@ -132,7 +120,15 @@ class ExecutorCalls:
         except HiveError as error:
             ASKED.labels(error.code).inc()
             self._drop(asked)
-            await self._send(asked, StreamChunk(sequence=asked.sequence, error=body_of(error), end=True))
+            await asked.sender.fail(error)
+
+    def _sender(self, reply: str, credit: int) -> Sender:
+        async def publish(data: bytes) -> None:
+            # While NATS is away this waits in the client's buffer; what is lost there shows as a gap.
+            if not self._client.is_closed:
+                await self._client.publish(reply, data)
+
+        return Sender(publish, min(credit, CREDIT_MAX))
 
     def _admit(self, asked: _Asked) -> None:
         """Take a call in.
@@ -155,21 +151,19 @@ class ExecutorCalls:
         asyncio.get_running_loop().call_later(BODY_WITHIN_S, self._drop_unless_whole, asked)
 
     def _take(self, asked: _Asked, request: ModelCallRequest) -> None:
-        if asked.task is not None or request.part != len(asked.parts) or not 1 <= request.parts <= PARTS_MAX:
-            raise InvalidArgument(f"part {request.part} of {request.parts}: not the one that was due", path="part")
-        asked.parts.append(request.body)
-        # Characters, of which none has less than a byte: a first bound that costs nothing.
-        asked.bytes += len(request.body)
-        if asked.bytes > BODY_BYTES_MAX:
-            raise PayloadTooLarge(f"body: at most {BODY_BYTES_MAX} bytes are taken here")
-        if sum(one.bytes for one in self._calls[asked.executor].values()) > self._settings.executor_bytes_max:
+        if asked.task is not None:
+            raise InvalidArgument("the body of this call had come already", path="part")
+        body = asked.assembly.add(request)
+        asked.size = asked.assembly.size
+        if sum(one.size for one in self._calls[asked.executor].values()) > self._settings.executor_bytes_max:
             raise RateLimited("the calls of this executor hold too many bytes already", retry_after_s=1)
-        if request.part + 1 == request.parts:
-            call = self._call_of(asked)
-            asked.parts = []
-            asked.task = asyncio.create_task(self._serve(asked, call), name=f"call {call.id}")
+        if body is None:
+            return
+        asked.assembly = Assembly()
+        call = None if request.op == "models" else self._call_of(asked, body)
+        asked.task = asyncio.create_task(self._serve(asked, call), name=f"call {request.call}")
 
-    def _call_of(self, asked: _Asked) -> ModelCall:
+    def _call_of(self, asked: _Asked, body: bytes) -> ModelCall:
         request = asked.first
         endpoint = request.endpoint
         if endpoint not in PATHS:
@@ -182,7 +176,7 @@ class ExecutorCalls:
             id=request.call,
             endpoint=endpoint,
             model=request.model,
-            body="".join(asked.parts).encode(),
+            body=body,
             stream=request.stream,
             deadline_ms=request.deadline_ms,
             caller=self._devices.owner_of(asked.executor) or "",
@@ -194,56 +188,21 @@ class ExecutorCalls:
             tokens_max=request.tokens_max,
         )
 
-    async def _serve(self, asked: _Asked, call: ModelCall) -> None:
-        """Make the call and send its answer, or what went wrong."""
-        code = "ok"
-        try:
+    async def _serve(self, asked: _Asked, call: ModelCall | None) -> None:
+        """Make the call, or list the models, and send what comes of it."""
+
+        async def begin() -> Answer:
+            if call is None:
+                body = _encode(self._waterfall.offered())
+                return RoutedAnswer(Head(200, "application/json"), _once(body))
             asker = Asker(owner=call.caller, subject=call.caller, actor=asked.executor)
-            answer = await self._waterfall.complete(call, asker)
-            try:
-                await self._answer(asked, answer)
-            finally:
-                await answer.chunks.aclose()
-        except Exception as error:
-            code = body_of(error).code
-            if not isinstance(error, HiveError):
-                log.exception("call %s failed", call.id)
-            await self._send(asked, StreamChunk(sequence=asked.sequence, error=body_of(error), end=True))
+            return await self._waterfall.complete(call, asker)
+
+        try:
+            code = await asked.sender.run(begin, is_stream=call is not None and call.stream)
+            ASKED.labels(code or "ok").inc()
         finally:
-            ASKED.labels(code).inc()
             self._forget(asked)
-
-    async def _answer(self, asked: _Asked, answer: Answer) -> None:
-        head = answer.head
-        first = StreamChunk(
-            sequence=0,
-            status=head.status,
-            content_type=head.content_type,
-            route=head.route,
-            executor=head.executor,
-        )
-        await self._send_next(asked, first)
-        async for piece in answer.chunks:
-            for text in parts_of(piece):
-                await self._send_next(asked, StreamChunk(sequence=asked.sequence, data=text))
-        await self._send_next(asked, StreamChunk(sequence=asked.sequence, end=True))
-
-    async def _send_next(self, asked: _Asked, chunk: StreamChunk) -> None:
-        while asked.credit <= 0:
-            asked.more.clear()
-            try:
-                async with asyncio.timeout(self._settings.silence_ms / 1000):
-                    await asked.more.wait()
-            except TimeoutError:
-                raise Unavailable("the caller did not take what was sent") from None
-        asked.credit -= 1
-        asked.sequence += 1
-        await self._send(asked, chunk)
-
-    async def _send(self, asked: _Asked, chunk: StreamChunk) -> None:
-        # While NATS is away this waits in the client's buffer; what is lost there shows as a gap.
-        if not self._client.is_closed:
-            await self._client.publish(asked.reply, _encode(chunk))
 
     def _drop_unless_whole(self, asked: _Asked) -> None:
         if asked.task is None:
@@ -260,3 +219,7 @@ class ExecutorCalls:
             del mine[asked.first.call]
             if not mine:
                 del self._calls[asked.executor]
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body

@@ -2,31 +2,31 @@
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
 from hive_common.contracts.messages import InferRequest, StreamChunk, infer_subject, stream_subject
 from hive_common.inference.calls import Answer, Head, ModelCall
-from hive_common.kernel.errors import HiveError, InvalidArgument, Unavailable
+from hive_common.inference.chunks import Receiver
+from hive_common.inference.parts import parts_of
+from hive_common.kernel.errors import InvalidArgument, Unavailable
 from hive_common.kernel.ids import new_id
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from hive_router.closing import ClosingStream
 from hive_router.domain.selection import BackEnd
 from hive_router.metrics import CHUNKS_REFUSED
-from hive_router.parts import parts_of
 from hive_router.settings import RouterSettings
 
 log = logging.getLogger(__name__)
 
-BUFFERED_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Of one call. Chunks of tokens have some hundred bytes; a device that sends more than this ahead floods."""
-
 AFTER_RECONNECT_S: Final = 5.0
 """NATS was away: a device that says nothing for so long afterwards has been lost with what it said meanwhile."""
+
+LOOK_S: Final = 1.0
+"""How often NATS is asked whether the devices with calls still listen."""
 
 _STRAYS_MAX: Final = 1_024
 _decode = msgspec.json.Decoder(StreamChunk).decode
@@ -34,89 +34,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Incoming:
-    """What has come of one call and was not taken yet.
+    """A call at a device.
 
     It has an id of its own on NATS: a device never learns that of the call, under which the log keeps it.
     """
 
-    __slots__ = (
-        "buffered_bytes",
-        "chunks",
-        "credit",
-        "error",
-        "executor",
-        "head",
-        "id",
-        "is_over",
-        "name",
-        "sequence",
-        "silence_s",
-        "taken",
-        "wake",
-    )
+    __slots__ = ("executor", "id", "name", "receiver")
 
-    def __init__(self, backend: BackEnd, credit: int, silence_s: float) -> None:
+    def __init__(self, backend: BackEnd) -> None:
         self.id = new_id()
         self.executor = backend.executor
         self.name = backend.name
-        self.credit = credit
-        self.silence_s = silence_s
-        self.chunks: deque[bytes] = deque()
-        self.buffered_bytes = self.sequence = self.taken = 0
-        self.head: StreamChunk | None = None
-        self.error: HiveError | None = None
-        self.is_over = False
-        self.wake = asyncio.Event()
-
-    def fail(self, error: HiveError) -> None:
-        """End with an error, unless it has ended."""
-        if not self.is_over:
-            self.error, self.is_over = error, True
-            self.wake.set()
-
-    def receive(self, chunk: StreamChunk, silence_s: float) -> None:
-        """Take a chunk, or end the call where it is not the one that has to come now."""
-        if self.is_over:
-            return
-        if chunk.sequence != self.sequence:
-            self.fail(Unavailable(f"{self.name}: piece {self.sequence} of the answer was lost"))
-            return
-        self.sequence += 1
-        self.credit -= 1
-        self.silence_s = silence_s
-        if chunk.error is not None:
-            self.fail(chunk.error.raised())
-            return
-        if self.head is None:
-            self.head = chunk
-        if chunk.data:
-            data = chunk.data.encode()
-            self.chunks.append(data)
-            self.buffered_bytes += len(data)
-        if self.credit < 0 or self.buffered_bytes > BUFFERED_BYTES_MAX:
-            self.chunks.clear()
-            self.fail(Unavailable(f"{self.name}: it sent more than it was asked for"))
-            return
-        self.is_over = chunk.end
-        self.wake.set()
-
-    def take(self) -> bytes:
-        """Return all that is there."""
-        chunks = self.chunks
-        self.taken += len(chunks)
-        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.buffered_bytes = 0
-        return data
-
-    async def more(self, within_s: float) -> None:
-        """Return when something has come. Raises Unavailable where nothing does."""
-        self.wake.clear()
-        try:
-            async with asyncio.timeout(within_s):
-                await self.wake.wait()
-        except TimeoutError:
-            raise Unavailable(f"{self.name}: it has said nothing for {within_s:g} s") from None
+        self.receiver: Receiver
 
 
 class _Answer:
@@ -131,13 +60,11 @@ class Pool:
     """The way to devices.
 
     Args:
-        settings: credit, and how long a device may be silent.
+        settings: credit, and how long a device may take to begin.
     """
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        self._first_byte_s = settings.first_byte_ms / 1000
-        self._silence_s = settings.silence_ms / 1000
         self._calls: dict[str, _Incoming] = {}
         self._strays: OrderedDict[str, None] = OrderedDict()
         self._client: Client | None = None
@@ -150,6 +77,14 @@ class Pool:
         await client.subscribe(stream_subject("*", "*"), cb=self._receive)
         await client.subscribe(f"{self._replies}.*", cb=self._replied)
 
+    async def run(self) -> None:
+        """Look for ever whether the devices with calls still listen."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for incoming in {one.executor: one for one in self._calls.values()}.values():
+                # NATS says where nobody does; the device has nothing to do for it.
+                await self._tell(incoming, InferRequest(op="credit", call=incoming.id), asks=True)
+
     async def complete(self, call: ModelCall, backend: BackEnd) -> Answer:
         """Begin a call at a device (`Completer.complete`).
 
@@ -157,46 +92,45 @@ class Pool:
             Unavailable: the device does not listen, was lost, or breaks the rules.
             HiveError: what the device says.
         """
-        incoming = _Incoming(backend, self._settings.credit, self._first_byte_s)
+        if self._client is None or not self._client.is_connected:
+            # It would be sent later, when nobody waits for it any more.
+            raise Unavailable("NATS cannot be reached now")
+        incoming = _Incoming(backend)
+        receiver = incoming.receiver = Receiver(
+            backend.name,
+            is_stream=call.stream,
+            first_s=self._settings.first_byte_ms / 1000,
+            credit=self._settings.credit,
+            grant=lambda amount: self._tell(incoming, InferRequest(op="credit", call=incoming.id, credit=amount)),
+            close=lambda still_sends: self._closed(incoming, still_sends),
+        )
         self._calls[incoming.id] = incoming
         try:
             await self._ask(incoming, call)
-            while incoming.head is None:
-                if incoming.error is not None:
-                    raise incoming.error
-                await incoming.more(incoming.silence_s)
         except BaseException:
-            await self._let_go(incoming)
+            await receiver.aclose()
             raise
-        head = incoming.head
+        head = await receiver.begun()
         if not 200 <= head.status < 400:
-            await self._let_go(incoming)
-            raise Unavailable(f"{backend.name}: answered with status {head.status} and no error")
-        return _Answer(Head(head.status, head.content_type), _Chunks(self, incoming))
+            await receiver.aclose()
+            raise Unavailable(f"{backend.name}: it answered with status {head.status} and no error")
+        return _Answer(Head(head.status, head.content_type), receiver)
 
     def gone(self, executor: str) -> None:
         """End the calls of a device that is not there any more."""
         for incoming in list(self._calls.values()):
             if incoming.executor == executor:
-                incoming.fail(Unavailable(f"{incoming.name}: the device has gone"))
+                incoming.receiver.fail(Unavailable(f"{incoming.name}: the device has gone"))
 
     async def reconnected(self) -> None:
         """NATS is back: what was said meanwhile may be lost, and then nothing may follow that shows it."""
         for incoming in self._calls.values():
-            incoming.silence_s = min(incoming.silence_s, AFTER_RECONNECT_S)
-            incoming.wake.set()
+            incoming.receiver.hurry(AFTER_RECONNECT_S)
 
-    async def granted(self, incoming: _Incoming) -> None:
-        """Let the device go on, once half of what it may be ahead was taken."""
-        if incoming.taken >= self._settings.credit // 2 and not incoming.is_over:
-            amount, incoming.taken = incoming.taken, 0
-            incoming.credit += amount
-            await self._tell(incoming.executor, InferRequest(op="credit", call=incoming.id, credit=amount))
-
-    async def _let_go(self, incoming: _Incoming) -> None:
-        if self._calls.pop(incoming.id, None) is not None and (not incoming.is_over or incoming.error is not None):
-            incoming.is_over = True
-            await self._tell(incoming.executor, InferRequest(op="cancel", call=incoming.id))
+    async def _closed(self, incoming: _Incoming, still_sends: bool) -> None:
+        self._calls.pop(incoming.id, None)
+        if still_sends:
+            await self._tell(incoming, InferRequest(op="cancel", call=incoming.id))
 
     async def _ask(self, incoming: _Incoming, call: ModelCall) -> None:
         try:
@@ -216,39 +150,38 @@ class Pool:
                 credit=self._settings.credit,
                 deadline_ms=call.deadline_ms,
             )
-            # The reply subject is where NATS says that nobody listens; a device could not publish there.
-            await self._tell(incoming.executor, request, f"{self._replies}.{incoming.id}")
+            await self._tell(incoming, request, asks=True)
 
-    async def _tell(self, executor: str, request: InferRequest, reply: str = "") -> None:
+    async def _tell(self, incoming: _Incoming, request: InferRequest, *, asks: bool = False) -> None:
+        # The reply subject is where NATS says that nobody listens; a device could not publish there.
+        reply = f"{self._replies}.{incoming.id}" if asks else ""
+        await self._publish(incoming.executor, request, reply)
+
+    async def _publish(self, executor: str, request: InferRequest, reply: str = "") -> None:
         client = self._client
-        if client is None or not client.is_connected:
-            # What would be sent later, when the call is long over, must not be sent at all.
-            if request.op == "call":
-                raise Unavailable("NATS cannot be reached now")
-            return
-        await client.publish(infer_subject(executor), _encode(request), reply=reply)
+        if client is not None and client.is_connected:
+            await client.publish(infer_subject(executor), _encode(request), reply=reply)
 
     async def _replied(self, message: Msg) -> None:
         incoming = self._calls.get(message.subject.rpartition(".")[2])
         if incoming is not None and (message.headers or {}).get("Status") == "503":
-            incoming.fail(Unavailable(f"{incoming.name}: it is not connected"))
+            for other in list(self._calls.values()):
+                if other.executor == incoming.executor:
+                    other.receiver.fail(Unavailable(f"{other.name}: it is not connected"))
 
     async def _receive(self, message: Msg) -> None:
         _, _, executor, _, call = message.subject.split(".")
         incoming = self._calls.get(call)
         if incoming is None:
             await self._stray(executor, call)
-            return
-        if incoming.executor != executor:
+        elif incoming.executor != executor:
             CHUNKS_REFUSED.labels("foreign").inc()
-            return
-        try:
-            chunk = _decode(message.data)
-        except (msgspec.DecodeError, RecursionError):
-            CHUNKS_REFUSED.labels("malformed").inc()
-            incoming.fail(Unavailable(f"{incoming.name}: what it answered cannot be read"))
-            return
-        incoming.receive(chunk, self._silence_s)
+        else:
+            try:
+                incoming.receiver.receive(_decode(message.data))
+            except (msgspec.DecodeError, RecursionError):
+                CHUNKS_REFUSED.labels("malformed").inc()
+                incoming.receiver.fail(Unavailable(f"{incoming.name}: what it answered cannot be read"))
 
     async def _stray(self, executor: str, call: str) -> None:
         """Tell a device, once, that nobody waits for a call: this process may have been restarted since."""
@@ -258,38 +191,4 @@ class Pool:
         self._strays[call] = None
         if len(self._strays) > _STRAYS_MAX:
             self._strays.popitem(last=False)
-        await self._tell(executor, InferRequest(op="cancel", call=call))
-
-
-class _Chunks(ClosingStream):
-    """The pieces of an answer; as many at once as are there."""
-
-    __slots__ = ("_incoming", "_pool")
-
-    def __init__(self, pool: Pool, incoming: _Incoming) -> None:
-        self._pool = pool
-        self._incoming = incoming
-
-    async def asend(self, value: None, /) -> bytes:
-        """Return what has come since the last time. Raises what the device says, and what became of it."""
-        incoming = self._incoming
-        try:
-            while True:
-                if incoming.chunks:
-                    data = incoming.take()
-                    await self._pool.granted(incoming)
-                    return data
-                if incoming.error is not None:
-                    raise incoming.error
-                if incoming.is_over:
-                    break
-                await incoming.more(incoming.silence_s)
-        except BaseException:
-            await self.aclose()
-            raise
-        await self.aclose()
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Tell the device that nobody waits any more, unless it has ended."""
-        await self._pool._let_go(self._incoming)
+        await self._publish(executor, InferRequest(op="cancel", call=call))

@@ -22,7 +22,7 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         refresh_ms: how often the models of the host are looked up.
         presence_ms: how often the scheduler is asked who is there.
         credit: chunks that a device may be ahead of the caller.
-        first_byte_ms, silence_ms: how long a device may say nothing before its first chunk, and between two.
+        first_byte_ms: how long a device may say nothing before its first chunk.
         executor_calls_max, executor_bytes_max: calls that one executor may have here at once, and bytes of their
             bodies.
         records_max, record_bytes_max: finished calls that wait for the log, and bytes of them; more are dropped.
@@ -39,7 +39,6 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     presence_ms: int = 1_000
     credit: int = 64
     first_byte_ms: int = 300_000
-    silence_ms: int = 60_000
     executor_calls_max: int = 64
     executor_bytes_max: int = 32 * 1024 * 1024
     records_max: int = 10_000

@@ -22,7 +22,6 @@ from hive_common.kernel.errors import (
 
 from hive_router.admission import Admission, Place
 from hive_router.bodies import prepared
-from hive_router.closing import ClosingStream
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
 from hive_router.flight import Flight
@@ -201,8 +200,11 @@ class Waterfall:
         self._end(flight, code)
 
 
-class _Stream(ClosingStream):
-    """The events of a stream. It ends in `[DONE]` or an error, and gives its place back however it ends."""
+class _Stream(AsyncGenerator[bytes, None]):
+    """The events of a stream. It ends in `[DONE]` or an error, and gives its place back however it ends.
+
+    A class, since a generator function that was never begun would run no `finally`.
+    """
 
     __slots__ = ("_first", "_first_byte_s", "_flight", "_over", "_place", "_source", "_waterfall")
 
@@ -253,6 +255,11 @@ class _Stream(ClosingStream):
             return first
         async with asyncio.timeout_at(self._flight.until):
             return await anext(self._source, None)
+
+    async def athrow(self, *exception: Any) -> bytes:
+        """End the stream with an exception."""
+        await self.aclose()
+        raise exception[1] if len(exception) > 1 and exception[1] is not None else exception[0]
 
     async def aclose(self) -> None:
         """Cancel the generation, if it goes on."""

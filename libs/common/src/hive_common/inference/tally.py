@@ -19,7 +19,7 @@ class _Usage(msgspec.Struct):
 class _Counted(msgspec.Struct):
     usage: _Usage | None = None
     choices: list[msgspec.Raw] | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decode = msgspec.json.Decoder(_Counted).decode
@@ -105,7 +105,7 @@ class Tally:
         if counted.usage is not None:
             self.prompt_tokens = counted.usage.prompt_tokens or 0
             self.completion_tokens = counted.usage.completion_tokens or 0
-        if counted.error is not None and bytes(counted.error) != b"null":
+        if bytes(counted.error) not in (b"", b"null"):
             self.error = True
         return counted
 
