@@ -7,17 +7,17 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
 
 import msgspec
 import nats.errors
 import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
-from hive_common.bus.allowance import Allowances, Verdict
+from hive_common.bus.allowance import REQUESTS as EXECUTOR_REQUESTS
+from hive_common.bus.intake import Intake
 from hive_common.bus.jwt import Credentials, read_credentials
 from hive_common.bus.policy import service_inbox
 from hive_common.contracts.messages import Message, inbox_prefix
@@ -29,6 +29,8 @@ from hive_common.ops.tls import client_context
 log = logging.getLogger(__name__)
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
+REPEATED_S: Final = 60.0
+"""After so long, a trouble that goes on is told again."""
 
 
 class _Lasting(Client):
@@ -71,10 +73,16 @@ async def connect(
         Unavailable: the server refuses for good.
     """
     read_credentials(config.credentials_file)
+    told: tuple[str, float] = "", 0.0
 
     async def errored(error: Exception) -> None:
-        if not isinstance(error, (ConnectionRefusedError, nats.errors.StaleConnectionError)):
-            log.warning("nats: %s", error or type(error).__name__)
+        nonlocal told
+        text = str(error) or type(error).__name__
+        # A server that refuses does so four times a second.
+        is_news = text != told[0] or time.monotonic() - told[1] > REPEATED_S
+        if is_news and not isinstance(error, (ConnectionRefusedError, nats.errors.StaleConnectionError)):
+            told = text, time.monotonic()
+            log.warning("nats: %s", text)
 
     options: dict[str, Any] = {}
     if config.ca_file:
@@ -155,12 +163,13 @@ async def respond(
     request_type: type[Q],
     handler: Callable[[str, Q], Awaitable[Message]],
     on_error: Callable[[BaseException], Message],
-) -> Subscription:
+    known: Callable[[], Iterable[str]] = lambda: (),
+) -> Intake:
     """Answer the requests of executors on `hive.exec.*.<verb>`.
 
     A request whose reply subject does not lie under the caller's own inbox is dropped and counted: a caller
     could otherwise make this service publish where the caller may not. So is what an executor asks beyond its
-    allowance (`Allowances`); a few of those are answered with `rate_limited`.
+    allowance; one that floods is not heard at all for a while (`Intake`).
 
     Args:
         client: the service's connection.
@@ -168,11 +177,11 @@ async def respond(
         request_type: what bodies decode to.
         handler: takes the executor's id and the body. It may take long; requests are handled concurrently.
         on_error: turns an error into the reply that carries it.
+        known: executors to hear while one of them floods, besides those that have asked before.
     """
     decoder = msgspec.json.Decoder(request_type)
     method = subject.rsplit(".", 1)[-1]
     running: set[asyncio.Task[None]] = set()
-    allowances = Allowances(time.monotonic)
 
     async def answer(message: Msg, executor: str) -> None:
         start = time.perf_counter()
@@ -191,31 +200,35 @@ async def respond(
             if code == "internal":
                 log.exception("%s failed", message.subject)
             reply = on_error(error)
+        finally:
+            intake.done(executor)
         REQUESTS.labels(method, code).inc()
         DURATION.labels(method).observe(time.perf_counter() - start)
+        await send(message, reply)
+
+    async def send(message: Msg, reply: Message) -> None:
         if not client.is_closed:
             await message.respond(msgspec.json.encode(reply))
 
-    async def refuse(message: Msg, verdict: Verdict) -> None:
-        REQUESTS.labels(method, "flood").inc()
-        if verdict is Verdict.REFUSE and not client.is_closed:
-            log.warning("%s: more requests than an executor may make, dropped", message.subject)
-            error = RateLimited("more requests than an executor may make; most are not answered", retry_after_s=1)
-            await message.respond(msgspec.json.encode(on_error(error)))
+    def is_foreign(executor: str, message: Msg) -> bool:
+        if message.reply.startswith(inbox_prefix(executor) + "."):
+            return False
+        REQUESTS.labels(method, "foreign_reply").inc()
+        log.warning("%s: reply subject outside of the caller's inbox, dropped", message.subject)
+        return True
 
-    async def receive(message: Msg) -> None:
-        executor = message.subject.split(".")[2]
-        if not message.reply.startswith(inbox_prefix(executor) + "."):
-            REQUESTS.labels(method, "foreign_reply").inc()
-            log.warning("%s: reply subject outside of the caller's inbox, dropped", message.subject)
-            return
-        verdict = allowances.ask(executor, len(message.data))
-        if verdict is not Verdict.TAKE:
-            await refuse(message, verdict)
+    async def take(executor: str, message: Msg) -> None:
+        if is_foreign(executor, message):
+            intake.done(executor)
             return
         task = asyncio.create_task(answer(message, executor))
         running.add(task)
         task.add_done_callback(running.discard)
-        task.add_done_callback(lambda _: allowances.done(executor))
 
-    return await client.subscribe(subject, cb=receive)
+    async def refuse(executor: str, message: Msg) -> None:
+        if not is_foreign(executor, message):
+            error = RateLimited("more requests than an executor may make; most are not answered", retry_after_s=1)
+            await send(message, on_error(error))
+
+    intake = Intake(client, subject, take, refuse, EXECUTOR_REQUESTS, known)
+    return await intake.open()
