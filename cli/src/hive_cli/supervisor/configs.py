@@ -18,12 +18,12 @@ from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import (
     DATABASE,
     SERVICE_KEY,
-    blob_secret,
     postgres_secret,
     to_raw,
     write_private,
 )
 from hive_cli.supervisor.public import listened, nats_for_others, nats_host, url_for_others
+from hive_cli.supervisor.small_model import Urls, with_small_model, write_small_model
 
 OWNER_KEY = "owner"
 
@@ -51,6 +51,8 @@ def write_configs(
     for entry in executors:
         config = _executor(home, settings, entry, len(executors), cache_dir, network)
         write_config(home.config_file(entry.name), config)
+    if settings.models.small:
+        write_small_model(home, settings.ports, network)
     home.prometheus_file.write_text(_prometheus(settings, executors, network))
 
 
@@ -105,10 +107,6 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
         models = settings.models
         owner = {"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}
         keys = [owner | {"pin": models.pin, "counts_only": models.counts_only}]
-        keys += [
-            {"name": entry.name, "scope": "executor", "file": str(home.secret_file(blob_secret(entry.name)))}
-            for entry in settings.executors
-        ]
         return {
             "http_host": network.listen,
             "http_port": settings.ports["http"],
@@ -119,7 +117,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
         }
     if service == names.ROUTER:
         host = [entry.id for entry in settings.executors]
-        return {"model_urls": settings.models.urls, "host_executors": host}
+        return {"model_urls": _model_urls(settings), "host_executors": host}
     return {}
 
 
@@ -142,7 +140,6 @@ def _executor(
         name=entry.name,
         executor_id=entry.id,
         nats=_nats_config(home, settings, entry.name),
-        key_file=str(home.secret_file(blob_secret(entry.name))),
         state_dir=str(home.executor_dir(entry.name)),
         cache_dir=str(cache_dir),
         ops_host=network.listen,
@@ -152,8 +149,12 @@ def _executor(
         owner=settings.owner,
         slots=max(1, (os.cpu_count() or 1) // count),
         memory_bytes=psutil.virtual_memory().total // 2 // count,
-        model_urls=settings.models.urls,
+        model_urls=_model_urls(settings),
     )
+
+
+def _model_urls(settings: Settings) -> Urls:
+    return with_small_model(settings.models.urls, settings.ports, settings.models.small)
 
 
 def _nats_config(home: Home, settings: Settings, identity: str) -> NatsConfig:
@@ -162,10 +163,11 @@ def _nats_config(home: Home, settings: Settings, identity: str) -> NatsConfig:
 
 
 def _prometheus(settings: Settings, executors: tuple[ExecutorEntry, ...], network: Network) -> str:
+    small = (names.SMALL_MODEL,) if settings.models.small else ()
     targets = "".join(
         f'      - targets: ["{network.host(name)}:{settings.ports[names.ops_port(name)]}"]\n'
         f"        labels: {{process: {name}}}\n"
-        for name in (*names.SERVICES, *(entry.name for entry in executors))
+        for name in (*names.SERVICES, *(entry.name for entry in executors), *small)
     )
     return f"""# Written by `hive up`; changes are lost. Start with: prometheus --config.file=prometheus.yml
 global:

@@ -11,6 +11,7 @@ import psutil
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import NatsConfig, write_config
 from hive_executor.config import ExecutorConfig
+from hive_executor.small_model import NAME, require_small_model
 
 from hive_cli.home import Home, JoinedSettings
 from hive_cli.supervisor import names, ports, runtime
@@ -18,6 +19,8 @@ from hive_cli.supervisor.plan import executor_spec
 from hive_cli.supervisor.process import Child
 from hive_cli.supervisor.progress import Reporter
 from hive_cli.supervisor.running import Running
+from hive_cli.supervisor.small_model import PORTS as SMALL_MODEL_PORTS
+from hive_cli.supervisor.small_model import small_model_spec, with_small_model, write_small_model
 from hive_cli.supervisor.wishes import Wishes
 
 EXECUTOR = "executor"
@@ -36,7 +39,7 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
 
     Raises:
         InvalidArgument: they cannot be used, or `wishes` has what only an installation can do.
-        FailedPrecondition: a recorded port is taken.
+        FailedPrecondition: a recorded port is taken, or the small model is not installed.
     """
     wished = {
         "--executors": wishes.executors,
@@ -51,10 +54,21 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
             )
     settings = home.joined()
     ports.check_recorded(settings.ports, home.joined_file)
-    if wishes.model_urls is not None and wishes.model_urls != settings.model_urls:
-        settings = msgspec.structs.replace(settings, model_urls=wishes.model_urls)
-        write_config(home.joined_file, settings)
-    return settings
+    wanted = _wanted(settings, wishes)
+    if wanted.small_model:
+        require_small_model()
+    if wanted != settings:
+        write_config(home.joined_file, wanted)
+    return wanted
+
+
+def _wanted(settings: JoinedSettings, wishes: Wishes) -> JoinedSettings:
+    changes = {"model_urls": wishes.model_urls, "small_model": wishes.small_model}
+    wanted = msgspec.structs.replace(
+        settings, **{name: value for name, value in changes.items() if value is not None}
+    )
+    missing = [name for name in SMALL_MODEL_PORTS if wanted.small_model and name not in settings.ports]
+    return msgspec.structs.replace(wanted, ports={**settings.ports, **ports.pick(missing, settings.ports)})
 
 
 def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
@@ -74,9 +88,8 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         labels=settings.labels,
         models_port=settings.ports.get(MODELS, 0),
     )
-    if settings.model_urls:
-        config = msgspec.structs.replace(config, model_urls=settings.model_urls)
-    return config
+    urls = with_small_model(settings.model_urls, settings.ports, settings.small_model)
+    return msgspec.structs.replace(config, model_urls=urls) if urls else config
 
 
 class JoinedSupervisor(Running):
@@ -98,7 +111,13 @@ class JoinedSupervisor(Running):
         for folder in (home.config_dir, home.executor_dir(EXECUTOR)):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await asyncio.to_thread(write_config, home.config_file(EXECUTOR), executor_config(home, settings))
+        if settings.small_model:
+            write_small_model(home, settings.ports)
+            model = self._add(small_model_spec(home, settings.ports, session))
         await runtime.prepare(runtime.default_cache_dir(), self._report)
+        if settings.small_model:
+            # An executor looks for models when it starts.
+            await self._ready(model, f"model {NAME} on port {settings.ports[names.SMALL_MODEL]}")
         spec = executor_spec(home, EXECUTOR, settings.ports, session)
         spec = dataclasses.replace(spec, ready_s=READY_S, essential=False)
         await self._ready(self._add(spec), f"executor {settings.executor.name} ({settings.executor.id})")
@@ -111,8 +130,11 @@ class JoinedSupervisor(Running):
 
     def _ended_for_good(self, child: Child) -> None:
         super()._ended_for_good(child)
+        if child.spec.name != EXECUTOR:
+            return
         self._failure = f"{self._settings.executor.name}: {child.snapshot().problem}"
         self._stop.set()
 
     def _stop_order(self) -> Iterable[list[str]]:
         yield [EXECUTOR]
+        yield [names.SMALL_MODEL]

@@ -7,6 +7,7 @@ GATEWAY = "gateway"
 AUDIT = "audit"
 REGISTRY = "registry"
 ROUTER = "router"
+SMALL_MODEL = "small-model"
 MODULES = {
     REGISTRY: "hive_registry",
     "scheduler": "hive_scheduler",
@@ -36,7 +37,7 @@ def grpc_port(service: str) -> str:
     return "grpc" if service == GATEWAY else f"{service}_grpc"
 
 
-def port_names(executors: list[str]) -> list[str]:
+def port_names(executors: list[str], *, small_model: bool = False) -> list[str]:
     """Return the names of every port that an installation with these executors listens on."""
     return [
         "http",
@@ -47,4 +48,5 @@ def port_names(executors: list[str]) -> list[str]:
         *(grpc_port(name) for name in PEERS),
         *(ops_port(name) for name in SERVICES),
         *(ops_port(name) for name in executors),
+        *((SMALL_MODEL, ops_port(SMALL_MODEL)) if small_model else ()),
     ]

@@ -54,7 +54,7 @@ def service_spec(home: Home, settings: Settings, service: str, session: aiohttp.
     """One service of the control plane."""
     return ProcessSpec(
         name=service,
-        command=_python(names.MODULES[service], home.config_file(service)),
+        command=module_command(names.MODULES[service], home.config_file(service)),
         log_file=home.log_file(service),
         probe=http_probe(session, settings.ports[names.ops_port(service)]),
         # An auditor that has found something must not keep its owner from looking into it.
@@ -67,7 +67,7 @@ def executor_spec(home: Home, name: str, ports: dict[str, int], session: aiohttp
     """One executor of this machine, as a process with this name."""
     return ProcessSpec(
         name=name,
-        command=_python("hive_executor", home.config_file(name)),
+        command=module_command("hive_executor", home.config_file(name)),
         log_file=home.log_file(name),
         probe=http_probe(session, ports[names.ops_port(name)]),
         silence_s=EXECUTOR_SILENCE_S,
@@ -75,5 +75,6 @@ def executor_spec(home: Home, name: str, ports: dict[str, int], session: aiohttp
     )
 
 
-def _python(module: str, config_file: Path) -> list[str]:
+def module_command(module: str, config_file: Path) -> list[str]:
+    """Return the command of one of our own processes."""
     return [sys.executable, "-P", "-m", module, "--config", str(config_file), "--supervised"]

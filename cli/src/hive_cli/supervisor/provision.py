@@ -2,7 +2,6 @@
 
 import secrets
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ from hive_common.kernel.ids import new_id
 from hive_common.ops.config import read_secret, write_config
 from hive_common.ops.embedded import SUPERUSER
 from hive_common.ops.files import replace_file
+from hive_executor.small_model import require_small_model
 
 from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings
 from hive_cli.supervisor import names, ports
@@ -32,11 +32,6 @@ def postgres_secret(service: str) -> str:
     return f"postgres-{service}"
 
 
-def blob_secret(executor: str) -> str:
-    """Return the name of the secret with an executor's key for blobs."""
-    return f"blobs-{executor}"
-
-
 def provision(
     home: Home,
     executors: int | None,
@@ -44,6 +39,7 @@ def provision(
     public: str | None = None,
     ollama_without_key: bool | None = None,
     model_urls: tuple[str, ...] | None = None,
+    small_model: bool | None = None,
     preferred_ports: bool = True,
     network: Network = LOOPBACK,
 ) -> Settings:
@@ -55,11 +51,12 @@ def provision(
         public: parsed address under which other machines connect; None is as last time, empty for none.
         ollama_without_key: whether the Ollama paths need no key on this machine; None is as last time.
         model_urls: where servers of models may answer; None is as last time.
+        small_model: whether a small real model is served here; None is as last time.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
 
     Raises:
-        FailedPrecondition: a recorded port is taken, or the disk is full.
+        FailedPrecondition: a recorded port is taken, the disk is full, or the small model is not installed.
         OSError: something cannot be written.
     """
     _make_folders(home)
@@ -69,16 +66,17 @@ def provision(
         ports.check_recorded(_listened(known, executors), home.settings_file)
     if public is None:
         public = known.public if known else ""
-    settings = _settle(home, known, executors, public, preferred_ports, network)
-    wished = {"ollama_without_key": ollama_without_key, "urls": model_urls}
+    wished = {"ollama_without_key": ollama_without_key, "urls": model_urls, "small": small_model}
     models = msgspec.structs.replace(
-        settings.models, **{name: value for name, value in wished.items() if value is not None}
+        known.models if known else ModelSettings(),
+        **{name: value for name, value in wished.items() if value is not None},
     )
-    settings = msgspec.structs.replace(settings, models=models)
+    if models.small:
+        require_small_model()
+    settings = _settle(home, known, executors, models, public, preferred_ports, network)
     if public:
         ensure_certificates(home, public)
-    wanted = [entry.name for entry in settings.executors]
-    _make_secrets(home, wanted)
+    _make_secrets(home)
     if settings != known:
         write_config(home.settings_file, settings)
     for entry in settings.executors:
@@ -92,7 +90,8 @@ def active_executors(settings: Settings, executors: int | None) -> tuple[Executo
 
 
 def _listened(settings: Settings, executors: int | None) -> dict[str, int]:
-    wanted = names.port_names([entry.name for entry in active_executors(settings, executors)])
+    active = [entry.name for entry in active_executors(settings, executors)]
+    wanted = names.port_names(active, small_model=settings.models.small)
     return {name: settings.ports[name] for name in wanted if name in settings.ports}
 
 
@@ -119,6 +118,7 @@ def _settle(
     home: Home,
     known: Settings | None,
     executors: int | None,
+    models: ModelSettings,
     public: str,
     preferred_ports: bool,
     network: Network,
@@ -127,7 +127,7 @@ def _settle(
     missing = range(len(entries) + 1, (executors or 1) + 1)
     entries += [ExecutorEntry(names.executor_name(number), new_id()) for number in missing]
     recorded = dict(known.ports) if known else {}
-    wanted = names.port_names([entry.name for entry in entries])
+    wanted = names.port_names([entry.name for entry in entries], small_model=models.small)
     missing_ports = [name for name in wanted if name not in recorded]
     recorded |= network.pick_ports(missing_ports, recorded, preferred=preferred_ports)
     return Settings(
@@ -136,7 +136,7 @@ def _settle(
         ports=recorded,
         executors=tuple(entries),
         public=public,
-        models=known.models if known else ModelSettings(),
+        models=models,
     )
 
 
@@ -153,10 +153,9 @@ def _endpoints(home: Home, recorded: dict[str, int], network: Network, public: s
     )
 
 
-def _make_secrets(home: Home, executors: Iterable[str]) -> None:
+def _make_secrets(home: Home) -> None:
     wanted = [SERVICE_KEY, POSTGRES_ADMIN]
     wanted += [postgres_secret(service) for service in names.SERVICES]
-    wanted += [blob_secret(name) for name in executors]
     for path in (home.api_key_file, *(home.secret_file(name) for name in wanted)):
         if not path.exists():
             write_private(path, secrets.token_urlsafe(_SECRET_BYTES) + "\n")

