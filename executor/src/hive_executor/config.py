@@ -20,8 +20,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Args:
         name: for people; unique in an installation.
         executor_id: UUID made once per home; subjects and the inbox are named after it.
-        nats: address and this executor's own credentials.
-        key_file: not used any more: what is shown to the gateway is signed with the key of `nats`.
+        nats: address and this executor's own credentials; their key also signs what the gateway is shown.
         state_dir: the spool and the lock of this one executor.
         cache_dir: blobs and compiled modules; executors of one user on one machine should share it.
         ops_port: loopback port of `/healthz`, `/readyz` and `/metrics`.
@@ -51,7 +50,6 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     name: str
     executor_id: str
     nats: NatsConfig
-    key_file: str = ""
     state_dir: str
     cache_dir: str
     ops_port: int

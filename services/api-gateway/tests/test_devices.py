@@ -1,15 +1,9 @@
 """Executors at the gateway: recognised by their signature; tokens, joining, renewal and revocation over REST."""
 
 import base64
-import hashlib
-from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from hive_common.bus import assertion
 from hive_common.bus.jwt import new_seed
 from hive_common.contracts.joining import parse_token
@@ -20,7 +14,7 @@ from hive_common.kernel.ids import new_id
 from hive_gateway import admission, devices
 from hive_gateway.admission import AddressLimit
 from hive_gateway.devices import Devices, Recent
-from hive_gateway.routes.enrolment import BURST, fingerprint_of
+from hive_gateway.routes.enrolment import BURST
 
 DATA = b"result"
 BLOB = f"/v1/blobs/{digest_of(DATA)}"
@@ -230,17 +224,6 @@ def test_one_address_does_not_use_up_what_others_have_and_gets_it_back_with_time
     with pytest.raises(RateLimited):
         limit.take("2001:db8::2", 0.0)
     limit.take("192.0.2.1", 1.0)
-
-
-def test_a_digest_of_a_certificate_is_the_one_that_others_see():
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ca")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    begin = datetime.now(UTC)
-    made = builder.not_valid_before(begin).not_valid_after(begin + timedelta(days=1)).sign(key, hashes.SHA256())
-    der = made.public_bytes(Encoding.DER)
-    assert fingerprint_of(made.public_bytes(Encoding.PEM).decode()) == hashlib.sha256(der).hexdigest()
-    assert fingerprint_of("") == ""
 
 
 async def test_a_call_with_no_registry_yet_says_so(world):

@@ -24,7 +24,6 @@ from hive_cli.supervisor.postgres import prepare_database
 from hive_cli.supervisor.provision import (
     POSTGRES_ADMIN,
     SERVICE_KEY,
-    blob_secret,
     postgres_secret,
     provision,
     write_private,
@@ -67,18 +66,14 @@ def _parts(home: Home, settings: Settings) -> Iterator[tuple[str, list[Path], li
         if service == names.REGISTRY:
             files += [secret(OPERATOR), secret(SIGNING)]
         if service == names.GATEWAY:
-            files += [home.api_key_file, *(secret(blob_secret(entry.name)) for entry in settings.executors)]
+            files.append(home.api_key_file)
         yield service, [home.config_file(service), *files], [home.artifacts_dir]
     for entry in settings.executors:
         yield entry.name, _executor_files(home, entry), [home.executor_dir(entry.name), home.root / CACHE]
 
 
 def _executor_files(home: Home, entry: ExecutorEntry) -> list[Path]:
-    return [
-        home.config_file(entry.name),
-        home.secret_file(credentials_name(entry.name)),
-        home.secret_file(blob_secret(entry.name)),
-    ]
+    return [home.config_file(entry.name), home.secret_file(credentials_name(entry.name))]
 
 
 def _write_part(home: Home, part: Path, files: list[Path], mounts: list[Path]) -> None:

@@ -20,7 +20,7 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    scope: Literal["admin", "executor"]
+    scope: Literal["admin"]
     file: str
     pin: str = PIN_ANY
     counts_only: bool = False

@@ -1,14 +1,12 @@
 """`/v1/executors/…`: tokens with which machines join, joining, credentials, and being shut out."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import APIRouter, Request
 from hive_common.contracts.joining import EnrolBody, JoinToken
 from hive_common.kernel.errors import PermissionDenied
+from hive_common.ops.tls import fingerprint_of
 from hive_proto.executors.v1 import executors_pb2
 from msgspec import Struct
 from starlette.responses import Response
@@ -39,13 +37,6 @@ class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
-def fingerprint_of(ca: str) -> str:
-    """Return SHA-256 of the DER of a certificate in PEM, in hex; empty where there is none."""
-    if not ca:
-        return ""
-    return hashlib.sha256(x509.load_pem_x509_certificate(ca.encode()).public_bytes(Encoding.DER)).hexdigest()
-
-
 def router(peers: Peers, ca: str, public_url: Callable[[], str]) -> APIRouter:
     """Return the paths of joining.
 
@@ -55,7 +46,7 @@ def router(peers: Peers, ca: str, public_url: Callable[[], str]) -> APIRouter:
         public_url: of this gateway, for machines that may join.
     """
     api = APIRouter(prefix="/v1/executors", tags=["executors"])
-    fingerprint = fingerprint_of(ca)
+    fingerprint = fingerprint_of(ca) if ca else ""
     limit = AddressLimit(BURST, PER_MINUTE)
 
     @api.post(
