@@ -1,15 +1,16 @@
 """What services and executors rely on at the bus, whichever server it is."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hive_common.bus import heads
+from hive_common.bus import heads, intake
 from hive_common.bus import nats as bus
-from hive_common.bus.allowance import IN_FLIGHT_MAX
+from hive_common.bus.allowance import REQUESTS
 from hive_common.contracts.messages import (
     HEAD_SUBJECT,
     HeadHint,
@@ -22,6 +23,7 @@ from hive_common.contracts.messages import (
 from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable, body_of
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import NatsConfig
+from hive_common.ops.telemetry import FENCED
 from hive_common.testing.fixtures import NatsServer
 from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.proxy import TcpProxy
@@ -289,7 +291,7 @@ async def test_one_that_floods_is_told_a_few_times_and_the_others_are_answered(c
         refused.append(msgspec.json.decode(message.data, type=HelloReply))
 
     await flooding.subscribe(f"{inbox_prefix(flooder)}.>", cb=receive)
-    for _ in range(5_000):
+    for _ in range(REQUESTS.in_flight + REQUESTS.flood_per_s // 2):
         await flooding.publish(
             hello_subject(flooder), msgspec.json.encode(Greeting()), reply=f"{inbox_prefix(flooder)}.x"
         )
@@ -297,8 +299,51 @@ async def test_one_that_floods_is_told_a_few_times_and_the_others_are_answered(c
     client = await connect(other, inbox=inbox_prefix(other))
     # Asked after all of the flood, so that it is through when this is answered.
     assert (await bus.request(client, hello_subject(other), Greeting(), HelloReply, 60)).position == 7
-    assert most == IN_FLIGHT_MAX
+    assert most == REQUESTS.in_flight
     held.set()
     await flooding.flush()
     codes = {reply.error.code for reply in refused if reply.error is not None}
     assert codes == {"rate_limited"}
+
+
+async def test_one_that_goes_on_flooding_is_fenced_off_for_a_while(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "FENCE_S", 0.5)
+    monkeypatch.setattr(intake, "LOOK_S", 0.05)
+    flooder, seen, known = new_id(), new_id(), new_id()
+    service = await connect()
+    await bus.respond(service, PULLING, Greeting, answer, refusal, lambda: [known])
+    clients = {one: await connect(one, inbox=inbox_prefix(one)) for one in (flooder, seen, known)}
+
+    async def asked(executor: str, timeout_s: float = 60) -> int:
+        subject = hello_subject(executor)
+        return (await bus.request(clients[executor], subject, Greeting(), HelloReply, timeout_s)).position
+
+    async def until_heard(heard: bool) -> None:
+        while True:
+            # One that the server had brought already gets no answer at all.
+            with contextlib.suppress(DeadlineExceeded):
+                try:
+                    if await asked(flooder, 1) == 7 and heard:
+                        return
+                except Unavailable:
+                    if not heard:
+                        return
+                    await asyncio.sleep(0.05)
+
+    assert await asked(seen) == 7
+    fenced = FENCED._value.get()
+    body = msgspec.json.encode(Greeting())
+    async with asyncio.timeout(60):
+        while FENCED._value.get() == fenced:
+            for _ in range(1_000):
+                await clients[flooder].publish(hello_subject(flooder), body, reply=f"{inbox_prefix(flooder)}.x")
+            await clients[flooder].flush()
+    # The server says that nobody listens, and the others are heard, also one that never asked before.
+    async with asyncio.timeout(60):
+        await until_heard(False)
+    assert [await asked(seen), await asked(known)] == [7, 7]
+    async with asyncio.timeout(60):
+        await until_heard(True)
+    assert [await asked(seen), await asked(known), await asked(flooder)] == [7, 7, 7]

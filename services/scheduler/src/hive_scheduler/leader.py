@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -169,9 +170,11 @@ class Leader:
         self._run(self._tick(), "tick")
         self._subscriptions = [
             await self._client.subscribe(HEAD_SUBJECT, cb=self._on_head),
-            await bus.respond(self._client, "hive.exec.*.pull", PullRequest, self.dispatcher.pull, _pull_error),
             await bus.respond(
-                self._client, "hive.exec.*.report", ReportRequest, self.reports.report, _report_error
+                self._client, "hive.exec.*.pull", PullRequest, self.dispatcher.pull, _pull_error, self._known
+            ),
+            await bus.respond(
+                self._client, "hive.exec.*.report", ReportRequest, self.reports.report, _report_error, self._known
             ),
         ]
         announcement = msgspec.json.encode(LeaderAnnouncement(epoch=self.epoch))
@@ -179,6 +182,9 @@ class Leader:
         self.engine.settle()
         metrics.LEADER.set(1)
         log.info("recovered %d open jobs up to position %d", len(self.engine.jobs), position)
+
+    def _known(self) -> Iterable[str]:
+        return self.catalogue.executors.keys()
 
     async def close(self) -> None:
         """Stop taking work, write what is decided, let go of the lock."""

@@ -21,6 +21,7 @@ DURATION = Histogram(
     ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+FENCED = Counter("hive_executors_fenced_total", "Executors that flooded a subject, and were not heard for a while")
 IN_FLIGHT = Gauge("hive_requests_in_flight", "Calls that are being handled; open streams and long polls are such")
 
 
