@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hive_cli.supervisor.public import local_addresses
 from hive_common.testing.installation import Installation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,13 +19,17 @@ SET_UP_ALREADY = "make setup"
 SECONDS_MAX = 180.0
 
 
+def blocks_of(title: str) -> list[str]:
+    """Return the shell blocks of a section of the README."""
+    text = (ROOT / "README.md").read_text()
+    section = re.search(rf"^## {title}$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section, f"README.md has no section `{title}`"
+    return re.findall(r"^```bash\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+
+
 def tour() -> str:
     """Return the shell blocks of the tour, without the set-up that has been done before any test runs."""
-    text = (ROOT / "README.md").read_text()
-    section = re.search(r"^## Five minutes$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    assert section, "README.md has no tour"
-    blocks = re.findall(r"^```bash\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).splitlines()
+    lines = "".join(blocks_of("Five minutes")).splitlines()
     assert lines.count(SET_UP_ALREADY) == 1
     return "\n".join(line for line in lines if line != SET_UP_ALREADY)
 
@@ -72,6 +77,25 @@ def test_the_tour_works_as_it_is_typed(scratch: Installation, tmp_path: Path) ->
     assert '{"jobs":[{"job_id":' in out, "REST takes the key"
     assert out.count("data: [DONE]") == 1
     assert scratch.hive("status", check=False).returncode == 3, "the tour ends with `hive down`"
+
+
+@pytest.mark.skipif(not local_addresses(), reason="give this machine an address that is not of the loopback")
+def test_a_second_machine_is_added_as_it_is_typed(scratch: Installation, tmp_path: Path) -> None:
+    """Both homes are on this machine, and meet over TLS at its own address."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**scratch.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    on_second = {**environment, "HIVE_HOME": str(scratch.home.parent / "second")}
+    scratch.hive("init", "--free-ports")
+    first, second, afterwards = blocks_of("Add a second machine")
+    try:
+        token = typed(first, tmp_path, environment).stdout.split()[-1]
+        said = typed(second, tmp_path, {**on_second, "TOKEN": token}).stdout
+        assert "laptop works for https://" in said
+        scratch.hive("agent", "push", *(str(ROOT / "examples" / "squares" / name) for name in ("square", "total")))
+        said = typed(afterwards, tmp_path, environment).stdout
+        assert "laptop" in said and '"total": 204' in said
+    finally:
+        Installation(Path(on_second["HIVE_HOME"])).hive("down", check=False)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from hive_cli.home import Home
 from hive_common.testing.faults import lacking
 from hive_common.testing.hosts import Hosts
 from hive_common.testing.installation import Installation, assert_exactly_once, wait_until
@@ -61,7 +62,7 @@ class Pair:
         self.id = ""
 
     def token(self) -> str:
-        token: str = self.control._ask("/v1/executors/tokens", b"{}")["token"]
+        token: str = self.control.json("executor", "token")["token"]
         return token
 
     def state(self) -> dict:
@@ -106,7 +107,7 @@ def joined(pair):
     job = pair.submit(2, ms=10)
     token = pair.token()
     begun = time.time()
-    pair.device.hive("executor", "join", token, "--name", NAME, "--slots", "2", "--detach")
+    pair.device.hive("executor", "join", token, "--name", NAME, "--slots", "2", "--free-ports", "--detach")
     ready_s = time.time() - begun
     pair.id = pair.device.json("status")["joined"]["executor_id"]
     events = pair.ended(job)
@@ -176,7 +177,9 @@ def test_what_a_cut_cable_takes_runs_elsewhere_and_a_mended_one_brings_work_agai
     joined.control.hive("executor", "undrain", "executor-1")
     assert joined.device.json("status")["state"] == "ready"
     print(
-        f"{len(lost)} attempts lost, ended elsewhere {ended_s:.1f} s after the cut; work done {back_s:.1f} s after the mend"
+        f"{len(lost)} attempts lost, ended elsewhere {ended_s:.1f} s after the cut",
+        f"work done {back_s:.1f} s after the mend",
+        sep="; ",
     )
 
 
@@ -195,18 +198,20 @@ def test_a_used_token_and_a_joined_home_are_refused_and_nothing_is_left(joined):
     again = joined.device.hive("executor", "join", token, "--detach", check=False)
     assert again.returncode == 2 and "has joined" in again.stderr
     other = joined.hosts.device.folder / "other"
-    joined.device.hive("executor", "join", token, "--name", "second", "--detach", "--home", str(other))
+    options = ("--free-ports", "--detach", "--home")
+    joined.device.hive("executor", "join", token, "--name", "second", *options, str(other))
     joined.device.hive("down", "--home", str(other))
     third = joined.hosts.device.folder / "third"
-    used = joined.device.hive("executor", "join", token, "--detach", "--home", str(third), check=False)
+    used = joined.device.hive("executor", "join", token, *options, str(third), check=False)
     assert used.returncode == 1 and "used by another machine" in used.stderr
     assert not third.exists()
 
 
 def test_a_revoked_machine_is_out_at_once_and_stays_out(joined):
     begun = time.monotonic()
-    joined.control._ask(f"/v1/executors/{joined.id}/revoke", b"{}")
-    wait_until(lambda: not joined.device.supervised(), 30, "the second machine has stopped by itself")
+    joined.control.hive("executor", "revoke", NAME, "--yes")
+    device = Home(joined.device.home)
+    wait_until(lambda: device.supervisor_pid() is None, 60, "the second machine has stopped by itself")
     stopped_s = time.monotonic() - begun
     print(f"revoked: the second machine had stopped {stopped_s:.1f} s later")
     assert joined.state()["state"] == "revoked"
