@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261125
 
-FAULTS = "kill during commit,cut answer to commit,cut commit,kill executor,kill backend,cut executors"
+FAULTS = "kill during commit,cut answer to commit,cut commit,kill executor,kill backend,two schedulers"
 """What no other test does to a whole installation, and what lasts no longer than a restart."""
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_500)]
