@@ -15,6 +15,7 @@ from hive_cli.supervisor.leash import leashed
 from hive_cli.supervisor.logs import LOG_BYTES_MAX, bound_log, log_tail
 from hive_cli.supervisor.probes import Answer, Probed
 from hive_cli.supervisor.process import EXECUTOR_FINALS, Child, ProcessSpec
+from hive_executor.bootstrap import REVOKED_EXIT_CODE, SUPERSEDED_EXIT_CODE
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = (
@@ -74,9 +75,16 @@ async def test_a_process_that_dies_at_once_is_tried_again_ever_more_slowly(run: 
 
 
 async def test_a_superseded_executor_is_left_alone(run: Callable[..., Child]) -> None:
-    child = run("raise SystemExit(3)", finals=EXECUTOR_FINALS)
+    child = run(f"raise SystemExit({SUPERSEDED_EXIT_CODE})", finals=EXECUTOR_FINALS)
     await until(lambda: child.snapshot().state == "superseded")
     assert child.restarts == 0
+
+
+async def test_a_revoked_executor_is_not_started_for_ever(run: Callable[..., Child]) -> None:
+    child = run(f"raise SystemExit({REVOKED_EXIT_CODE})", finals=EXECUTOR_FINALS)
+    await until(lambda: child.snapshot().state == "revoked")
+    assert child.restarts == 0 and child.pid is None
+    assert child.final is not None and "join anew" in child.final.problem
 
 
 async def test_exit_code_3_of_a_service_means_nothing_special(run: Callable[..., Child]) -> None:
