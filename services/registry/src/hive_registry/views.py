@@ -30,8 +30,9 @@ SCHEMA: Final = "registry"
 NAMES_MAX: Final = 10_000
 """Names that are looked at when the nearest one is sought."""
 
-REVOKED_MAX: Final = 10_000
-"""Revoked keys that NATS is told, the latest ones: the credentials of all others ran out long ago."""
+REVOKED_MAX: Final = 8_000
+"""Revoked keys that NATS is told, the latest ones: as many as fit into one message, and the credentials of all
+others ran out long ago."""
 
 _ENROL = """
 INSERT INTO registry.executors
