@@ -69,13 +69,18 @@ class Log:
         return found[0], event
 
 
+def piece_of(message: pb.CompleteResponse) -> bytes:
+    """Return what a message holds of the body."""
+    return message.chunk or message.head.chunk
+
+
 class Answered:
     """An answer as a caller of the router has it."""
 
     def __init__(self, call_id: str, messages: list[pb.CompleteResponse]) -> None:
         self.id = call_id
         self.head = messages[0].head
-        self.body = b"".join(message.chunk for message in messages[1:])
+        self.body = b"".join(piece_of(message) for message in messages)
 
     @property
     def json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 from hive_common.kernel.errors import InvalidArgument, NotFound
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
 
-from .conftest import Log, Router, Start
+from .conftest import Log, Router, Start, piece_of
 
 
 async def test_a_call_is_answered_whole(router: Router, back_end: ScriptedBackEnd, log: Log) -> None:
@@ -67,7 +67,7 @@ async def test_cancelling_the_call_cancels_the_generation(
     call_id = "01890000-0000-7000-8000-000000000001"
     pending = router.begin(stream=True, call_id=call_id)
     async for message in pending:
-        if b"content" in message.chunk:
+        if b"content" in piece_of(message):
             break
     left_s = asyncio.get_running_loop().time()
     pending.cancel()

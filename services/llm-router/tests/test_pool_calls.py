@@ -11,7 +11,7 @@ from hive_common.kernel.ids import new_id
 from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.scripted import text_of
 
-from .conftest import Log, Router, Start, capabilities
+from .conftest import Log, Router, Start, capabilities, piece_of
 from .devices import Device, InferCall, token_event
 
 SMALL = Model(name="small", backend="ollama", loaded=True)
@@ -82,7 +82,7 @@ async def test_a_device_is_never_further_ahead_than_its_credit(start: Start, log
         pending = router.begin("small", stream=True, timeout=60)
         text, seen = b"", 0
         async for message in pending:
-            text += message.chunk
+            text += piece_of(message)
             seen = text.count(b"data: {")
             # What gRPC and the router have taken is ahead of this reader too, so only the end can be exact.
         assert (seen, len(said)) == (1_000, 1_000)
@@ -105,8 +105,8 @@ async def test_a_device_that_ignores_its_credit_is_cut_off(start: Start, log: Lo
         await known(router, log, executor)
         said = b""
         async for message in router.begin("small", stream=True):
-            said += message.chunk
-            if message.chunk:
+            said += piece_of(message)
+            if piece_of(message):
                 first_came.set()
         assert b"more than it was asked for" in said.split(b"\n\n")[-2]
         await next(iter(device.calls.values())).cancelled.wait()
@@ -196,7 +196,7 @@ async def test_cancelling_the_call_cancels_it_at_the_device(start: Start, log: L
         await known(router, log, executor)
         pending = router.begin("small", stream=True)
         async for message in pending:
-            if message.chunk:
+            if piece_of(message):
                 break
         pending.cancel()
         await next(iter(device.calls.values())).cancelled.wait()

@@ -185,12 +185,15 @@ class CompleteHead(_message.Message):
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     status: _builtins.int
     content_type: _builtins.str
     route: _builtins.str
     """local | pool | cloud"""
     executor: _builtins.str
     """id of the device that serves the call"""
+    chunk: _builtins.bytes
+    """the first piece of the body"""
     def __init__(
         self,
         *,
@@ -198,10 +201,11 @@ class CompleteHead(_message.Message):
         content_type: _builtins.str = ...,
         route: _builtins.str = ...,
         executor: _builtins.str = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,8 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+        """One call of an OpenAI endpoint. The first message is the head, with the first piece of the body where that is there
+        already; all others are pieces of the body. What fails
         before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
         events ends in `data: [DONE]` or in an event with an `error`.
         """

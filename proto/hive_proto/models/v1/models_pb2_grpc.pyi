@@ -35,7 +35,8 @@ class ModelsStub:
     def __new__(cls, channel: _aio.Channel) -> ModelsAsyncStub: ...
     List: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListRequest, _models_pb2.ListResponse]
     Complete: _grpc.UnaryStreamMultiCallable[_models_pb2.CompleteRequest, _models_pb2.CompleteResponse]
-    """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+    """One call of an OpenAI endpoint. The first message is the head, with the first piece of the body where that is there
+    already; all others are pieces of the body. What fails
     before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
     events ends in `data: [DONE]` or in an event with an `error`.
     """
@@ -49,7 +50,8 @@ class ModelsAsyncStub(ModelsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     List: _aio.UnaryUnaryMultiCallable[_models_pb2.ListRequest, _models_pb2.ListResponse]  # type: ignore[assignment]
     Complete: _aio.UnaryStreamMultiCallable[_models_pb2.CompleteRequest, _models_pb2.CompleteResponse]  # type: ignore[assignment]
-    """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+    """One call of an OpenAI endpoint. The first message is the head, with the first piece of the body where that is there
+    already; all others are pieces of the body. What fails
     before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
     events ends in `data: [DONE]` or in an event with an `error`.
     """
@@ -72,7 +74,8 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_models_pb2.CompleteResponse], _abc.AsyncIterator[_models_pb2.CompleteResponse]]:
-        """One call of an OpenAI endpoint. The first message is the head, all others are pieces of the body. What fails
+        """One call of an OpenAI endpoint. The first message is the head, with the first piece of the body where that is there
+        already; all others are pieces of the body. What fails
         before the head is an error of the call; what fails after it is told in the body: a stream of server-sent
         events ends in `data: [DONE]` or in an event with an `error`.
         """

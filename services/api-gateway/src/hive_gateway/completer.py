@@ -62,10 +62,14 @@ class RouterCompleter:
             rpc.cancel()
             raise Internal("the router began an answer without its head")
         head = first.head
-        return RoutedAnswer(Head(head.status, head.content_type, head.route, head.executor), self._chunks(rpc))
+        return RoutedAnswer(
+            Head(head.status, head.content_type, head.route, head.executor), self._chunks(rpc, head.chunk)
+        )
 
-    async def _chunks(self, rpc: Any) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, rpc: Any, first: bytes) -> AsyncGenerator[bytes, None]:
         try:
+            if first:
+                yield first
             while (message := await rpc.read()) is not grpc.aio.EOF:
                 yield message.chunk
         except grpc.aio.AioRpcError as error:

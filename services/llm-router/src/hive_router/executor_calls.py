@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
-from hive_common.bus.allowance import Allowances, Verdict
+from hive_common.bus.allowance import REQUESTS, Allowances, Verdict
 from hive_common.contracts.messages import ModelCallRequest, call_subject, inbox_prefix
 from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall, narrowed
 from hive_common.inference.chunks import Sender
@@ -71,7 +71,7 @@ class ExecutorCalls:
         self._devices = devices
         self._settings = settings
         self._calls: dict[str, dict[str, _Asked]] = {}
-        self._allowances = Allowances(time.monotonic)
+        self._allowances = Allowances(REQUESTS, time.monotonic)
 
     async def open(self) -> None:
         """Listen."""

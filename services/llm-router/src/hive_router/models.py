@@ -57,9 +57,14 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         answer = await self._waterfall.complete(call, asker)
         chunks, head = answer.chunks, answer.head
         try:
+            # Its first piece is there already; most answers are one message then.
             yield models_pb2.CompleteResponse(
                 head=models_pb2.CompleteHead(
-                    status=head.status, content_type=head.content_type, route=head.route, executor=head.executor
+                    status=head.status,
+                    content_type=head.content_type,
+                    route=head.route,
+                    executor=head.executor,
+                    chunk=await anext(chunks, b""),
                 )
             )
             async for chunk in chunks:
