@@ -125,7 +125,7 @@ class JoinedSupervisor(Running):
         return (
             f"{settings.executor.name} works for {settings.gateway}, ready after {seconds:.1f} s\n"
             f"  models  http://127.0.0.1:{settings.ports[MODELS]}/v1   for programs of this machine\n"
-            "next: hive status   hive down"
+            f"next: hive status{self._option()}   hive down{self._option()}"
         )
 
     def _ended_for_good(self, child: Child) -> None:

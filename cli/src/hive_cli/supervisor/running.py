@@ -13,7 +13,7 @@ import aiohttp
 import psycopg
 from hive_common.kernel.errors import DeadlineExceeded, FailedPrecondition, HiveError
 
-from hive_cli.home import Home
+from hive_cli.home import Home, find_home
 from hive_cli.supervisor import names
 from hive_cli.supervisor.logs import log_tail, readable
 from hive_cli.supervisor.process import Child, ProcessSpec, describe_exit
@@ -89,6 +89,10 @@ class Running(ABC):
                 await asyncio.gather(starting, stopping, return_exceptions=True)
                 await self._shut_down()
         return code
+
+    def _option(self) -> str:
+        """Return what commands need behind them to mean this home, where they do not by themselves."""
+        return "" if find_home(None).root == self._home.root else f" --home {self._home.root}"
 
     def _add(self, spec: ProcessSpec) -> Child:
         child = Child(spec, self._save, self._on_restart, self._ended_for_good)

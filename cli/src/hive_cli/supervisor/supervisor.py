@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import aiohttp
 from hive_common.kernel.errors import HiveError
@@ -20,7 +19,7 @@ from hive_cli.supervisor.logs import bound_log
 from hive_cli.supervisor.plan import executor_spec, nats_spec, postgres_spec, service_spec
 from hive_cli.supervisor.progress import Report, Reporter
 from hive_cli.supervisor.provision import active_executors, provision, write_private
-from hive_cli.supervisor.public import problem_of
+from hive_cli.supervisor.public import problem_of, url_for_others
 from hive_cli.supervisor.running import Running
 from hive_cli.supervisor.small_model import small_model_spec
 from hive_cli.supervisor.state import end_leftovers
@@ -126,17 +125,20 @@ class Supervisor(Running):
             group.create_task(self._ready(nats, f"NATS on port {ports['nats']}"))
 
     def _welcome(self, seconds: float) -> str:
-        endpoints, root = self._settings.endpoints, self._home.root
-        option = "" if os.environ.get("HIVE_HOME") == str(root) else f" --home {root}"
-        if root == Path("~/.hivefabric").expanduser():
-            option = ""
+        endpoints, option = self._settings.endpoints, self._option()
         return (
             f"HiveFabric is ready after {seconds:.1f} s\n"
             f"  REST   {endpoints.http}   (key in {self._home.api_key_file})\n"
             f"  gRPC   {endpoints.grpc}\n"
             f"  NATS   {endpoints.nats}\n"
+            f"{self._for_others()}"
             f"next: hive status{option}   hive agent init hello   hive run JOB.yaml{option}   hive down{option}"
         )
+
+    def _for_others(self) -> str:
+        if not self._settings.public:
+            return ""
+        return f"  others {url_for_others(self._settings)}   (let a machine join: hive executor token)\n"
 
     def _stop_order(self) -> Iterable[list[str]]:
         yield [names.GATEWAY]
