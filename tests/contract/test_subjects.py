@@ -70,6 +70,10 @@ def test_tables_describe_no_field_that_there_is_not() -> None:
         messages.report_subject("<id>"),
         messages.hello_subject("<id>"),
         messages.log_subject("<id>", "<task>", "<attempt>"),  # type: ignore[arg-type]
+        messages.infer_subject("<id>"),
+        messages.stream_subject("<id>", "<call>"),
+        messages.call_subject("<id>", "model"),
+        messages.call_subject("<id>", "model-done"),
         messages.inbox_prefix("<id>"),
         messages.HEAD_SUBJECT,
         messages.LEADER_SUBJECT,
@@ -91,6 +95,9 @@ def test_every_subject_function_of_the_module_is_looked_at() -> None:
         "report_subject",
         "hello_subject",
         "log_subject",
+        "infer_subject",
+        "stream_subject",
+        "call_subject",
         "inbox_prefix",
         "event_subject",
     }

@@ -143,7 +143,8 @@ class Executor:
             # Models of this device answer its programs whatever is away.
             await self._models.open()
             stack.push_async_callback(self._models.close)
-            self._models.run((await stack.enter_async_context(_Background(self._stop))).start)
+            watching = await stack.enter_async_context(_Background(self._stop))
+            self._models.run(watching.start, self._greeter.look_again)
             if not await self._unless_stopped(self._start_pool()):
                 return
             stack.push_async_callback(self._pool.close)
@@ -227,7 +228,7 @@ class Executor:
                 self._attempts.give_back(f"no lease could be renewed for {self._config.offline_stop_ms} ms")
 
     async def _look(self) -> Capabilities:
-        return await self._device.capabilities(await self._models.look())
+        return await self._device.capabilities(self._models.found)
 
     def _changed(self) -> None:
         self._reporter.wake()

@@ -55,6 +55,10 @@ class Greeter:
         self._told = None
         self._wake.set()
 
+    def look_again(self) -> None:
+        """Look now: something may have changed."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Greet for ever. Ends only by being cancelled."""
         backoff = Backoff()

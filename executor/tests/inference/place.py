@@ -232,7 +232,7 @@ class Places:
         await models.connect()
         await settled(link.client)
         tasks: list[asyncio.Task[None]] = []
-        models.run(lambda name, work: tasks.append(asyncio.create_task(work, name=name)))
+        models.run(lambda name, work: tasks.append(asyncio.create_task(work, name=name)), lambda: None)
         self.ends.append(models.disconnect)
 
         async def end() -> None:

@@ -4,11 +4,12 @@ import asyncio
 
 import msgspec
 import pytest
-from hive_common.contracts.messages import InferRequest
+from hive_common.contracts.messages import InferRequest, infer_subject
 from hive_common.inference.parts import PART_BYTES_MAX
 from hive_common.inference.sse import DONE
-from hive_common.kernel.errors import InvalidArgument, NotFound, RateLimited, Unavailable
+from hive_common.kernel.errors import InvalidArgument, NotFound, RateLimited
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
+from nats.errors import NoRespondersError
 
 from .place import Places, call, read, until
 
@@ -121,5 +122,5 @@ async def test_a_device_that_stops_says_so(places: Places, scripted: ScriptedBac
     stream = await reading
     assert b'data: {"error":' in stream and b"stops" in stream
     await scripted.until(lambda: scripted.counts.cancelled == 1)
-    with pytest.raises(Unavailable):
-        await (await place.router.infer(call())).begun()
+    with pytest.raises(NoRespondersError):
+        await place.router.client.request(infer_subject(place.router.executor), b"{}")

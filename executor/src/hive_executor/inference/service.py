@@ -1,7 +1,7 @@
 """Everything about models that one executor has."""
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from hive_common.contracts.events import Model
 from hive_common.inference.backends import BackEnds
@@ -14,6 +14,9 @@ from hive_executor.inference.reports import CallReports
 from hive_executor.inference.serving import LoopbackPort
 from hive_executor.inference.taking import Taker
 from hive_executor.link import Link
+
+LOOK_MS: Final = 5_000
+"""A model that somebody has just pulled, or whose server was stopped, is noticed within this time."""
 
 
 class DeviceModels:
@@ -44,8 +47,14 @@ class DeviceModels:
         await self._way.open()
         await self._taker.open()
 
-    def run(self, start: Callable[[str, Coroutine[Any, Any, None]], None]) -> None:
-        """Start what works without the control plane too. `start` starts one task, by its name."""
+    def run(self, start: Callable[[str, Coroutine[Any, Any, None]], None], on_change: Callable[[], None]) -> None:
+        """Start what works without the control plane too.
+
+        Args:
+            start: starts one task, by its name.
+            on_change: is called when a model came, went, or was loaded.
+        """
+        start("models watch", self._back_ends.run(LOOK_MS, on_change))
         start("model call reports", self._reports.run())
         start("model calls watch", self._way.run())
         if self._port is not None:
@@ -60,9 +69,10 @@ class DeviceModels:
         """Let go of the back ends."""
         await self._back_ends.close()
 
-    async def look(self) -> tuple[Model, ...]:
-        """Return what the back ends serve now."""
-        return (await self._back_ends.look())[:MODELS_MAX]
+    @property
+    def found(self) -> tuple[Model, ...]:
+        """What the back ends served when they were last looked at."""
+        return self._back_ends.found[:MODELS_MAX]
 
     @property
     def reports_waiting(self) -> int:

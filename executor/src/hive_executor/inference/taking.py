@@ -11,6 +11,7 @@ from hive_common.inference.chunks import Sender
 from hive_common.inference.parts import Assembly
 from hive_common.kernel.errors import HiveError, InvalidArgument, RateLimited, Unavailable
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from hive_executor.link import Link
 from hive_executor.metrics import MODEL_CALLS_RUNNING, MODEL_CALLS_TAKEN
@@ -54,13 +55,18 @@ class Taker:
         self._completer = completer
         self._calls_max = calls_max
         self._calls: dict[str, _Taken] = {}
+        self._subscription: Subscription | None = None
 
     async def open(self) -> None:
         """Take calls from now on."""
-        await self._link.client.subscribe(infer_subject(self._link.executor_id), cb=self._receive)
+        subject = infer_subject(self._link.executor_id)
+        self._subscription = await self._link.client.subscribe(subject, cb=self._receive)
 
     async def close(self) -> None:
-        """Cancel what runs, and say so."""
+        """Take nothing more, cancel what runs, and say so."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._link.client.is_closed:
+            await subscription.unsubscribe()
         ending = tuple(self._calls.items())
         for call, taken in ending:
             self._let_go(call)

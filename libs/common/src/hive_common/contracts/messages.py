@@ -169,8 +169,9 @@ class StreamChunk(Message, frozen=True, kw_only=True):
 class ModelCallRequest(Message, frozen=True, kw_only=True):
     """`hive.exec.<id>.call.model`: an executor asks for a model call, for a guest or for a program on its device.
 
-    `op`, `body`, `parts` and `credit` as in `InferRequest`. The answer are `StreamChunk`s at the reply subject.
-    `task` and `attempt` name the guest that asks; without them a program on the device does.
+    `op`, `body`, `parts` and `credit` as in `InferRequest`; `op` `models` asks for a list of `OfferedModel`. The
+    answer are `StreamChunk`s at the reply subject. `task` and `attempt` name the guest that asks; without them a
+    program on the device does.
     """
 
     op: str

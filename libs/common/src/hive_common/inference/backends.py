@@ -6,7 +6,7 @@ What a back end gets wrong is made right here: names, tools that it would drop, 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -272,11 +272,13 @@ class BackEnds:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def run(self, interval_ms: int) -> None:
-        """Look again and again. Ends only by being cancelled."""
+    async def run(self, interval_ms: int, on_change: Callable[[], None] = lambda: None) -> None:
+        """Look again and again, and call `on_change` when something is different. Ends only by being cancelled."""
         while True:
             await asyncio.sleep(interval_ms / 1000)
-            await self.look()
+            before = self.found
+            if await self.look() != before:
+                on_change()
 
     async def look(self) -> tuple[Model, ...]:
         """Look at what all of them serve now, and return each model once, in order of name."""
