@@ -189,7 +189,7 @@ class Stack:
         token = self.installation.json("executor", "token")["token"]
         self.installation.hive("executor", "drain", "executor-1")
         began = time.perf_counter()
-        join = ("executor", "join", token, "--name", "device", "--model-url", self._far, "--detach")
+        join = ("executor", "join", token, "--name", "device", "--model-url", self._far, "--free-ports", "--detach")
         self.device.hive(*join)
         job = {
             "apiVersion": "hive/v1",
