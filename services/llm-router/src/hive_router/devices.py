@@ -70,6 +70,10 @@ class Devices:
         row = self._rows.get(executor)
         return None if row is None or row.revoked else row.owner
 
+    def known(self) -> Iterable[str]:
+        """Return the executors that are not revoked."""
+        return [executor for executor, row in self._rows.items() if not row.revoked]
+
     def moved(self, position: int) -> None:
         """Note that the view changes at a position of the log, in a transaction that is about to be committed."""
         self._position = position

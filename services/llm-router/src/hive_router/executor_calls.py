@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
-from hive_common.bus.allowance import REQUESTS, Allowances, Verdict
+from hive_common.bus.allowance import Allowance
+from hive_common.bus.intake import Intake
 from hive_common.contracts.messages import ModelCallRequest, call_subject, inbox_prefix
 from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall, narrowed
 from hive_common.inference.chunks import Sender
@@ -71,11 +71,12 @@ class ExecutorCalls:
         self._devices = devices
         self._settings = settings
         self._calls: dict[str, dict[str, _Asked]] = {}
-        self._allowances = Allowances(REQUESTS, time.monotonic)
 
     async def open(self) -> None:
         """Listen."""
-        await self._client.subscribe(call_subject("*", "model"), cb=self._receive)
+        # One message for each part of a body, and for every half of the credit that was used up.
+        allowance, subject = Allowance(in_flight=0), call_subject("*", "model")
+        await Intake(self._client, subject, self._receive, self._flooded, allowance, self._devices.known).open()
 
     async def close(self) -> None:
         """Cancel what runs."""
@@ -87,12 +88,10 @@ class ExecutorCalls:
         for asked in list(self._calls.get(executor, {}).values()):
             self._drop(asked)
 
-    async def _receive(self, message: Msg) -> None:
-        executor = message.subject.split(".")[2]
-        if self._allowances.ask(executor, len(message.data)) is not Verdict.TAKE:
-            ASKED.labels("flood").inc()
-            return
-        self._allowances.done(executor)
+    async def _flooded(self, executor: str, message: Msg) -> None:
+        ASKED.labels("flood").inc()
+
+    async def _receive(self, executor: str, message: Msg) -> None:
         try:
             request = _decode(message.data)
         except (msgspec.DecodeError, RecursionError):

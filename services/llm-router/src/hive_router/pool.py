@@ -3,10 +3,12 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
 import msgspec
+from hive_common.bus.allowance import Allowance
+from hive_common.bus.intake import Intake
 from hive_common.contracts.messages import InferRequest, StreamChunk, infer_subject, stream_subject
 from hive_common.inference.calls import Answer, Head, ModelCall
 from hive_common.inference.chunks import Receiver
@@ -27,6 +29,9 @@ AFTER_RECONNECT_S: Final = 5.0
 
 LOOK_S: Final = 1.0
 """How often NATS is asked whether the devices with calls still listen."""
+
+CHUNKS: Final = Allowance(per_s=50_000, burst=50_000, in_flight=0, flood_per_s=10_000)
+"""Of one device: a hundred streams of some hundred tokens a second each, five times over."""
 
 _STRAYS_MAX: Final = 1_024
 _decode = msgspec.json.Decoder(StreamChunk).decode
@@ -74,7 +79,7 @@ class Pool:
         """Listen to what devices say."""
         self._client = client
         self._replies = client.new_inbox()
-        await client.subscribe(stream_subject("*", "*"), cb=self._receive)
+        await Intake(client, stream_subject("*", "*"), self._receive, self._flooded, CHUNKS, self._busy).open()
         await client.subscribe(f"{self._replies}.*", cb=self._replied)
 
     async def run(self) -> None:
@@ -169,8 +174,15 @@ class Pool:
                 if other.executor == incoming.executor:
                     other.receiver.fail(Unavailable(f"{other.name}: it is not connected"))
 
-    async def _receive(self, message: Msg) -> None:
-        _, _, executor, _, call = message.subject.split(".")
+    def _busy(self) -> Iterable[str]:
+        return {incoming.executor for incoming in self._calls.values()}
+
+    async def _flooded(self, executor: str, message: Msg) -> None:
+        CHUNKS_REFUSED.labels("flood").inc()
+        self.gone(executor)
+
+    async def _receive(self, executor: str, message: Msg) -> None:
+        call = message.subject.rpartition(".")[2]
         incoming = self._calls.get(call)
         if incoming is None:
             await self._stray(executor, call)
