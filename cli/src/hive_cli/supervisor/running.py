@@ -69,7 +69,7 @@ class Running(ABC):
             stopping = asyncio.create_task(self._stop.wait())
             try:
                 await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not starting.done():
+                if self._failure or not starting.done():
                     why = self._failure or "stopped before everything was ready"
                     self._report(Report("failed", why))
                 elif (error := starting.exception()) is not None:
