@@ -238,7 +238,7 @@ class TestCommands:
     def test_a_model_answers_on_the_terminal(self, both: Both) -> None:
         said = both.installation.hive("model", "chat", FAR, "count").stdout
         assert said.strip() == text_of(TOKENS).strip()
-        whole = both.installation.json("model", "chat", both.model, "What is the capital of France?")
+        whole = both.installation.json("model", "chat", both.model, "What is it?", "--max-tokens", "8")
         assert whole["choices"][0]["message"]["content"]
 
     def test_models_are_listed_and_a_call_is_explained(self, both: Both) -> None:

@@ -19,12 +19,12 @@ SET_UP_ALREADY = "make setup"
 SECONDS_MAX = 180.0
 
 
-def blocks_of(title: str) -> list[str]:
-    """Return the shell blocks of a section of the README."""
+def blocks_of(title: str, language: str = "bash") -> list[str]:
+    """Return the shell blocks, or others, of a section of the README."""
     text = (ROOT / "README.md").read_text()
     section = re.search(rf"^## {title}$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     assert section, f"README.md has no section `{title}`"
-    return re.findall(r"^```bash\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
 
 
 def tour() -> str:
@@ -96,6 +96,21 @@ def test_a_second_machine_is_added_as_it_is_typed(scratch: Installation, tmp_pat
         assert "laptop" in said and '"total": 204' in said
     finally:
         Installation(Path(on_second["HIVE_HOME"])).hive("down", check=False)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the section shows REST with curl, which is not here")
+def test_models_are_used_as_it_is_typed(scratch: Installation, tmp_path: Path) -> None:
+    """Editors are no part of it: they need the same address and key."""
+    pytest.importorskip("xllamacpp", reason="needs the extra `model`: make setup installs it")
+    title = "Use it from your editor"
+    (program,) = blocks_of(title, "python")
+    (tmp_path / "program.py").write_text(program)
+    environment = {**scratch.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    scratch.hive("init", "--free-ports")
+    script = "".join(blocks_of(title)) + "\necho answers:\npython program.py\n"
+    said, _, answers = typed(script, tmp_path, environment).stdout.partition("answers:\n")
+    assert "smollm2" in said and said.count("data: [DONE]") == 1
+    assert len(answers.split()) > 2
 
 
 @pytest.mark.parametrize(

@@ -68,26 +68,32 @@ def chat(
         str | None, typer.Argument(metavar="PROMPT", help="Without one: a conversation, or what is piped in.")
     ] = None,
     system: Annotated[str, typer.Option("--system", help="What the model is told beforehand.")] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Of one answer; else as many as the model likes.")
+    ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """Talk to a model; its answer is shown as it comes."""
     messages = [{"role": "system", "content": system}] if system else []
+    asked: dict[str, Any] = {"model": model, "messages": messages}
+    if max_tokens is not None:
+        asked["max_tokens"] = max_tokens
     with connect(home) as api:
         if prompt is None and sys.stdin.isatty() and not as_json:
-            _converse(api, model, messages)
+            _converse(api, asked)
             return
         said = sys.stdin.read() if prompt is None else prompt
         if not said.strip():
             raise InvalidArgument("PROMPT: expected a text, as an argument or on standard input")
         messages.append({"role": "user", "content": said})
         if as_json:
-            print_json(api.post(_CHAT, {"model": model, "messages": messages}))
+            print_json(api.post(_CHAT, asked))
         else:
-            _say(api, model, messages)
+            _say(api, asked)
 
 
-def _converse(api: "Api", model: str, messages: list[dict[str, str]]) -> None:
+def _converse(api: "Api", asked: dict[str, Any]) -> None:
     err.print("an empty line or Ctrl-D ends it", style="dim")
     while True:
         try:
@@ -97,14 +103,14 @@ def _converse(api: "Api", model: str, messages: list[dict[str, str]]) -> None:
             return
         if not said.strip():
             return
-        messages.append({"role": "user", "content": said})
-        messages.append({"role": "assistant", "content": _say(api, model, messages)})
+        asked["messages"].append({"role": "user", "content": said})
+        asked["messages"].append({"role": "assistant", "content": _say(api, asked)})
 
 
-def _say(api: "Api", model: str, messages: list[dict[str, str]]) -> str:
+def _say(api: "Api", asked: dict[str, Any]) -> str:
     """Show an answer as it comes and return it."""
     said = []
-    with api.answer_events(_CHAT, {"model": model, "messages": messages, "stream": True}) as (headers, events):
+    with api.answer_events(_CHAT, asked | {"stream": True}) as (headers, events):
         try:
             for text in _texts(events):
                 said.append(text)
