@@ -108,7 +108,11 @@ class Recorder:
     async def _write_batch(self) -> None:
         batch = [self._waiting[at] for at in range(min(BATCH_MAX, len(self._waiting)))]
         try:
-            events = [await self._event_of(flight) for flight in batch]
+            events = []
+            for flight in batch:
+                events.append(await self._event_of(flight))
+                # Putting a stream together takes a while; those that run must not stand still for all of them.
+                await asyncio.sleep(0)
         except (HiveError, OSError) as error:
             # The disk for long values is full or gone: their counts are worth keeping.
             log.warning("requests and answers are not kept: %s", error)
