@@ -23,7 +23,7 @@ _OVERFLOW_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_s
 _OVERFLOW: Final = re.compile(
     r"maximum context length|exceeds? the (available|maximum|model'?s?) (context|input)"
     r"|context (size|length|window) (is )?exceeded|longer than the (maximum )?(model|context)"
-    r"|input length exceeds|greater than the context length",
+    r"|input length exceeds|greater than the context length|(is )?too large to process",
     re.IGNORECASE,
 )
 
