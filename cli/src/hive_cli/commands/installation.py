@@ -248,7 +248,7 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     out.print(f"[bold]{found['state']}[/bold]   {home.root}")
     joined = found["joined"]
     if joined is not None:
-        out.print(f"{joined['name']} works for {joined['http']}   {joined['executor_id']}", style="dim")
+        out.print(escape(f"{joined['name']} works for {joined['http']}   {joined['executor_id']}"), style="dim")
         out.print(f"models for programs of this machine: {found['endpoints']['http']}/v1", style="dim")
     state = read_state(home)
     if found["state"] == "stopped" or state is None:
@@ -284,7 +284,7 @@ def _print_installation(found: dict[str, Any]) -> None:
     for name, where in found["endpoints"].items():
         out.print(f"{name:>9}  {where}", style="dim")
     for name, where in (found["public"] or {}).items():
-        out.print(f"{name:>9}  {where}   for other machines", style="dim")
+        out.print(escape(f"{name:>9}  {where}   for other machines"), style="dim")
     executors = (
         (one["name"], one["state"], f"{one['running']}/{one['slots']}", one["id"]) for one in found["executors"]
     )

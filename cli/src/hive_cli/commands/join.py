@@ -12,6 +12,7 @@ from hive_common.contracts.joining import parse_token
 from hive_common.kernel.errors import Conflict, InvalidArgument
 from hive_common.ops.config import write_config
 from hive_executor.small_model import require_small_model
+from rich.markup import escape
 
 from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
 from hive_cli.options import HomeOption
@@ -75,7 +76,7 @@ def join(
             model_urls=urls,
         )
         write_config(place.joined_file, settings)
-    err.print(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})", highlight=False)
+    err.print(escape(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})"))
     raise typer.Exit(_start(place, detach, with_model))
 
 
