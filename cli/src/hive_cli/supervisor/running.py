@@ -79,16 +79,20 @@ class Running(ABC):
                     self._state = "ready"
                     self._save()
                     await stopping
-                    if self._failure:
-                        self._report(Report("failed", self._failure))
-                    else:
-                        code = 0
+                    code = self._ended()
             finally:
                 for task in (starting, stopping):
                     task.cancel()
                 await asyncio.gather(starting, stopping, return_exceptions=True)
                 await self._shut_down()
         return code
+
+    def _ended(self) -> int:
+        """Say why this ends without having been asked to, where that is so, and return the exit code."""
+        if not self._failure:
+            return 0
+        self._report(Report("failed", self._failure))
+        return 1
 
     def _option(self) -> str:
         """Return what commands need behind them to mean this home, where they do not by themselves."""
