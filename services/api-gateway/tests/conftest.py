@@ -64,10 +64,15 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
         self.events[job.job_id] = []
         return job
 
-    async def record(self, job_id: str, event_type: str, data: bytes = b"{}") -> int:
+    async def record(self, job_id: str, event_type: str, data: bytes = b"{}", stream: str = "") -> int:
         self._position += 1
         event = jobs_pb2.JobEvent(
-            position=self._position, stream=job_id, type=event_type, ts_us=7, data_json=data, actor="scheduler"
+            position=self._position,
+            stream=stream or job_id,
+            type=event_type,
+            ts_us=7,
+            data_json=data,
+            actor="scheduler",
         )
         async with self.changed:
             self.events[job_id].append(event)

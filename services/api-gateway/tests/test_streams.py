@@ -5,6 +5,7 @@ import json
 import msgspec
 import pytest
 from hive_common.bus.nats import connect
+from hive_common.contracts.events import TaskAssigned, encode
 from hive_common.contracts.messages import LogBatch, LogLine, log_subject
 from hive_common.kernel.ids import new_id
 from hive_common.testing.identities import EVERYTHING
@@ -161,9 +162,11 @@ async def test_live_logs_of_one_job_flow_while_somebody_follows(
     world = world_with_nats
     live = world.gateway.live_logs
     await eventually(lambda: live._client is not None)
-    job, task = world.jobs.add(), new_id()
+    job, task, executor = world.jobs.add(), new_id(), new_id()
     publisher = await connect(nats_server.issuer.service(EVERYTHING, tmp_path), EVERYTHING)
-    subject = log_subject(new_id(), task, 1)
+    subject = log_subject(executor, task, 1)
+    forged = log_subject(new_id(), task, 1)
+    assigned = encode(TaskAssigned(1, executor, "session", 6_000))
 
     def batch(job_id: str, text: str) -> bytes:
         return msgspec.json.encode(
@@ -173,10 +176,14 @@ async def test_live_logs_of_one_job_flow_while_somebody_follows(
     async with world.session() as http, http.get(f"/v1/jobs/{job.job_id}/logs/stream") as response:
         await response.content.readuntil(b": following\n")
         await publisher.publish(subject, batch(new_id(), "of another job"))
+        await publisher.publish(forged, batch(job.job_id, "of another executor, before it is known"))
         await publisher.publish(subject, b"not json")
         await publisher.publish(subject, batch(job.job_id, "hello\nthere"))
+        await publisher.flush()
+        await world.jobs.record(job.job_id, "TaskAssigned", assigned, task)
         events = await read_sse(response, 1)
         assert json.loads(events[0]["data"])["lines"][0]["text"] == "hello\nthere"
+        await publisher.publish(forged, batch(job.job_id, "of another executor"))
         await publisher.publish(subject, batch(job.job_id, "last words"))
         await publisher.flush()
         await world.jobs.record(job.job_id, "JobSucceeded")

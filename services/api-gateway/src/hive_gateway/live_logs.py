@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
@@ -18,6 +19,10 @@ from nats.aio.subscription import Subscription
 log = logging.getLogger(__name__)
 
 SUBJECT = "hive.exec.*.log.*"
+HOLDERS_MAX = 20_000
+"""Attempts of one job whose lines are let through: the latest ones."""
+EARLY_MAX = 100
+"""Batches that wait for the event that says who may send them."""
 BATCHES_WAITING_MAX = 1_000
 """Batches kept for a follower that reads slowly; what comes on top is dropped and counted."""
 
@@ -25,14 +30,36 @@ _CONNECT_DELAY_S = 1.0
 
 
 class Follower:
-    """What one follower of a job has not read yet."""
+    """What one follower of a job has not read yet.
+
+    Any executor can say that lines are of this job, so only those of the one that an attempt was assigned to count.
+    """
 
     def __init__(self) -> None:
         self._batches: asyncio.Queue[LogBatch] = asyncio.Queue(BATCHES_WAITING_MAX)
         self._dropped = 0
+        self._holders: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._early: deque[tuple[str, LogBatch]] = deque(maxlen=EARLY_MAX)
 
-    def offer(self, batch: LogBatch) -> None:
+    def assigned(self, task: str, attempt: int, executor: str) -> None:
+        """Learn who runs an attempt."""
+        self._holders[task, attempt] = executor
+        if len(self._holders) > HOLDERS_MAX:
+            self._holders.popitem(last=False)
+        early, self._early = self._early, deque(maxlen=EARLY_MAX)
+        for sender, batch in early:
+            self.offer(sender, batch)
+
+    def offer(self, executor: str, batch: LogBatch) -> None:
         """Take a batch, or count it as dropped."""
+        holder = self._holders.get((batch.task, batch.attempt))
+        if holder is None:
+            # Lines and events come on different ways.
+            self._early.append((executor, batch))
+            return
+        if holder != executor:
+            log.warning("executor %s sends lines of attempt %s-%d of another", executor, batch.task, batch.attempt)
+            return
         try:
             self._batches.put_nowait(batch)
         except asyncio.QueueFull:
@@ -128,5 +155,6 @@ class LiveLogs:
         except msgspec.DecodeError as error:
             log.warning("%s: %s", message.subject, error)
             return
+        executor = message.subject.split(".")[2]
         for follower in self._followers.get(batch.job, ()):
-            follower.offer(batch)
+            follower.offer(executor, batch)

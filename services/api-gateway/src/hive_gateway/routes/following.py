@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Header
+from hive_common.contracts.events import TaskAssigned
 from hive_common.contracts.messages import LogBatch, LogLine
 from hive_common.kernel.errors import InvalidArgument
 from hive_proto.jobs.v1 import jobs_pb2
@@ -21,6 +22,7 @@ from hive_gateway.replies import JobId, Position
 from hive_gateway.streams import DONE, SSE_TYPE, EventStream, Followers, frame, primed
 from hive_gateway.upstream import Upstream, UpstreamDep
 
+_ASSIGNED = msgspec.json.Decoder(TaskAssigned)
 LAST_LINES_S = 0.5
 """How long log lines are waited for after a job has ended: they and the end come on different ways."""
 
@@ -79,7 +81,7 @@ def router(peers: Peers, live_logs: LiveLogs, followers: Followers) -> APIRouter
     async def stream_logs(job_id: JobId, upstream: UpstreamDep) -> Response:
         """Follow the logs of a job, best effort; the whole logs are under `/logs` once attempts have reported."""
         job = await require(upstream, job_id)
-        frames = _log_frames(peers, upstream, live_logs, job_id, job.position)
+        frames = _log_frames(peers, upstream, live_logs, job.job_id)
         return EventStream(await upstream.while_connected(primed(frames)), followers)
 
     return api
@@ -101,11 +103,11 @@ async def _job_frames(peers: Peers, upstream: Upstream, job_id: str, position: i
 
 
 async def _log_frames(
-    peers: Peers, upstream: Upstream, live_logs: LiveLogs, job_id: str, position: int
+    peers: Peers, upstream: Upstream, live_logs: LiveLogs, job_id: str
 ) -> AsyncGenerator[bytes, None]:
     async with live_logs.follow(job_id) as follower:
         yield b": following\n\n"
-        ended = asyncio.create_task(_ended(peers, upstream, job_id, position))
+        ended = asyncio.create_task(_ended(peers, upstream, job_id, follower))
         try:
             async with contextlib.aclosing(_until(follower, ended)) as batches:
                 async for batch in batches:
@@ -119,10 +121,14 @@ async def _log_frames(
     yield DONE
 
 
-async def _ended(peers: Peers, upstream: Upstream, job_id: str, position: int) -> None:
-    async with contextlib.aclosing(follow_job(peers, upstream, job_id, position)) as batches:
-        async for _ in batches:
-            pass
+async def _ended(peers: Peers, upstream: Upstream, job_id: str, follower: Follower) -> None:
+    """Return at the end of a job; on the way, tell who runs its attempts. All of them: some may run already."""
+    async with contextlib.aclosing(follow_job(peers, upstream, job_id, 0)) as batches:
+        async for batch in batches:
+            for event in batch:
+                if event.type == "TaskAssigned" and event.data_json:
+                    assigned = _ASSIGNED.decode(event.data_json)
+                    follower.assigned(event.stream, assigned.attempt, assigned.executor)
 
 
 async def _until(follower: Follower, ended: asyncio.Task[None]) -> AsyncGenerator[LogBatch, None]:
