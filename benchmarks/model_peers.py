@@ -3,6 +3,7 @@
 They are installed in an environment of their own (`make bench-peers`), never in HiveFabric's. LiteLLM runs on
 Granian with a worker for each core, its fastest documented setting; Portkey's gateway has no such setting, it is
 one process of Node.js. Both have what a call needs and nothing else: no database, cache, callbacks or log.
+Portkey's streams need `@hono/node-server` before 1.14, which shares the headers of an answer that it should copy.
 """
 
 import hashlib

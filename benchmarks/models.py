@@ -30,6 +30,7 @@ from benchmarks import model_peers
 from benchmarks.cpu import CpuClock, per_task_ms
 from benchmarks.model_client import Connection, Target
 from benchmarks.rounds import spread, spreads
+from benchmarks.stack import write_agents
 
 ROUNDS = int(os.environ.get("HIVE_BENCH_MODEL_ROUNDS", "5"))
 IN_FLIGHT: Final = (1, 4, 16)
@@ -173,6 +174,7 @@ class Stack:
         self.installation = Installation(folder / "home")
         self.device = Installation(folder / "device")
         self.joined_s = 0.0
+        self._folder = folder
 
     def start(self) -> None:
         """Start both, and run a task on the new machine, which is timed from the token on."""
@@ -186,6 +188,7 @@ class Stack:
         wait_until(lambda: self._models() >= expected, 60, f"{expected} are listed")
 
     def _join(self) -> float:
+        self.installation.hive("agent", "push", str(write_agents(self._folder)["command"]))
         token = self.installation.json("executor", "token")["token"]
         self.installation.hive("executor", "drain", "executor-1")
         began = time.perf_counter()
