@@ -259,6 +259,16 @@ async def test_executors_of_this_machine_are_enrolled_at_the_start_and_with_a_ne
             await registry.close()
 
 
+async def test_a_name_means_the_machine_that_is_in_and_not_one_that_was_revoked(registry: Registry) -> None:
+    first = await enrol(registry, Machine("laptop").shows(await issue(registry)))
+    await revoke(registry, "laptop")
+    second = await enrol(registry, Machine("laptop").shows(await issue(registry)))
+    assert (await revoke(registry, "laptop")).executor_id == second.executor_id
+    with pytest.raises(Conflict, match="several executors have the name laptop"):
+        await revoke(registry, "laptop")
+    assert (await revoke(registry, first.executor_id)).revoked
+
+
 async def _refused(nats: NatsConfig) -> bool:
     """Say whether the server refuses these credentials."""
     client = Client()

@@ -132,7 +132,8 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
             if id_or_name in found:
                 return found[id_or_name]
         rows = await self._views.executors_named(id_or_name) if id_or_name.isprintable() else []
-        if len(rows) > 1:
+        # A machine that came back under its name is meant, and not the one it was before.
+        if len(rows) > 1 and (rows[1].revoked_us is None or rows[0].revoked_us is not None):
             raise Conflict(f"several executors have the name {id_or_name}; expected the id of one of them")
         if not rows:
             close = nearest(id_or_name, await self._views.executor_names())

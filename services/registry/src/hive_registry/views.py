@@ -74,7 +74,10 @@ _EXECUTOR = (
     " revoked_us"
 )
 _BY_IDS = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND executor = ANY(%s)"  # noqa: S608
-_BY_NAME = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND name = %s LIMIT 2"  # noqa: S608
+_BY_NAME = f"""
+SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND name = %s
+ORDER BY revoked_us IS NOT NULL, executor LIMIT 2
+"""  # noqa: S608
 _PAGE = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND executor > %s ORDER BY executor LIMIT %s"  # noqa: S608
 _EXECUTOR_NAMES = "SELECT DISTINCT name FROM registry.executors WHERE ns = %s LIMIT %s"
 
@@ -233,7 +236,7 @@ class Views:
         return {row[0]: ExecutorRow(*row) for row in rows}
 
     async def executors_named(self, name: str) -> list[ExecutorRow]:
-        """Return the executors of a name, at most two of them."""
+        """Return the executors of a name, at most two of them, those that are revoked last."""
         return [ExecutorRow(*row) for row in await self._database.fetch(_BY_NAME, (self._ns, name))]
 
     async def executors_after(self, executor: str, limit: int) -> list[ExecutorRow]:
