@@ -196,3 +196,8 @@ class TestTranslation:
     def test_a_stream_without_an_end_ends_in_an_error(self):
         shape = Completions("generate", "m")
         assert "error" in json.loads(shape.end())
+
+    def test_nothing_follows_the_end_of_a_stream(self):
+        shape = Completions("generate", "m")
+        assert json.loads(shape.piece(b"data: [DONE]\n\n"))["done"]
+        assert shape.broken(InvalidArgument("late")) == shape.end() == b""

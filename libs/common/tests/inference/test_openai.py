@@ -6,6 +6,8 @@ import json
 import aiohttp
 import openai
 import pytest
+from hive_common.inference.openai import OpenAIShape
+from hive_common.kernel.errors import Unavailable
 from hive_common.kernel.ids import is_id
 from hive_common.testing.scripted import text_of
 
@@ -89,6 +91,29 @@ class TestOfficialClient:
             async for chunk in stream:
                 text += chunk.choices[0].delta.content or ""
         assert text == text_of(2)
+
+
+class TestEndOfAStream:
+    """What a client is told when what lies behind breaks off."""
+
+    END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+    def test_nothing_follows_its_end(self):
+        shape = OpenAIShape()
+        shape.piece(self.END)
+        assert shape.broken(Unavailable("gone")) == shape.end() == b""
+
+    def test_nothing_follows_an_error(self):
+        shape = OpenAIShape()
+        shape.piece(b'data: {"error":{"message":"gone"}}\n\n')
+        assert shape.broken(Unavailable("gone")) == shape.end() == b""
+
+    @pytest.mark.parametrize("last", [b"", b'data: {"choices":[{"delta":{"content":"data: [DONE]"}}]}\n\n'])
+    def test_without_an_end_there_is_an_error(self, last):
+        shape = OpenAIShape()
+        shape.piece(last)
+        assert b'"error"' in shape.end()
+        assert b'"gone"' in shape.broken(Unavailable("gone"))
 
 
 async def test_a_body_passes_as_it_came(world, http):

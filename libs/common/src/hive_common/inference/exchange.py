@@ -92,7 +92,7 @@ class Shape(Protocol):
         ...
 
     def broken(self, error: BaseException) -> bytes:
-        """Return the last piece of a stream that broke off."""
+        """Return the last piece of a stream that broke off; nothing, where it had its end before."""
         ...
 
 

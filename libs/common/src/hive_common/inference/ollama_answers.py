@@ -155,9 +155,7 @@ class Completions:
         return b"".join(self._line(data[5:].strip()) for data in events.split(b"\n") if data.startswith(b"data:"))
 
     def end(self) -> bytes:
-        """Return the last line, with what was counted, or that the stream ended early."""
-        if self._over:
-            return b""
+        """Return nothing after the last line, else that the stream ended early."""
         return self.broken(Unavailable("the stream ended before the answer was complete"))
 
     def refusal(self, error: BaseException) -> Refusal:
@@ -165,7 +163,9 @@ class Completions:
         return refusal_of(error)
 
     def broken(self, error: BaseException) -> bytes:
-        """Return a line with the error; clients raise it."""
+        """Return a line with the error, which clients raise; nothing after the last line or one."""
+        if self._over:
+            return b""
         self._over = True
         return line({"error": body_of(error).message})
 

@@ -77,8 +77,6 @@ class OpenAIShape:
 
     def end(self) -> bytes:
         """Return nothing after `[DONE]` or an error, else that the stream ended early."""
-        if DONE in self._last or b'"error"' in self._last:
-            return b""
         return self.broken(Unavailable("the stream ended before the answer was complete"))
 
     def refusal(self, error: BaseException) -> Refusal:
@@ -86,7 +84,10 @@ class OpenAIShape:
         return openai_refusal(body_of(error))
 
     def broken(self, error: BaseException) -> bytes:
-        """Return an event with the error in OpenAI's shape; clients raise it."""
+        """Return an event with the error in OpenAI's shape, which clients raise; nothing after `[DONE]` or one."""
+        last_line = self._last.rstrip().rpartition(b"\n")[2]
+        if last_line == DONE or b'"error"' in self._last:
+            return b""
         return b"data: " + msgspec.json.encode(openai_error(body_of(error))) + b"\n\n"
 
 
