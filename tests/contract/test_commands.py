@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from hive_cli.main import app
 
-PRINTS_NO_DATA = {"up"}
+PRINTS_NO_DATA = {"up", "executor join"}
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -33,6 +33,9 @@ def test_every_command_of_the_spine_is_there() -> None:
         "doctor",
         "executor list",
         "executor drain",
+        "executor token",
+        "executor join",
+        "executor revoke",
         "audit verify",
         "audit export",
         "model list",
