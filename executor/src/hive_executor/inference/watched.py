@@ -7,14 +7,29 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.contracts.messages import ModelCallReport
-from hive_common.contracts.values import Value, fits_inline, inline
 from hive_common.inference.bodies import asking_for_usage
 from hive_common.inference.calls import ModelCall
-from hive_common.inference.completions import assembled
 from hive_common.inference.tally import Tally
 from hive_common.kernel.errors import body_of
 
 CANCELLED: Final = "cancelled"
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A call that ended, and what was asked and answered, where that is kept.
+
+    `response` is the JSON of the answer, or of a stream its events.
+    """
+
+    report: ModelCallReport
+    is_stream: bool
+    request: bytes = b""
+    response: bytes = b""
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much it takes while it waits."""
+        return len(self.request) + len(self.response)
 
 
 class _Options(msgspec.Struct):
@@ -27,13 +42,13 @@ class Watched(AsyncGenerator[bytes, None]):
     Args:
         call: as it came.
         counts_only: keep no prompt and no completion.
-        finished: takes the report once it has ended.
+        finished: is told once it has ended.
 
     Attributes:
         call: as the back end gets it; a stream is asked for its usage.
     """
 
-    def __init__(self, call: ModelCall, counts_only: bool, finished: Callable[[ModelCallReport], None]) -> None:
+    def __init__(self, call: ModelCall, counts_only: bool, finished: Callable[[Finished], None]) -> None:
         self._asked = call
         self._keeps = not counts_only and not call.counts_only
         self._finished = finished
@@ -103,26 +118,26 @@ class Watched(AsyncGenerator[bytes, None]):
         if not code and tally.error:
             code = "unavailable"
         self._finished(
-            ModelCallReport(
-                call=call.id,
-                endpoint=call.endpoint,
-                model=call.model,
-                code=code,
-                prompt_tokens=tally.prompt_tokens,
-                completion_tokens=tally.completion_tokens,
-                wall_ms=self._passed_ms(),
-                first_byte_ms=self._first_byte_ms,
-                job=call.job,
-                task=call.task,
-                attempt=call.attempt,
-                request=_value(call.body) if self._keeps else None,
-                response=self._response(),
+            Finished(
+                ModelCallReport(
+                    call=call.id,
+                    endpoint=call.endpoint,
+                    model=call.model,
+                    code=code,
+                    prompt_tokens=tally.prompt_tokens,
+                    completion_tokens=tally.completion_tokens,
+                    wall_ms=self._passed_ms(),
+                    first_byte_ms=self._first_byte_ms,
+                    job=call.job,
+                    task=call.task,
+                    attempt=call.attempt,
+                    pin=call.pin,
+                ),
+                call.stream,
+                call.body if self._keeps else b"",
+                tally.kept if self._keeps else b"",
             )
         )
-
-    def _response(self) -> Value | None:
-        kept = self._tally.kept if self._keeps else b""
-        return _value(assembled(kept) if self._asked.stream else kept) if kept else None
 
     def _passed_ms(self) -> int:
         return round((time.perf_counter() - self._started_s) * 1000)
@@ -134,12 +149,3 @@ def _options(call: ModelCall) -> bytes | None:
         return bytes(msgspec.json.decode(call.body, type=_Options).stream_options)
     except msgspec.DecodeError:
         return None
-
-
-def _value(data: bytes) -> Value | None:
-    """Return JSON as a value; what is longer than an event takes is left out."""
-    try:
-        msgspec.json.decode(data, type=msgspec.Raw)
-    except msgspec.DecodeError:
-        return None
-    return inline(data) if fits_inline(data) else None

@@ -7,7 +7,7 @@ from hive_common.contracts.events import ModelCallFinished, ModelCandidate
 from hive_common.contracts.messages import Committed, ModelCallReport
 from hive_common.contracts.values import Value, inline_bytes, is_digest
 from hive_common.eventlog.log import LogReader, LogWriter
-from hive_common.inference.calls import PATHS
+from hive_common.inference.calls import PATHS, PINS, is_pin
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import Conflict, InvalidArgument, PermissionDenied, VersionConflict, body_of
 from hive_common.kernel.ids import is_id
@@ -91,6 +91,8 @@ def _check(report: ModelCallReport) -> None:
         raise InvalidArgument(f"endpoint: expected {', '.join(PATHS)}", path="endpoint")
     if not 0 < len(report.model) <= _NAME_CHARS_MAX:
         raise InvalidArgument(f"model: expected 1 to {_NAME_CHARS_MAX} characters", path="model")
+    if not is_pin(report.pin):
+        raise InvalidArgument(f"pin: expected {PINS}", path="pin")
     if not _CODE.match(report.code):
         raise InvalidArgument("code: expected the code of an error", path="code")
     for name in ("prompt_tokens", "completion_tokens", "wall_ms", "first_byte_ms", "attempt"):
@@ -124,6 +126,7 @@ def _event(executor: str, report: ModelCallReport) -> ModelCallFinished:
         job=report.job,
         task=report.task,
         attempt=report.attempt,
+        pin=report.pin,
         candidates=(ModelCandidate(executor, LOCAL, tried=report.code or "succeeded"),),
         request=report.request,
         response=report.response,

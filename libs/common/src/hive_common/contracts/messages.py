@@ -205,6 +205,7 @@ class ModelCallReport(Message, frozen=True, kw_only=True):
     job: str = ""
     task: str = ""
     attempt: int = 0
+    pin: str = "any"
     request: Value | None = None
     response: Value | None = None
 
