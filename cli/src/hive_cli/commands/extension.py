@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 from hive_common.artifacts.quantities import parse_duration
-from hive_common.bus.jwt import credentials_text
-from hive_common.bus.policy import EXTENSION, policy
 from hive_common.ops.files import replace_file
 
 from hive_cli.home import find_home
@@ -34,6 +32,9 @@ def token(
     They are printed, for a `.creds` file as every NATS client takes it. They cannot be taken back before they
     expire.
     """
+    from hive_common.bus.jwt import credentials_text
+    from hive_common.bus.policy import EXTENSION, policy
+
     from hive_cli.supervisor.identities import authority_of
     from hive_cli.supervisor.public import nats_for_others
 
