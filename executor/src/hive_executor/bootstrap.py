@@ -84,7 +84,7 @@ class Executor:
             config.blob_timeout_ms,
         )
         self._agents = Agents(self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache)
-        self._models = DeviceModels(config, self._link)
+        self._models = DeviceModels(config, self._link, self._blobs.store)
         self._live_logs = LiveLogs(self._link)
         self._attempts = Attempts(
             session=session,

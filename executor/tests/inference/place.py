@@ -17,6 +17,7 @@ from hive_common.contracts.messages import (
     infer_subject,
     stream_subject,
 )
+from hive_common.contracts.values import digest_of
 from hive_common.inference.calls import Answer, Completer, Endpoint, Head, ModelCall, OfferedModel
 from hive_common.inference.chunks import Receiver, Sender
 from hive_common.inference.parts import Assembly, parts_of
@@ -187,11 +188,14 @@ class _Listed:
 class Place:
     """The device and its router."""
 
-    def __init__(self, models: DeviceModels, link: Link, router: Router, config: ExecutorConfig) -> None:
+    def __init__(
+        self, models: DeviceModels, link: Link, router: Router, config: ExecutorConfig, stored: list[bytes]
+    ) -> None:
         self.models = models
         self.link = link
         self.router = router
         self.config = config
+        self.stored = stored
 
     @property
     def completer(self) -> Completer:
@@ -226,7 +230,13 @@ class Places:
         link = Link(executor)
         await link.open(config.nats)
         self.ends.append(link.close)
-        models = DeviceModels(config, link)
+        stored: list[bytes] = []
+
+        async def store(data: bytes) -> str:
+            stored.append(data)
+            return digest_of(data)
+
+        models = DeviceModels(config, link, store)
         await models.open()
         self.ends.append(models.close)
         await models.connect()
@@ -241,7 +251,7 @@ class Places:
             await asyncio.wait(tasks)
 
         self.ends.append(end)
-        return Place(models, link, router, config)
+        return Place(models, link, router, config, stored)
 
     async def close(self) -> None:
         for end in reversed(self.ends):

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from hive_common.bus.authority import Authority
+from hive_common.contracts.values import digest_of
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.parts import PART_BYTES_MAX
 from hive_common.inference.sse import DONE
@@ -68,6 +69,15 @@ async def test_where_only_counts_are_kept_no_text_leaves(places: Places, scripte
     await until(lambda: place.router.reports)
     assert (place.router.reports[0].request, place.router.reports[0].response) == (None, None)
     assert place.router.reports[0].completion_tokens == 16
+
+
+async def test_what_is_too_long_for_a_message_is_stored(places: Places, scripted: ScriptedBackEnd) -> None:
+    place = await places.make(scripted.url)
+    asked = call(padding="x" * 300_000)
+    await read((await place.completer.complete(asked)).chunks)
+    await until(lambda: place.router.reports)
+    request = place.router.reports[0].request
+    assert place.stored == [asked.body] and request is not None and request.digest == digest_of(asked.body)
 
 
 async def test_a_client_that_goes_is_reported_as_such(places: Places, scripted: ScriptedBackEnd) -> None:

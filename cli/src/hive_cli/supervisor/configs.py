@@ -150,6 +150,7 @@ def _executor(
         slots=max(1, (os.cpu_count() or 1) // count),
         memory_bytes=psutil.virtual_memory().total // 2 // count,
         model_urls=_model_urls(settings),
+        models_counts_only=settings.models.counts_only,
     )
 
 

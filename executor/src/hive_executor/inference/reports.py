@@ -3,13 +3,17 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
 from hive_common.contracts.messages import Committed, ModelCallReport, call_subject
+from hive_common.contracts.values import Value, by_digest, fits_inline, inline
 from hive_common.inference.calls import ModelCall
+from hive_common.inference.completions import assembled
 from hive_common.kernel.errors import HiveError
 
-from hive_executor.inference.watched import Watched
+from hive_executor.inference.watched import Finished, Watched
 from hive_executor.link import Backoff, Link
 from hive_executor.metrics import MODEL_REPORTS, MODEL_REPORTS_WAITING
 
@@ -31,13 +35,15 @@ class CallReports:
     Args:
         link: to the control plane.
         counts_only: keep no prompt and no completion.
+        store: keeps what is too long for a message.
     """
 
-    def __init__(self, link: Link, counts_only: bool = False) -> None:
+    def __init__(self, link: Link, counts_only: bool, store: Callable[[bytes], Awaitable[str]]) -> None:
         self._link = link
         self._counts_only = counts_only
+        self._store = store
         self._subject = call_subject(link.executor_id, SUBJECT)
-        self._waiting: deque[ModelCallReport] = deque()
+        self._waiting: deque[Finished] = deque()
         self._bytes = self._telling = 0
         self._work = asyncio.Event()
 
@@ -50,12 +56,12 @@ class CallReports:
         """Note that a call begins here; the result sees its answer."""
         return Watched(call, self._counts_only, self.take)
 
-    def take(self, report: ModelCallReport) -> None:
-        """Take a report. Returns at once."""
-        self._waiting.append(report)
-        self._bytes += _size(report)
+    def take(self, finished: Finished) -> None:
+        """Take a call that has ended. Returns at once."""
+        self._waiting.append(finished)
+        self._bytes += finished.kept_bytes
         while len(self._waiting) > REPORTS_MAX or self._bytes > REPORTS_BYTES_MAX:
-            self._bytes -= _size(self._waiting.popleft())
+            self._bytes -= self._waiting.popleft().kept_bytes
             MODEL_REPORTS.labels("dropped").inc()
         MODEL_REPORTS_WAITING.set(len(self._waiting))
         self._work.set()
@@ -100,12 +106,14 @@ class CallReports:
             again = [report for report, is_settled in zip(batch, settled, strict=True) if not is_settled]
             self._waiting.extendleft(reversed(again))
             self._telling = 0
-            self._bytes -= sum(_size(one) for one, is_settled in zip(batch, settled, strict=True) if is_settled)
+            self._bytes -= sum(one.kept_bytes for one, is_settled in zip(batch, settled, strict=True) if is_settled)
             MODEL_REPORTS_WAITING.set(len(self._waiting))
         return not again
 
-    async def _settled(self, report: ModelCallReport) -> bool:
+    async def _settled(self, finished: Finished) -> bool:
+        report = finished.report
         try:
+            report = await self._with_values(finished)
             answer = await self._link.request(self._subject, report, Committed, ANSWER_S)
             if answer.error is not None:
                 raise answer.error.raised()
@@ -120,6 +128,21 @@ class CallReports:
         MODEL_REPORTS.labels("committed").inc()
         return True
 
+    async def _with_values(self, finished: Finished) -> ModelCallReport:
+        response = finished.response
+        if response and finished.is_stream:
+            response = await asyncio.to_thread(assembled, response)
+        return msgspec.structs.replace(
+            finished.report, request=await self._value(finished.request), response=await self._value(response)
+        )
 
-def _size(report: ModelCallReport) -> int:
-    return sum(value.size_bytes for value in (report.request, report.response) if value is not None)
+    async def _value(self, data: bytes) -> Value | None:
+        """Return JSON as a value; what is none, such as a body that the back end refused, is left out."""
+        try:
+            msgspec.json.decode(data, type=msgspec.Raw)
+        except msgspec.DecodeError:
+            return None
+        if fits_inline(data):
+            return inline(data)
+        await self._store(data)
+        return by_digest(data)

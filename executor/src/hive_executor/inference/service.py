@@ -1,6 +1,6 @@
 """Everything about models that one executor has."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from hive_common.contracts.events import Model
@@ -25,12 +25,13 @@ class DeviceModels:
     Args:
         config: of the executor.
         link: to the control plane; not opened yet.
+        store: keeps what is too long for a message.
     """
 
-    def __init__(self, config: ExecutorConfig, link: Link) -> None:
+    def __init__(self, config: ExecutorConfig, link: Link, store: Callable[[bytes], Awaitable[str]]) -> None:
         self._back_ends = BackEnds(config.model_urls)
         self._way = RouterWay(link)
-        self._reports = CallReports(link, config.models_counts_only)
+        self._reports = CallReports(link, config.models_counts_only, store)
         self._taker = Taker(link, self._back_ends, config.model_calls_max)
         self.completer = DeviceCompleter(
             config.executor_id, self._back_ends, self._way, self._reports, config.labels.get("region", "")
