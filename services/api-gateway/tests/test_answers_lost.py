@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from hive_common.artifacts.store import FolderStore
+from hive_common.bus.authority import Authority
 from hive_common.contracts.limits import INLINE_BYTES_MAX
 from hive_common.contracts.values import digest_of
 from hive_common.ops.embedded import free_port
 from hive_common.testing.answers import AnswersLost, every_other
+from hive_common.testing.identities import Issuer
 
 from .conftest import World, _world
 
@@ -32,7 +34,8 @@ async def world(tmp_path: Path, losing: list[AnswersLost], monkeypatch: pytest.M
         return losing[0]
 
     monkeypatch.setattr("hive_gateway.bootstrap.FolderStore", open_store)
-    async with _world(tmp_path, f"nats://127.0.0.1:{free_port()}") as built:
+    nobody = Issuer(Authority.new(), f"nats://127.0.0.1:{free_port()}")
+    async with _world(tmp_path, nobody.service("gateway", tmp_path)) as built:
         yield built
 
 
