@@ -275,22 +275,20 @@ class TestAgents:
         tried = installation.json("agent", "run", str(tmp_path), "--input", f"question={HELLO[0]['content']}")
         assert tried["output"]["text"] and tried["output"]["end"] == "budget_exhausted"
         installation.hive("agent", "push", str(tmp_path))
-        job = tmp_path / "job.yaml"
-        job.write_text(
-            "apiVersion: hive/v1\nkind: Job\nname: capital\nmodels: {pin: pool}\ntasks:\n"
-            "  - {id: ask, agent: capital@1.0.0, fork: [1, 2, 3], input: {question: Where is Paris?}}\n"
-            "output: ${tasks.ask.output}\n"
-        )
-        done = installation.json("run", str(job))
-        assert [output["end"] for output in done["output"]] == ["budget_exhausted"] * 3
-        tasks = {task["task_id"] for task in installation.json("job", "show", done["job_id"])["tasks"]}
+        task = {"id": "ask", "agent": "capital@1.0.0", "fork": [1, 2, 3], "input": {"question": "Say hello."}}
+        document = {"apiVersion": "hive/v1", "kind": "Job", "name": "capital", "models": {"pin": "pool"}}
+        job = installation.submit({**document, "tasks": [task], "output": "${tasks.ask.output}"})
+        wait_until(lambda: installation.get(f"/v1/jobs/{job}")["state"] == "succeeded", 60, "the job is done")
+        outputs = installation.get(f"/v1/jobs/{job}")["output"]
+        assert [output["end"] for output in outputs] == ["budget_exhausted"] * 3
+        tasks = {one["task_id"] for one in installation.get(f"/v1/jobs/{job}/tasks")["tasks"]}
 
         def calls() -> list[dict[str, Any]]:
             found = installation.get("/v1/audit/events", limit=1000)["events"]
             finished = [one["payload"] for one in found if one["event"]["type"] == "ModelCallFinished"]
-            return [call for call in finished if call.get("job") == done["job_id"]]
+            return [call for call in finished if call.get("job") == job]
 
         wait_until(lambda: {call["task"] for call in calls()} == tasks, 30, "a call of each task is recorded")
         counted = {task: [call["completion_tokens"] for call in calls() if call["task"] == task] for task in tasks}
-        assert sorted(tokens[0] for tokens in counted.values()) == sorted(one["first"] for one in done["output"])
+        assert sorted(tokens[0] for tokens in counted.values()) == sorted(one["first"] for one in outputs)
         assert all(0 < sum(tokens) <= 16 for tokens in counted.values())
