@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import log_append, peer_runs, report, sandbox, stack, verify
+from benchmarks import log_append, models, peer_runs, report, sandbox, stack, verify
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,6 +64,8 @@ async def run() -> dict[str, Any]:
     results["sandbox"] = await sandbox.run()
     progress("the whole stack, beside the sandbox alone, the peers and raw NATS")
     results["stack"] = await stack.run()
+    progress("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway")
+    results["models"] = await models.run()
     results["about"]["load_average_after"] = [round(load, 1) for load in os.getloadavg()]
     return results
 

@@ -8,7 +8,6 @@ every other service once. At the end the auditor verifies what all of that has l
 
 import asyncio
 import contextlib
-import datetime
 import json
 import os
 import shutil
@@ -393,28 +392,13 @@ async def run() -> dict[str, Any]:
     return {"about": described, **result}
 
 
-def keep(result: dict[str, Any]) -> Path:
-    """Put the section into the newest results, which the document is made from; it says its own date and tree."""
-    newest = max(report.RESULTS.glob("*.json"), default=None)
-    if newest is None:
-        today = datetime.datetime.now(datetime.UTC).date()
-        newest = report.RESULTS / f"{today}.json"
-    results = json.loads(newest.read_text()) if newest.exists() else {}
-    newest.write_text(json.dumps({**results, "long": result}, indent=2) + "\n")
-    return newest
-
-
 def main() -> None:
     """Run, print and keep the results, and write the table of the documentation."""
     result = uvloop.run(run())
     print(json.dumps(result, indent=2))
     if os.environ.get("HIVE_BENCH_KEEP", "1") == "0":
         return
-    file = keep(result)
-    results = json.loads(file.read_text())
-    if "stack" in results:
-        report.write(results, file.name)
-    progress(f"written to {file} and {report.DOCUMENT}")
+    progress(f"written to {report.keep('long', result)} and {report.DOCUMENT}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import uvloop
 from hive_common.testing.installation import Installation, wait_until
 from hive_common.testing.scripted import Script, ScriptedModel, ScriptedProcess
 
-from benchmarks import model_peers
+from benchmarks import model_peers, report
 from benchmarks.cpu import CpuClock, per_task_ms
 from benchmarks.model_client import Connection, Target
 from benchmarks.rounds import spread, spreads
@@ -292,6 +292,16 @@ async def run(rounds: int = ROUNDS, *, quick: bool = False, alone: bool = False)
     return result
 
 
+async def run_alone(given: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmark, and say when and of what."""
+    from benchmarks.__main__ import about  # which imports this module
+
+    described = {key: value for key, value in about().items() if key not in ("peers", "versions")}
+    result = await run(given.rounds, quick=given.quick, alone=given.alone)
+    described["load_average_after"] = [round(load, 1) for load in os.getloadavg()]
+    return {"about": described, **result}
+
+
 async def cpu(stack: Stack, target: Target, back_end: ScriptedProcess, sizes: Sizes) -> Figures:
     """Return milliseconds of CPU of each process for one call, which is what bounds the calls per second."""
     back_end.play(tokens=TOKENS, first_token_ms=0, pace_ms=0)
@@ -302,7 +312,7 @@ async def cpu(stack: Stack, target: Target, back_end: ScriptedProcess, sizes: Si
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and unless it was quick keep the results and write the table of the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true", help="a tenth of it: to see that it works")
@@ -310,7 +320,11 @@ def main() -> None:
     given = parser.parse_args()
     if not model_peers.installed():
         print("bench: the peers are not installed, their figures stay empty: make bench-peers", file=sys.stderr)
-    print(json.dumps(uvloop.run(run(given.rounds, quick=given.quick, alone=given.alone)), indent=2))
+    result = uvloop.run(run_alone(given))
+    print(json.dumps(result, indent=2))
+    if given.quick or given.alone or os.environ.get("HIVE_BENCH_KEEP", "1") == "0":
+        return
+    print(f"bench: written to {report.keep('models', result)} and {report.DOCUMENT}", file=sys.stderr)
 
 
 if __name__ == "__main__":

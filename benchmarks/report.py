@@ -3,6 +3,7 @@
 Everything between the two markers is generated, the rest of the document is written by people.
 """
 
+import datetime
 import json
 import sys
 from collections.abc import Iterator
@@ -243,6 +244,139 @@ def _peers(stack: dict[str, Any]) -> Iterator[str]:
             )
 
 
+MODEL_GOALS = (
+    "model calls, added p50 at 1, 4 and 16 in flight",
+    "≤ 1.5 ms, ≥ 3 times less than LiteLLM's",
+    "model calls a second, 32 in flight, the back end answering at once",
+    "≥ 3 times LiteLLM's",
+    "added time to the first token",
+    "≤ 2 ms",
+    "64 streams: p99 of the jitter between tokens",
+    "≤ 5 ms",
+    "through another machine, added p50 at 1, 4 and 16 in flight",
+    "≤ 3 ms",
+    "a client leaves: until its generation ends",
+    "≤ 200 ms",
+    "from `hive executor join` to the first task done there",
+    "≤ 10 s",
+)
+
+
+def _models(models: dict[str, Any] | None) -> Iterator[Row]:
+    if models is None:
+        for what, goal in zip(MODEL_GOALS[::2], MODEL_GOALS[1::2], strict=True):
+            yield Row(what, goal, "", "`python -m benchmarks.models`", None, "")
+        return
+    hive, own, nothing = models["hive"], models["added_hive"], models["direct"]
+    times, lite = models.get("hive_to_litellm"), models.get("added_litellm")
+    far = models.get("added_hive_far")
+    names = [name for name in own if name.startswith("p50_ms")]
+    added, goals = _spans(own, names), iter(MODEL_GOALS)
+    less = [times[f"less_{name}"]["median"] for name in names] if times else []
+    yield Row(
+        next(goals),
+        next(goals),
+        added,
+        f"LiteLLM adds {_spans(lite, names)}" if lite else "no peers installed",
+        max(own[name]["median"] for name in names) <= 1.5 and min(less) >= 3 if less else None,
+        f"Every answer takes the back end the same time; with nothing between: {_spans(nothing, names)}.",
+    )
+    yield Row(
+        next(goals),
+        next(goals),
+        span(hive["calls_per_s"], "/s"),
+        f"{span(times['calls_per_s'])} times LiteLLM; with nothing between {span(nothing['calls_per_s'], '/s')}"
+        if times
+        else "no peers installed",
+        times["calls_per_s"]["median"] >= 3 if times else None,
+        "Client and back end take from the same cores, from every system alike. HiveFabric keeps prompt, answer "
+        "and reasons of each call in its log; the peers have no database.",
+    )
+    yield Row(
+        next(goals),
+        next(goals),
+        span(own["first_token_ms"], " ms"),
+        f"LiteLLM adds {span(lite['first_token_ms'], ' ms')}" if lite else "no peers installed",
+        own["first_token_ms"]["median"] <= 2,
+        "One stream at a time.",
+    )
+    yield Row(
+        next(goals),
+        next(goals),
+        span(hive["jitter_p99_ms"], " ms"),
+        f"with nothing between {span(nothing['jitter_p99_ms'], ' ms')}"
+        + (f"; LiteLLM {span(models['litellm']['jitter_p99_ms'], ' ms')}" if lite else ""),
+        hive["jitter_p99_ms"]["median"] <= 5,
+        "A token every 50 ms in each stream, the streams spread over that time.",
+    )
+    yield Row(
+        next(goals),
+        next(goals),
+        _spans(far, names) if far else "",
+        "the same machine has all of it: gateway, router, NATS, the other home and its back end",
+        max(far[name]["median"] for name in names) <= 3 if far else None,
+        "Two homes on one machine: no network between them, but all of their work on its cores.",
+    )
+    yield Row(
+        next(goals),
+        next(goals),
+        span(hive["cancelled_ms"], " ms"),
+        f"with nothing between {span(nothing['cancelled_ms'], ' ms')}"
+        + (f"; through another machine {span(models['hive_far']['cancelled_ms'], ' ms')}" if far else ""),
+        hive["cancelled_ms"]["max"] <= 200,
+        "The longest of each round. The back end notices a connection that is cut at once.",
+    )
+    joined = models["joined_to_first_task_s"]
+    yield Row(
+        next(goals),
+        next(goals),
+        f"{joined} s" if joined else "",
+        "once, at the start of the run",
+        joined <= 10 if joined else None,
+        "Both homes are on one machine; the task is a WASI no-op.",
+    )
+
+
+def _spans(figures: dict[str, Any], names: list[str]) -> str:
+    return " · ".join(span(figures[name], " ms") for name in names)
+
+
+def _model_peers(models: dict[str, Any] | None) -> Iterator[str]:
+    if models is None or not models["versions"]:
+        return
+    versions = models["versions"]
+    labels = {
+        "hive": "HiveFabric",
+        "hive_far": "HiveFabric, through another machine",
+        "litellm": f"LiteLLM proxy {versions['litellm']}, Granian, a worker for each core",
+        "portkey": f"Portkey gateway {versions['@portkey-ai/gateway']}, Node.js {versions['node']}",
+    }
+    yield ""
+    yield "### Model calls, beside what people would put before their models"
+    yield ""
+    if about := models.get("about"):
+        yield (
+            f"A run of its own: {about['date'][:16].replace('T', ' ')} UTC, tree {about['tree']}, load "
+            f"{about['load_average_before'][0]} before and {about['load_average_after'][0]} after it. "
+            f"{models['rounds']} rounds."
+        )
+        yield ""
+    yield (
+        "| system | added p50 ms at 1 | at 4 | at 16 in flight | added to the first token, ms | calls/s "
+        "| jitter p99 ms | until a generation ends, ms |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, label in labels.items():
+        if name in models:
+            more, own = models[f"added_{name}"], models[name]
+            cells = [more[f"p50_ms_{callers}"] for callers in (1, 4, 16)] + [more["first_token_ms"]]
+            cells += [own["calls_per_s"], own["jitter_p99_ms"], own["cancelled_ms"]]
+            yield f"| {label} | " + " | ".join(map(span, cells)) + " |"
+    yield ""
+    cpu = ", ".join(f"{name} {ms:.2f}" for name, ms in models["cpu_ms_per_call"].items())
+    yield f"CPU time by process, milliseconds per model call: {cpu}."
+
+
 CPU_ROWS = {
     "cpu_fork_command": "one job that forks, WASI command",
     "cpu_fork_python": "one job that forks, Python agents",
@@ -281,6 +415,7 @@ def render(results: dict[str, Any], name: str) -> str:
         _sandbox(results["sandbox"]),
         _idle(stack),
         _long(results.get("long")),
+        *_models(results.get("models")),
     ]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     before, after = (about[f"load_average_{when}"] for when in ("before", "after"))
@@ -301,7 +436,7 @@ def render(results: dict[str, Any], name: str) -> str:
         "",
     ]
     peers = [line.format(**about["peers"]) if "{" in line else line for line in _peers(stack)]
-    return "\n".join([*head, *peers, ""])
+    return "\n".join([*head, *peers, *_model_peers(results.get("models")), ""])
 
 
 def document(results: dict[str, Any], name: str) -> str:
@@ -316,6 +451,19 @@ def document(results: dict[str, Any], name: str) -> str:
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)
     return f"{before}{BEGIN}\n\n{render(results, name)}\n{END}{after}"
+
+
+def keep(section: str, result: dict[str, Any]) -> Path:
+    """Put a section that says its own date into the newest results, and write the document; return their file."""
+    newest = max(RESULTS.glob("*.json"), default=None)
+    if newest is None:
+        newest = RESULTS / f"{datetime.datetime.now(datetime.UTC).date()}.json"
+    results = json.loads(newest.read_text()) if newest.exists() else {}
+    results[section] = result
+    newest.write_text(json.dumps(results, indent=2) + "\n")
+    if "stack" in results:
+        write(results, newest.name)
+    return newest
 
 
 def write(results: dict[str, Any], name: str) -> None:

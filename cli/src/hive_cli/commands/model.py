@@ -25,16 +25,22 @@ def list_models(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the models that can be called, and where they are served."""
     with connect(home) as api:
         found = api.get("/v1/models")["data"]
-    if as_json:
-        print_json({"models": found})
-        return
-    print_table(("name", "family", "quantisation", "size", "context", "loaded", "served by"), map(_row, found))
+        if as_json:
+            print_json({"models": found})
+            return
+        names = _executor_names(api)
+    columns = ("name", "family", "quantisation", "size", "context", "loaded", "served by")
+    print_table(columns, (_row(one, names) for one in found))
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
+def _executor_names(api: "Api") -> dict[str, str]:
+    return {one["executor_id"]: one["name"] for one in api.pages("/v1/executors", "executors", "after", limit=1000)}
+
+
+def _row(one: dict[str, Any], names: dict[str, str]) -> tuple[str, ...]:
     size = f"{one['size_bytes'] / _MIB:,.0f} MiB" if one["size_bytes"] else ""
     context = str(one["context_tokens"] or "")
-    served = ", ".join(one["executors"]) or "this host"
+    served = ", ".join(names.get(key, key) for key in one["executors"]) or "this host"
     return one["id"], one["family"], one["quantisation"], size, context, "yes" if one["loaded"] else "", served
 
 
@@ -47,18 +53,29 @@ def explain(
     """Show where a call went, and why not elsewhere."""
     with connect(home) as api:
         found = api.get(f"/v1/model-calls/{call}/explain")
-    if as_json:
-        print_json(found)
-        return
-    where = f"{found['route']} on {found['executor']}" if found["executor"] else found["route"] or "nowhere"
+        if as_json:
+            print_json(found)
+            return
+        names = _executor_names(api)
+    served = names.get(found["executor"], found["executor"])
+    where = f"{found['route']} on {served}" if served else found["route"] or "nowhere"
     out.print(clean(f"{found['model']}: {found['outcome'] or 'under way'}, {where}, pinned to {found['pin']}"))
-    print_table(("candidate", "route", "back end", "score", "verdict"), map(_candidate, found["candidates"]))
+    print_table(
+        ("candidate", "route", "back end", "score", "verdict"),
+        (_candidate(one, names) for one in found["candidates"]),
+    )
 
 
-def _candidate(one: dict[str, Any]) -> tuple[str, ...]:
+def _candidate(one: dict[str, Any], names: dict[str, str]) -> tuple[str, ...]:
     verdict = one["rejected"] or one["tried"] or "fit"
     detail = f": {one['detail']}" if one["detail"] else ""
-    return one["executor"], one["route"], one["backend"], f"{one['score']:.2f}", verdict + detail
+    return (
+        names.get(one["executor"], one["executor"]),
+        one["route"],
+        one["backend"],
+        f"{one['score']:.2f}",
+        verdict + detail,
+    )
 
 
 @app.command("chat")
