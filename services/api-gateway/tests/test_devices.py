@@ -124,7 +124,7 @@ async def test_a_clock_an_hour_off_is_told_by_how_much(world, off_s):
         assert "clock is" in problem["detail"] and "set it" in problem["detail"]
 
 
-@pytest.mark.parametrize("token", ["a.b.c", "..", "x" * 3000 + ".y.z", "eyJhbGciOiJub25lIn0.e30."])
+@pytest.mark.parametrize("token", ["eyJ.b.c", "eyJ..", "eyJ" * 1000 + ".y.z", "eyJhbGciOiJub25lIn0.e30.", "a.b.c"])
 async def test_what_only_looks_like_an_assertion_is_refused(world, token):
     async with world.session(None) as http:
         assert await code_of(await http.get(BLOB, headers=shows(token))) == (401, "unauthenticated")

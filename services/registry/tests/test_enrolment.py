@@ -238,8 +238,8 @@ async def test_credentials_are_for_who_is_enrolled(registry: Registry) -> None:
     assert claims_of(renewed.nats_jwt)["name"] == executor
 
 
-async def test_executors_of_this_machine_are_enrolled_at_the_start_and_with_a_new_key_again(
-    config: ServiceConfig, database: Database, nats_server: Any
+async def test_executors_of_this_machine_are_enrolled_at_the_start_and_another_key_takes_the_place_of_one(
+    config: ServiceConfig, database: Database, nats_server: Any, tmp_path: Path
 ) -> None:
     def local(executor: str, seed: str) -> ServiceConfig:
         entries = [{"id": executor, "name": "executor-1", "public_key": public_nkey(seed)}]
@@ -247,8 +247,15 @@ async def test_executors_of_this_machine_are_enrolled_at_the_start_and_with_a_ne
             config, extra=config.extra | {"local_executors": msgspec.Raw(msgspec.json.encode(entries))}
         )
 
+    def nats_of(seed: str) -> NatsConfig:
+        made = nats_server.issuer.authority.executor(executor, seed, int(time.time()))
+        file = tmp_path / f"{public_nkey(seed)}.creds"
+        file.touch(mode=0o600)
+        file.write_text(credentials_text(made))
+        return NatsConfig(nats_server.url, str(file))
+
     executor, first, second = new_id(), new_seed("user"), new_seed("user")
-    for seed, events in ((first, 1), (first, 1), (second, 2)):
+    for seed, other, events in ((first, "", 1), (first, "", 1), (second, first, 2), (first, second, 3)):
         async with running_service(main, local(executor, seed)) as channel:
             registry = Registry(config, channel, database, nats_server)
             assert [e.type for e in await registry.events()] == ["ExecutorEnrolled"] * events
@@ -256,6 +263,10 @@ async def test_executors_of_this_machine_are_enrolled_at_the_start_and_with_a_ne
                 await call(registry.executors.Keys(pb.KeysRequest(executor_ids=[executor]), metadata=registry.key))
             ).keys
             assert key.public_key == public_nkey(seed)
+            # What was signed for the key before is refused, and what comes back is taken.
+            async with asyncio.timeout(WITHIN_S):
+                while (other and not await _refused(nats_of(other))) or await _refused(nats_of(seed)):
+                    await asyncio.sleep(0.05)
             await registry.close()
 
 

@@ -247,11 +247,15 @@ async def test_views_can_be_rebuilt_from_the_log(
         for slots in range(1, 6):
             await registry.hello(await registry.joined(f"device-{slots}"), slots=slots)
         await call(registry.executors.Drain(pb.DrainRequest(executor_id="device-3"), metadata=registry.key))
+        await call(registry.executors.Revoke(pb.RevokeRequest(executor_id="device-4"), metadata=registry.key))
+        await call(registry.executors.IssueToken(pb.IssueTokenRequest(), metadata=registry.key))
         before = await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))
         head = (await registry.events())[-1].position
         await registry.close()
     async with await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-        await conn.execute("TRUNCATE registry.executors, registry.agent_versions")
+        await conn.execute(
+            "TRUNCATE registry.executors, registry.agent_versions, registry.join_tokens, registry.retired_keys"
+        )
         await conn.execute("DELETE FROM registry.projections")
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
@@ -263,5 +267,6 @@ async def test_views_can_be_rebuilt_from_the_log(
             for e in after.executors
             if e.position <= head
         ]
-        assert [e.state for e in after.executors].count("drained") == 1
+        states = [e.state for e in after.executors]
+        assert (states.count("drained"), states.count("revoked")) == (1, 1)
         await registry.close()

@@ -144,8 +144,8 @@ class Devices:
 
 
 def is_assertion(token: str) -> bool:
-    """Say whether a bearer token has the shape of a JWT. API keys have no dots."""
-    return token.count(".") == 2
+    """Say whether a bearer token has the shape of a JWT (RFC 7515): its header is a JSON object in base64url."""
+    return token.startswith("eyJ") and token.count(".") == 2
 
 
 def _caller(executor: str) -> Caller:

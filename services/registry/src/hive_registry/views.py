@@ -35,9 +35,19 @@ REVOKED_MAX: Final = 8_000
 others ran out long ago."""
 
 _ENROL = """
+WITH retired AS (
+    INSERT INTO registry.retired_keys (ns, public_key, retired_us)
+    SELECT ns, public_key, %(ts_us)s FROM registry.executors
+    WHERE ns = %(ns)s AND executor = %(executor)s AND public_key NOT IN ('', %(public_key)s)
+    ON CONFLICT (ns, public_key) DO UPDATE SET retired_us = excluded.retired_us
+), back AS (
+    DELETE FROM registry.retired_keys WHERE ns = %(ns)s AND public_key = %(public_key)s
+)
 INSERT INTO registry.executors
     (ns, executor, name, owner, public_key, owner_name, version, registered_us, position)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+VALUES (
+    %(ns)s, %(executor)s, %(name)s, %(owner)s, %(public_key)s, %(owner_name)s, %(version)s, %(ts_us)s, %(position)s
+)
 ON CONFLICT (ns, executor) DO UPDATE SET
     owner = excluded.owner, public_key = excluded.public_key, owner_name = excluded.owner_name,
     version = excluded.version, position = excluded.position
@@ -82,8 +92,11 @@ _PAGE = f"SELECT {_EXECUTOR} FROM registry.executors WHERE ns = %s AND executor 
 _EXECUTOR_NAMES = "SELECT DISTINCT name FROM registry.executors WHERE ns = %s LIMIT %s"
 
 _REVOKED = """
-SELECT public_key FROM registry.executors WHERE ns = %s AND revoked_us IS NOT NULL AND public_key <> ''
-ORDER BY revoked_us DESC LIMIT %s
+(SELECT public_key, revoked_us AS at_us FROM registry.executors
+ WHERE ns = %s AND revoked_us IS NOT NULL AND public_key <> '' ORDER BY revoked_us DESC LIMIT %s)
+UNION ALL
+(SELECT public_key, retired_us FROM registry.retired_keys WHERE ns = %s ORDER BY retired_us DESC LIMIT %s)
+ORDER BY at_us DESC LIMIT %s
 """
 _JOINING = """
 SELECT version, digest, expires_us, owner, owner_name, executor FROM registry.join_tokens
@@ -184,7 +197,7 @@ class RegistryProjection:
                 await conn.execute(statement, parameters)
 
 
-def _statement_of(stored: Stored) -> tuple[Any, tuple[Any, ...]]:
+def _statement_of(stored: Stored) -> tuple[Any, Any]:
     if stored.payload is None:
         raise CorruptLog(f"the payload at position {stored.position} is missing", position=stored.position)
     event = decode(stored.type, stored.schema, stored.payload)
@@ -198,8 +211,10 @@ def _statement_of(stored: Stored) -> tuple[Any, tuple[Any, ...]]:
         case ExecutorCapabilitiesChanged():
             return _CHANGE, (msgspec.json.encode(event.capabilities), *moved, *key)
         case ExecutorEnrolled():
-            who = (event.name, event.owner, event.public_key, event.owner_name)
-            return _ENROL, (*key, *who, stored.version, stored.ts_us, stored.position)
+            names = ("ns", "executor", "version", "position", "ts_us")
+            named = dict(zip(names, (*key, *moved, stored.ts_us), strict=True))
+            who = {"name": event.name, "owner": event.owner, "owner_name": event.owner_name}
+            return _ENROL, named | who | {"public_key": event.public_key}
         case ExecutorRevoked():
             return _REVOKE, (stored.ts_us, *moved, *key)
         case JoinTokenIssued():
@@ -249,8 +264,10 @@ class Views:
         return [name for (name,) in await self._database.fetch(_EXECUTOR_NAMES, (self._ns, NAMES_MAX))]
 
     async def revoked_keys(self) -> list[str]:
-        """Return the public keys of revoked executors, the latest `REVOKED_MAX`."""
-        return [key for (key,) in await self._database.fetch(_REVOKED, (self._ns, REVOKED_MAX))]
+        """Return the public keys that are out: of revoked executors, and earlier ones; the latest `REVOKED_MAX`."""
+        each = (self._ns, REVOKED_MAX)
+        found = await self._database.fetch(_REVOKED, (*each, *each, REVOKED_MAX))
+        return [key for key, _ in found]
 
     async def token(self, token: str) -> TokenState | None:
         """Return a join token, or None."""
