@@ -129,7 +129,7 @@ def running(made):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("hive_cli.commands.join._start", lambda home, detach: started.append(home.root) or 0)
+    monkeypatch.setattr("hive_cli.commands.join._start", lambda home, *_: started.append(home.root) or 0)
     home = Home(tmp_path / "joined")
     home.started = started
     return home
@@ -320,3 +320,11 @@ def test_the_context_for_joining_is_strict(certified):
     context = _context(certified.ca_file.read_text())
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
     assert len(context.get_ca_certs()) == 1
+
+
+def test_of_two_who_join_into_one_folder_neither_clears_away_what_the_other_has(installation, home):
+    with home.locked():
+        (home.root / "half").write_text("of the other")
+        code, said = join(home, installation.token())
+    assert code == 2 and "not empty" in said
+    assert (home.root / "half").read_text() == "of the other" and installation.enrolled == []

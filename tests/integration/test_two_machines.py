@@ -59,7 +59,7 @@ class Pair:
         control, device = hosts.control, hosts.device
         self.control = Installation(control.folder / "home", prefix=control.prefix, namespace=control.network)
         self.device = Installation(device.folder / "home", prefix=device.prefix, namespace=device.network)
-        self.id = ""
+        self.id = self.used = ""
 
     def token(self) -> str:
         token: str = self.control.json("executor", "token")["token"]
@@ -105,9 +105,9 @@ def joined(pair):
     """The pair, once the second machine has joined. A job waits for it, so that its first task is seen."""
     pair.control.hive("executor", "drain", "executor-1")
     job = pair.submit(2, ms=10)
-    token = pair.token()
+    pair.used = pair.token()
     begun = time.time()
-    pair.device.hive("executor", "join", token, "--name", NAME, "--slots", "2", "--free-ports", "--detach")
+    pair.device.hive("executor", "join", pair.used, "--name", NAME, "--slots", "2", "--free-ports", "--detach")
     ready_s = time.time() - begun
     pair.id = pair.device.json("status")["joined"]["executor_id"]
     events = pair.ended(job)
@@ -194,17 +194,12 @@ def test_a_joined_machine_comes_back_after_a_restart_of_either_side(joined):
 
 
 def test_a_used_token_and_a_joined_home_are_refused_and_nothing_is_left(joined):
-    token = joined.token()
-    again = joined.device.hive("executor", "join", token, "--detach", check=False)
+    again = joined.device.hive("executor", "join", joined.token(), "--detach", check=False)
     assert again.returncode == 2 and "has joined" in again.stderr
     other = joined.hosts.device.folder / "other"
-    options = ("--free-ports", "--detach", "--home")
-    joined.device.hive("executor", "join", token, "--name", "second", *options, str(other))
-    joined.device.hive("down", "--home", str(other))
-    third = joined.hosts.device.folder / "third"
-    used = joined.device.hive("executor", "join", token, *options, str(third), check=False)
+    used = joined.device.hive("executor", "join", joined.used, "--detach", "--home", str(other), check=False)
     assert used.returncode == 1 and "used by another machine" in used.stderr
-    assert not third.exists()
+    assert not other.exists()
 
 
 def test_a_revoked_machine_is_out_at_once_and_stays_out(joined):

@@ -11,7 +11,6 @@ from hive_common.bus.jwt import Credentials, credentials_text
 from hive_common.contracts.joining import parse_token
 from hive_common.kernel.errors import Conflict, InvalidArgument
 from hive_common.ops.config import write_config
-from hive_executor.small_model import require_small_model
 from rich.markup import escape
 
 from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
@@ -59,6 +58,8 @@ def join(
     chosen = _chosen_name(name)
     urls = tuple(checked_url(url) for url in model_url or ())
     if with_model:
+        from hive_executor.small_model import require_small_model
+
         require_small_model()
     check_address(shown)
     with _new_home(place):
@@ -94,19 +95,30 @@ def _new_home(home: Home) -> Iterator[None]:
         )
     if home.exists():
         raise Conflict(f"{home.root} is an installation of its own; choose another folder with --home")
-    if home.root.exists() and any(home.root.iterdir()):
-        raise Conflict(f"{home.root} is not empty; choose another folder with --home")
     was_there = home.root.exists()
-    try:
-        with home.locked():
+    if was_there and any(home.root.iterdir()):
+        raise _occupied(home)
+    with home.locked():
+        # Whoever else had it until now has left something in it, which is not ours to remove.
+        if any(path != home.run_dir for path in home.root.iterdir()):
+            raise _occupied(home)
+        try:
             yield
-    except BaseException:
-        if was_there:
-            for path in home.root.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        else:
-            shutil.rmtree(home.root, ignore_errors=True)
-        raise
+        except BaseException:
+            _clear(home, was_there)
+            raise
+
+
+def _occupied(home: Home) -> Conflict:
+    return Conflict(f"{home.root} is not empty; choose another folder with --home")
+
+
+def _clear(home: Home, was_there: bool) -> None:
+    if not was_there:
+        shutil.rmtree(home.root, ignore_errors=True)
+        return
+    for path in home.root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _install(home: Home, ca: str, credentials: Credentials) -> None:
