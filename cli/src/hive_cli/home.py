@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from hive_common.inference.backends import BackEndConfig
+from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
 from hive_executor.config import OLLAMA_URL

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.limits import MIB
-from hive_common.inference.backends import BackEndConfig
+from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.ids import is_id
 from hive_common.ops.config import NatsConfig
 from hive_common.ops.tls import check_listener

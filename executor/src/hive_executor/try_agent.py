@@ -10,8 +10,9 @@ from hive_common.artifacts.package import pack
 from hive_common.artifacts.schemas import violation
 from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
-from hive_common.inference.backends import BackEndConfig, BackEnds
+from hive_common.inference.backends import BackEnds
 from hive_common.inference.calls import Completer
+from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.errors import InvalidArgument
 
 from hive_executor.agents import program_of

@@ -43,7 +43,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port, ops_port = free_port(), free_port()
     config = folder / "config.json"
     config.write_bytes(msgspec.json.encode(SmallModelConfig(port=port, ops_port=ops_port, calls_at_once=2)))
-    command = [sys.executable, "-P", "-m", "hive_executor.small_model", "--config", str(config), "--supervised"]
+    module = "hive_executor.small_model_process"
+    command = [sys.executable, "-P", "-m", module, "--config", str(config), "--supervised"]
     process = ServerProcess(command, folder / "log")
     process.start(lambda: ready(ops_port), timeout_s=60)
     yield Served(port, ops_port)

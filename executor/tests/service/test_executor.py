@@ -10,7 +10,7 @@ import pytest
 from hive_common.bus.authority import Authority
 from hive_common.contracts.limits import INLINE_BYTES_MAX, LOG_BYTES_MAX
 from hive_common.contracts.values import by_digest, digest_of
-from hive_common.inference.backends import BackEndConfig
+from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import new_id
 from hive_common.testing.nats import EmbeddedNats

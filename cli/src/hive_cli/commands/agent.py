@@ -19,7 +19,7 @@ from hive_cli.session import connect
 
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
-    from hive_common.inference.backends import BackEndConfig
+    from hive_common.inference.config import BackEndConfig
     from hive_executor.sandbox import LogLine, Outcome
 
     from hive_cli.api import Api
@@ -78,9 +78,12 @@ def run(
 
 
 def _gateway(home: Home) -> "BackEndConfig | None":
-    from hive_common.inference.backends import BackEndConfig
+    from hive_common.inference.config import BackEndConfig
 
-    if home.is_joined() or not home.exists():
+    if home.is_joined():
+        port = home.ports().get("http")
+        return BackEndConfig(f"http://127.0.0.1:{port}") if port else None
+    if not home.exists():
         return None
     return BackEndConfig(home.settings().endpoints.http, str(home.api_key_file))
 

@@ -1,7 +1,7 @@
 """The small real model of a home: its process, its ports, and where it answers."""
 
 import aiohttp
-from hive_common.inference.backends import BackEndConfig
+from hive_common.inference.config import BackEndConfig
 from hive_common.ops.config import write_config
 from hive_executor.config import OLLAMA_URL
 from hive_executor.small_model import SmallModelConfig, model_url
@@ -40,7 +40,7 @@ def small_model_spec(home: Home, ports: dict[str, int], session: aiohttp.ClientS
     """Return how it is run. Nothing else waits for it for long: models may come and go."""
     return ProcessSpec(
         name=names.SMALL_MODEL,
-        command=module_command("hive_executor.small_model", home.config_file(names.SMALL_MODEL)),
+        command=module_command("hive_executor.small_model_process", home.config_file(names.SMALL_MODEL)),
         log_file=home.log_file(names.SMALL_MODEL),
         probe=http_probe(session, ports[names.ops_port(names.SMALL_MODEL)]),
         silence_s=SILENCE_S,

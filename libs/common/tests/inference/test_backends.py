@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 from hive_common.inference import backends
-from hive_common.inference.backends import BackEndConfig, BackEnds
+from hive_common.inference.backends import BackEnds
 from hive_common.inference.calls import Answer, Endpoint, ModelCall
+from hive_common.inference.config import BackEndConfig
 from hive_common.inference.sse import DONE, Events, data_of
 from hive_common.kernel.errors import (
     DeadlineExceeded,

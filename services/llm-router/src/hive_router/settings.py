@@ -1,7 +1,7 @@
 """What the router needs beyond `ServiceConfig`: the `extra` of its configuration."""
 
 import msgspec
-from hive_common.inference.backends import BackEndConfig
+from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig
 

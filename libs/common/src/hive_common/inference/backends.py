@@ -15,6 +15,7 @@ import msgspec
 
 from hive_common.contracts.events import Model
 from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall
+from hive_common.inference.config import BackEndConfig
 from hive_common.inference.discovery import COMPLETION, EMBEDDING, TOOLS, Discovery, may
 from hive_common.inference.errors import error_event
 from hive_common.inference.names import same_model, unknown_model
@@ -46,13 +47,6 @@ LOOK_AGAIN_S: Final = 1.0
 _CONNECT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 _ERROR_BYTES_MAX: Final = 64 << 10
 _ERROR_START: Final = b'data: {"error":{'
-
-
-class BackEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A back end in a configuration. `key_file` holds the key to show there, where it wants one."""
-
-    url: str
-    key_file: str = ""
 
 
 class BackEnd:
