@@ -12,7 +12,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
+from hive_cli.commands.doctor import _device, _reach
 from hive_cli.home import Home
 from hive_cli.main import app
 from hive_cli.output import exit_code_of
@@ -22,6 +24,8 @@ from hive_common.contracts.joining import JoinToken, proof_of
 from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import new_id
 from hive_common.kernel.nkey import is_signed, public_key
+from hive_common.ops.config import write_config
+from hive_common.ops.embedded import free_port
 from hive_common.ops.tls import fingerprint_of, server_context
 from typer.testing import CliRunner
 
@@ -50,6 +54,9 @@ class Installation:
                 return email.utils.formatdate(time.time() + outer.ahead_s, usegmt=True)
 
             def do_GET(self):
+                if self.path == "/healthz":
+                    self._answer(200, b"{}")
+                    return
                 assert self.path == "/v1/ca"
                 self._answer(200 if outer.ca else 404, outer.ca.encode())
 
@@ -233,8 +240,6 @@ def test_an_installation_without_a_ca_is_refused(encrypted, home):
 
 
 def test_an_address_where_nobody_answers_is_unreachable(encrypted, home):
-    from hive_common.ops.embedded import free_port
-
     code, said = join(home, encrypted.token(url=f"https://127.0.0.1:{free_port()}"))
     assert code == 3 and "cannot be reached" in said
     assert not home.root.exists()
@@ -328,3 +333,23 @@ def test_of_two_who_join_into_one_folder_neither_clears_away_what_the_other_has(
         code, said = join(home, installation.token())
     assert code == 2 and "not empty" in said
     assert (home.root / "half").read_text() == "of the other" and installation.enrolled == []
+
+
+def doctor(home):
+    """Return what `hive doctor` says about a device, by check."""
+    return {finding.check: finding for finding in (_device(home), _reach(home))}
+
+
+def test_doctor_says_whether_the_installation_answers_a_device(installation, home):
+    assert join(home, installation.token())[0] == 0
+    found = doctor(home)
+    assert found["device"].verdict == "ok" and installation.url in found["device"].text
+    assert found["reach"].verdict == "ok" and "s apart" in found["reach"].text
+    installation.ahead_s = 3600
+    assert doctor(home)["reach"].verdict == "fail" and "behind" in doctor(home)["reach"].text
+    gone = msgspec.structs.replace(home.joined(), gateway=installation.url.rsplit(":", 1)[0] + f":{free_port()}")
+    write_config(home.joined_file, gone)
+    away = doctor(home)["reach"]
+    assert away.verdict == "fail" and "cannot be reached" in away.text
+    home.credentials_file.chmod(0o644)
+    assert doctor(home)["device"].verdict == "fail"

@@ -154,13 +154,9 @@ def _enrol(client: httpx.Client, url: str, body: EnrolBody) -> httpx.Response:
                 f"{url}/v1/executors/enrol", content=content, headers={"content-type": "application/json"}
             )
         except httpx.TransportError as error:
-            if isinstance(_cause(error), ssl.SSLCertVerificationError):
-                raise PermissionDenied(
-                    f"{url} shows a certificate that is not good: {_reason(error)}; "
-                    "start the installation anew there: hive down, and hive up"
-                ) from error
-            if not tries_left:
-                raise _unreachable(url, error) from error
+            refused = _refused(url, error)
+            if not tries_left or not refused.retryable:
+                raise refused from error
         else:
             if response.status_code < 500 or not tries_left:
                 return response
@@ -176,11 +172,32 @@ def _context(ca: str) -> ssl.SSLContext:
     return context
 
 
-def _check_clock(response: httpx.Response) -> None:
+def reach(url: str, ca: str) -> httpx.Response:
+    """Ask a gateway whether it lives.
+
+    Args:
+        url: its base URL.
+        ca: what its certificate must be signed by, in PEM; empty on a plain loopback.
+
+    Raises:
+        Unavailable: it does not answer.
+        PermissionDenied: its certificate is not good.
+    """
+    with httpx.Client(verify=_context(ca), trust_env=False, timeout=_TIMEOUT) as client:
+        try:
+            return client.get(f"{url}/healthz")
+        except httpx.TransportError as error:
+            raise _refused(url, error) from error
+
+
+def clock_ahead_s(response: httpx.Response) -> float:
+    """Return by how much this machine's clock is ahead of the one that has answered; 0 where it does not say."""
     date = email.utils.parsedate_tz(response.headers.get("date", ""))
-    if date is None:
-        return
-    ahead_s = time.time() - email.utils.mktime_tz(date)
+    return 0.0 if date is None else time.time() - email.utils.mktime_tz(date)
+
+
+def _check_clock(response: httpx.Response) -> None:
+    ahead_s = clock_ahead_s(response)
     if abs(ahead_s) > SKEW_S_MAX:
         raise FailedPrecondition(clock_sentence(ahead_s), skew_s=int(ahead_s))
 
@@ -193,6 +210,15 @@ def _check(credentials: Credentials, token: JoinToken) -> None:
             f"{token.url} sends this machine to {credentials.nats_url} and {credentials.blobs_url}; "
             f"expected addresses with {scheme[0]}:// and {scheme[1]}://"
         )
+
+
+def _refused(url: str, error: httpx.TransportError) -> HiveError:
+    if isinstance(_cause(error), ssl.SSLCertVerificationError):
+        return PermissionDenied(
+            f"{url} shows a certificate that is not good: {_reason(error)}; "
+            "start the installation anew there: hive down, and hive up"
+        )
+    return _unreachable(url, error)
 
 
 def _unreachable(url: str, error: Exception) -> HiveError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import typer
+from hive_common.bus.assertion import SKEW_S_MAX, clock_sentence
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.config import read_secret
 from rich.markup import escape
@@ -192,6 +193,7 @@ def _installation(home: Home) -> Iterator[Finding]:
     running = home.supervisor_pid() is not None
     if home.is_joined():
         yield _device(home)
+        yield _reach(home)
     elif home.exists():
         yield from _certificates(home)
     if not running:
@@ -217,6 +219,22 @@ def _device(home: Home) -> Finding:
     except HiveError as error:
         return Finding("device", "fail", f"{text}: {error.message}", "join again into a new home")
     return Finding("device", "ok", text)
+
+
+def _reach(home: Home) -> Finding:
+    """Say whether the installation that this device has joined answers, and how far the clocks are apart."""
+    from hive_cli.joining import clock_ahead_s, reach
+
+    joined = home.joined()
+    try:
+        ahead_s = clock_ahead_s(reach(joined.gateway, home.ca_file.read_text() if home.ca_file.exists() else ""))
+    except HiveError as error:
+        return Finding(
+            "reach", "fail", error.message, "the executor goes on trying; nothing has to be started anew"
+        )
+    if abs(ahead_s) > SKEW_S_MAX:
+        return Finding("reach", "fail", clock_sentence(ahead_s), "set the clock; the executor goes on by itself")
+    return Finding("reach", "ok", f"{joined.gateway} answers; the clocks are {abs(ahead_s):.0f} s apart")
 
 
 def _certificates(home: Home) -> Iterator[Finding]:
