@@ -95,3 +95,12 @@ async def test_a_call_is_explained_also_after_a_restart(start: Start, back_end: 
     ]
     async with start(model_urls=[back_end.url]) as router:
         assert await router.explain(answered.id) == before
+
+
+async def test_an_answer_longer_than_a_message_of_grpc_comes_whole(
+    router: Router, back_end: ScriptedBackEnd
+) -> None:
+    back_end.play(tokens=3_000_000)
+    answered = await router.complete(timeout=60)
+    assert len(answered.body) > 16 * 1024 * 1024
+    assert answered.json["usage"]["completion_tokens"] == 3_000_000

@@ -103,7 +103,8 @@ class Admission:
         """Select, and raise where there is no use in waiting."""
         ask = flight.ask
         serving = self._fleet.serving(ask.model)
-        if not serving:
+        # Whoever was revoked is never back: what it alone had is here no more.
+        if all(one.revoked for one in serving):
             flight.looked_at([cloud_candidate(ask.pin)])
             raise unknown_model(ask.model, self._fleet.names())
         others = self._fleet.others(ask.model, OTHERS_SHOWN_MAX)

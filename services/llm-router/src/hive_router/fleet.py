@@ -58,7 +58,7 @@ class Fleet:
 
     def names(self) -> list[str]:
         """Return the models that are known, present or not."""
-        return sorted({name for one in self._back_ends.values() for name in one.models})
+        return sorted({name for one in self._back_ends.values() if not one.revoked for name in one.models})
 
     def offered(self) -> dict[str, list[tuple[BackEnd, Model]]]:
         """Return what can be called now: models, each with the back ends that have it."""

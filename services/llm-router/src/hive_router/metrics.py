@@ -1,5 +1,6 @@
 """Prometheus metrics of the router."""
 
+import functools
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -29,6 +30,11 @@ CHUNKS_REFUSED: Final = Counter(
 
 ASKED: Final = Counter("hive_router_executor_calls_total", "Model calls that executors asked for", ["code"])
 
+# Finding the series of some labels takes longer than counting; there are as many as series.
+_calls = functools.cache(CALLS.labels)
+_tokens = functools.cache(TOKENS.labels)
+first_byte = functools.cache(FIRST_BYTE.labels)
+
 MODELS_NAMED_MAX: Final = 200
 _named: set[str] = set()
 
@@ -53,8 +59,8 @@ def count(model: str, route: str, code: str, prompt_tokens: int, completion_toke
     """Count a call that has ended."""
     # A name that nobody serves is whatever a caller typed.
     label = label_of(model) if route else "unknown"
-    CALLS.labels(label, route, code or "succeeded").inc()
+    _calls(label, route, code or "succeeded").inc()
     if prompt_tokens:
-        TOKENS.labels(label, "prompt").inc(prompt_tokens)
+        _tokens(label, "prompt").inc(prompt_tokens)
     if completion_tokens:
-        TOKENS.labels(label, "completion").inc(completion_tokens)
+        _tokens(label, "completion").inc(completion_tokens)

@@ -25,13 +25,16 @@ from hive_router.bodies import prepared
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
 from hive_router.flight import Flight
-from hive_router.metrics import FIRST_BYTE, RETRIES, count
+from hive_router.metrics import RETRIES, count, first_byte
 
 log = logging.getLogger(__name__)
 
 SSE_TYPE: Final = "text/event-stream"
-ANSWER_BYTES_MAX: Final = 32 * 1024 * 1024
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """An answer that is no stream is gathered before it begins, so that one that breaks off is an error of the call."""
+
+PIECE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A message of gRPC has 16 MiB at most, and what holds one holds all of it."""
 
 CANCELLED: Final = "cancelled"
 """Outcome of a call whose caller went away."""
@@ -161,7 +164,7 @@ class Waterfall:
             self._admission.leave(place, False)
             raise
         first_byte_s = asyncio.get_running_loop().time() - start
-        FIRST_BYTE.labels(flight.route).observe(flight.first_byte())
+        first_byte(flight.route).observe(flight.first_byte())
         head = Head(answer.head.status, answer.head.content_type, flight.route, flight.executor)
         if streams:
             flight.streamed = True
@@ -170,7 +173,7 @@ class Waterfall:
         self._admission.leave(place, True, first_byte_s)
         flight.came_of_it(backend, "succeeded")
         self._end(flight, "")
-        return RoutedAnswer(head, _once(first))
+        return RoutedAnswer(head, _pieces(first))
 
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
         """Return the error where the next back end may do better, else raise it."""
@@ -313,8 +316,9 @@ async def _gathered(answer: Answer) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(body), PIECE_BYTES_MAX):
+        yield body[start : start + PIECE_BYTES_MAX]
 
 
 def _lacks(error: HiveError) -> bool:
