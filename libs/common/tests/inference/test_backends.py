@@ -238,6 +238,45 @@ async def test_tools_are_refused_where_they_would_be_dropped(scripted: ScriptedB
     assert len(scripted.calls) == 2
 
 
+LLAMA = {"flavour": "llama.cpp"}
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": TOOLS}, {"max_tokens": 3}])
+async def test_llama_cpp_streams_every_answer_so_that_it_sees_who_left(
+    scripted: ScriptedBackEnd, more: dict[str, Any]
+) -> None:
+    async with BackEnds([scripted.url]) as back_ends:
+        plain = msgspec.json.decode(await whole(await back_ends.complete(call(**more))))
+        scripted.play(**LLAMA)
+        await back_ends.look()
+        answer = await back_ends.complete(call(**more))
+        joined = msgspec.json.decode(await whole(answer))
+        assert back_ends.all[0].in_flight == 0
+    assert [generation.stream for generation in scripted.generations] == [False, True]
+    assert answer.head.content_type == "application/json"
+    for body in (plain, joined):
+        body["choices"][0].pop("logprobs", None)
+        for tool in body["choices"][0]["message"].get("tool_calls", ()):
+            tool.pop("index", None)
+        body["choices"][0]["message"]["content"] = body["choices"][0]["message"]["content"] or ""
+    assert joined == plain
+
+
+@pytest.mark.parametrize(("breaking", "kind"), [("drop_after", Unavailable), ("error_after", Unavailable)])
+async def test_an_answer_of_llama_cpp_that_breaks_off_is_an_error(
+    scripted: ScriptedBackEnd, breaking: str, kind: type[HiveError]
+) -> None:
+    scripted.play(**LLAMA, **{breaking: 3})
+    async with BackEnds([scripted.url]) as back_ends:
+        with pytest.raises(kind):
+            await back_ends.complete(call())
+        scripted.play(**{breaking: None, "hang_after": 3})
+        with pytest.raises(DeadlineExceeded):
+            await back_ends.complete(call(deadline_ms=200))
+        assert back_ends.all[0].in_flight == 0
+        await scripted.until(lambda: scripted.counts.active == 0)
+
+
 async def test_completions_and_embeddings_go_to_their_paths(scripted: ScriptedBackEnd) -> None:
     async with BackEnds([scripted.url]) as back_ends:
         await whole(await back_ends.complete(call(endpoint="completions", prompt="one two")))

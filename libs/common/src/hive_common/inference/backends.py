@@ -14,9 +14,11 @@ import aiohttp
 import msgspec
 
 from hive_common.contracts.events import Model
+from hive_common.inference.bodies import changed
 from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall
+from hive_common.inference.completions import assembled
 from hive_common.inference.config import BackEndConfig
-from hive_common.inference.discovery import COMPLETION, EMBEDDING, TOOLS, Discovery, may
+from hive_common.inference.discovery import COMPLETION, EMBEDDING, LLAMA_CPP, TOOLS, Discovery, may
 from hive_common.inference.errors import error_event
 from hive_common.inference.names import same_model, unknown_model
 from hive_common.inference.refusals import refusal, refused, stream_error
@@ -93,6 +95,12 @@ class BackEnd:
         if model is None:
             raise unknown_model(call.model, (one.name for one in self.found))
         body = _fitting(call, model)
+        # llama.cpp looks for a client that left at each token of a stream, and else only once nothing has happened
+        # in it for a second: under load, never.
+        joins = model.backend == LLAMA_CPP and not call.stream and call.endpoint != "embeddings"
+        if joins:
+            call = msgspec.structs.replace(call, stream=True)
+            body = changed(body, stream=True, stream_options={"include_usage": True})
         if self.in_flight >= self._calls_max:
             raise RateLimited(f"{self.url}: {self._calls_max} calls run there already", retry_after_s=1)
         self.in_flight += 1
@@ -103,7 +111,26 @@ class BackEnd:
             raise
         if not call.stream:
             self.in_flight -= 1
-        return answer
+        return await self._joined(call, answer) if joins else answer
+
+    async def _joined(self, call: ModelCall, answer: "_Answer") -> "_Answer":
+        """Return the stream as the one answer that it amounts to."""
+        pieces, size = [], 0
+        try:
+            async for piece in answer.chunks:
+                pieces.append(piece)
+                size += len(piece)
+                if size > ANSWER_BYTES_MAX:
+                    raise Unavailable(f"{self.url}: the answer has more than {ANSWER_BYTES_MAX} bytes")
+        finally:
+            await answer.chunks.aclose()
+        last = Events(size + 1).feed(pieces[-1])[-1]
+        if (told := stream_error(last)) is not None:
+            if told.code == DeadlineExceeded.code:
+                raise DeadlineExceeded(f"{self.url}: {told.message}")
+            raise refused(self.url, call, told.status or 500, told)
+        whole = await asyncio.to_thread(assembled, b"".join(pieces))
+        return _Answer(Head(answer.head.status, "application/json"), _pieces([whole]))
 
     async def _begin(self, call: ModelCall, body: bytes) -> "_Answer":
         deadline_s = asyncio.get_running_loop().time() + call.deadline_ms / 1000

@@ -8,7 +8,9 @@ import msgspec
 from hive_common.inference.sse import Events, data_of
 
 _FIRST: Final = ("id", "object", "created", "model", "system_fingerprint")
-_LAST: Final = ("usage", "error")
+_LAST: Final = ("usage", "timings", "error")
+_OBJECTS: Final = {"chat.completion.chunk": "chat.completion"}
+"""What a stream calls itself, and what the answer is called that it amounts to."""
 
 _SAID_ONCE: Final = frozenset({"role", "finish_reason", "id", "type"})
 """Texts that are not continued."""
@@ -32,6 +34,8 @@ def assembled(events: bytes) -> bytes:
     choices: dict[int, dict[str, Any]] = {}
     for part in _objects(found):
         _join(whole, choices, part)
+    if whole.get("object") in _OBJECTS:
+        whole["object"] = _OBJECTS[whole["object"]]
     if choices:
         whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
     if not ended:
