@@ -363,7 +363,7 @@ def _model_peers(models: dict[str, Any] | None) -> Iterator[str]:
         yield ""
     yield (
         "| system | added p50 ms at 1 | at 4 | at 16 in flight | added to the first token, ms | calls/s "
-        "| jitter p99 ms | until a generation ends, ms |"
+        "| jitter p99 ms | until a generation ends that nobody waits for, of two seconds, ms |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for name, label in labels.items():
