@@ -4,6 +4,7 @@ import aiohttp
 import pytest
 from hive_common.contracts.limits import BLOB_BYTES_MAX
 from hive_common.contracts.values import digest_of
+from hive_common.inference.ollama import Ollama
 from hive_common.inference.openai import OpenAI
 from hive_common.kernel.ids import new_id
 
@@ -44,7 +45,7 @@ async def test_every_path_but_health_needs_a_key(world):
             seen += 1
             assert response.status == 401, (method, path)
             assert response.headers["WWW-Authenticate"].startswith("Bearer")
-            if method != "HEAD" and not OpenAI.route(path):
+            if method != "HEAD" and not (OpenAI.route(path) or Ollama.route(path)):
                 problem = await response.json(content_type="application/problem+json")
                 assert problem["code"] == "unauthenticated" and problem["status"] == 401
         for path in ("/openapi.json", "/metrics", "/nowhere", "/v1", "/docs", "/healthz/"):
@@ -131,7 +132,7 @@ async def test_answers_fit_their_schemas(world, http):
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nothing", 404, "not_found"),
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/index.html", 404, "not_found"),
         ("PATCH", "/v1/jobs", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"),
         ("GET", "/v1/agents/unknown", 404, "not_found"),

@@ -23,6 +23,22 @@ _HEADERS: Final = (
 )
 
 
+_OLLAMA_ERROR: Final = {
+    "application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
+}
+_LINES: Final = {"application/x-ndjson": {"schema": {"type": "string", "description": "one object a line"}}}
+_OLLAMA: Final = {
+    "/api/tags": ("get", "ollamaTags", "List the models that can be called."),
+    "/api/ps": ("get", "ollamaPs", "List the models that are in memory somewhere."),
+    "/api/version": ("get", "ollamaVersion", "Say which release of Ollama's API this follows."),
+    "/api/show": ("post", "ollamaShow", "Show a model."),
+    "/api/chat": ("post", "ollamaChat", "Let a model answer a conversation; in lines unless `stream` is false."),
+    "/api/generate": ("post", "ollamaGenerate", "Let a model answer; in lines unless `stream` is false."),
+    "/api/embed": ("post", "ollamaEmbed", "Turn texts into vectors."),
+    "/api/embeddings": ("post", "ollamaEmbeddings", "Turn one text into a vector, in the older form."),
+}
+
+
 def model_paths() -> dict[str, Any]:
     """Return the path items."""
     calls = {
@@ -35,7 +51,22 @@ def model_paths() -> dict[str, Any]:
     model = _read("getModel", "Show a model.", _MODEL)
     model["parameters"] = [_parameter("id", "path", "name of a model", {"type": "string"}, required=True)]
     found["/v1/models/{id}"] = {"get": model}
+    found |= {path: {method: _ollama(method, *facts)} for path, (method, *facts) in _OLLAMA.items()}
     return found
+
+
+def _ollama(method: str, operation: str, summary: str) -> dict[str, Any]:
+    streams = operation in ("ollamaChat", "ollamaGenerate")
+    ok = {"200": {"description": summary, "content": _OBJECT | _LINES if streams else _OBJECT}}
+    errors = {status: {"description": text, "content": _OLLAMA_ERROR} for status, text in _ERRORS.items()}
+    found: dict[str, Any] = {
+        "operationId": operation,
+        "tags": ["ollama"],
+        "summary": summary,
+        "description": "Ollama's operation of this path, whatever the model is served by.",
+        "responses": ok | errors,
+    }
+    return found if method == "get" else found | {"requestBody": {"required": True, "content": _OBJECT}}
 
 
 def _call(operation: str, summary: str, streams: bool) -> dict[str, Any]:
@@ -53,7 +84,13 @@ def _call(operation: str, summary: str, streams: bool) -> dict[str, Any]:
 
 def _read(operation: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
     answer = {"200": {"description": summary, "content": content}}
-    return {"operationId": operation, "tags": ["models"], "summary": summary, "responses": answer | _errors()}
+    return {
+        "operationId": operation,
+        "tags": ["models"],
+        "summary": summary,
+        "description": "OpenAI's operation of this name.",
+        "responses": answer | _errors(),
+    }
 
 
 def _errors() -> dict[str, Any]:
