@@ -111,6 +111,15 @@ def test_models_are_used_as_it_is_typed(scratch: Installation, tmp_path: Path) -
     said, _, answers = typed(script, tmp_path, environment).stdout.partition("answers:\n")
     assert "smollm2" in said and said.count("data: [DONE]") == 1
     assert len(answers.split()) > 2
+    assert '"summary"' in typed(commands_of("summarise"), ROOT / "examples" / "summarise", environment).stdout
+
+
+def commands_of(example: str) -> str:
+    """Return the commands of an example's README, a line each."""
+    text = (ROOT / "examples" / example / "README.md").read_text()
+    commands = re.findall(r"^    ((?:hive|python) .*)$", text, re.MULTILINE)
+    assert commands
+    return "\n".join(commands)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +129,5 @@ def test_models_are_used_as_it_is_typed(scratch: Installation, tmp_path: Path) -
 def test_the_commands_of_an_example_work_where_its_readme_says(
     example: str, folder: str, hive_home: Installation
 ) -> None:
-    text = (ROOT / "examples" / example / "README.md").read_text()
-    commands = re.findall(r"^    ((?:hive|python) .*)$", text, re.MULTILINE)
-    assert commands
     environment = {**hive_home.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
-    assert typed("\n".join(commands), ROOT / folder, environment).stdout
+    assert typed(commands_of(example), ROOT / folder, environment).stdout

@@ -58,6 +58,9 @@ class NoCatalogue:
     async def catch_up(self) -> None:
         pass
 
+    def is_revoked(self, executor: str) -> bool:
+        return False
+
 
 class Bench:
     def __init__(self) -> None:
