@@ -300,7 +300,8 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
         self.parts: list[bytes] = [b'{"id": "x", "choices": []}']
         self.error: HiveError | None = None
         self.breaks: HiveError | None = None
-        self.hold = False
+        self.hold = self.whole = False
+        self.may_end, self.ended = asyncio.Event(), asyncio.Event()
         self.answering = asyncio.Event()
         self.cancelled = asyncio.Event()
 
@@ -313,6 +314,12 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
             raise self.error
         kind = "text/event-stream" if request.stream else "application/json"
         head = models_pb2.CompleteHead(status=200, content_type=kind, route="pool", executor="e")
+        if self.whole:
+            head.chunk, head.whole = b"".join(self.parts), True
+            yield models_pb2.CompleteResponse(head=head)
+            await self.may_end.wait()
+            self.ended.set()
+            return
         yield models_pb2.CompleteResponse(head=head)
         try:
             for part in self.parts:

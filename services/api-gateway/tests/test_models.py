@@ -33,6 +33,14 @@ async def test_a_stream_passes_event_by_event(world, http):
     assert world.models.requests[0].stream
 
 
+async def test_a_whole_answer_does_not_wait_for_the_end_of_its_call_nor_cancel_it(world, http, eventually):
+    world.models.whole = True
+    response = await http.post(CHAT, data=BODY)
+    assert await response.read() == world.models.parts[0] and not world.models.ended.is_set()
+    world.models.may_end.set()
+    await eventually(world.models.ended.is_set)
+
+
 @pytest.mark.parametrize("breaks", [None, Unavailable("the device is gone")])
 async def test_a_stream_never_ends_in_silence(world, http, breaks):
     world.models.parts = [b'data: {"n": 1}\n\n']

@@ -186,6 +186,7 @@ class CompleteHead(_message.Message):
     ROUTE_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     status: _builtins.int
     content_type: _builtins.str
     route: _builtins.str
@@ -194,6 +195,8 @@ class CompleteHead(_message.Message):
     """id of the device that serves the call"""
     chunk: _builtins.bytes
     """the first piece of the body"""
+    whole: _builtins.bool
+    """that piece is all of it, and nothing is awaited any more"""
     def __init__(
         self,
         *,
@@ -202,10 +205,11 @@ class CompleteHead(_message.Message):
         route: _builtins.str = ...,
         executor: _builtins.str = ...,
         chunk: _builtins.bytes = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,7 @@ class RouterCompleter:
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
+        self._ending: set[Any] = set()
 
     async def complete(self, call: ModelCall) -> RoutedAnswer:
         """Begin a call; raises as the port says."""
@@ -62,9 +63,14 @@ class RouterCompleter:
             rpc.cancel()
             raise Internal("the router began an answer without its head")
         head = first.head
-        return RoutedAnswer(
-            Head(head.status, head.content_type, head.route, head.executor), self._chunks(rpc, head.chunk)
-        )
+        if head.whole:
+            # The end of the call says nothing more: the client does not wait for it. Let go, it would be cancelled.
+            self._ending.add(rpc)
+            rpc.add_done_callback(self._ending.discard)
+            chunks = _one(head.chunk)
+        else:
+            chunks = self._chunks(rpc, head.chunk)
+        return RoutedAnswer(Head(head.status, head.content_type, head.route, head.executor), chunks)
 
     async def _chunks(self, rpc: Any, first: bytes) -> AsyncGenerator[bytes, None]:
         try:
@@ -95,3 +101,7 @@ class RouterCompleter:
             )
             for model in listed.models
         ]
+
+
+async def _one(chunk: bytes) -> AsyncGenerator[bytes, None]:
+    yield chunk

@@ -58,15 +58,20 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         chunks, head = answer.chunks, answer.head
         try:
             # Its first piece is there already; most answers are one message then.
+            first = await anext(chunks, b"")
+            second = b"" if call.stream else await anext(chunks, None)
             yield models_pb2.CompleteResponse(
                 head=models_pb2.CompleteHead(
                     status=head.status,
                     content_type=head.content_type,
                     route=head.route,
                     executor=head.executor,
-                    chunk=await anext(chunks, b""),
+                    chunk=first,
+                    whole=second is None,
                 )
             )
+            if second:
+                yield models_pb2.CompleteResponse(chunk=second)
             async for chunk in chunks:
                 yield models_pb2.CompleteResponse(chunk=chunk)
         finally:
