@@ -1,6 +1,16 @@
+import contextlib
+import json
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+from click.testing import Result
+from hive_cli.commands import executor
 from hive_cli.commands.executor import COLUMNS, rows
+from hive_common.contracts.joining import JoinToken
+from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import new_id
+from typer.testing import CliRunner
 
 LAPTOP = {
     "name": "laptop",
@@ -64,3 +74,74 @@ def test_power_and_many_models_are_put_shortly() -> None:
     assert row(capabilities=can | {"power": {"battery_percent": 7}})["power"] == "7 %, charging"
     assert row(capabilities=can | {"models": [{"name": str(n)} for n in range(5)]})["models"] == "5"
     assert row(capabilities=can | {"models": []})["models"] == "-"
+
+
+class Installation:
+    """Stands in for the gateway: answers what a test says, and keeps what was asked."""
+
+    def __init__(self, url: str) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        token = JoinToken(url=url, fingerprint="", token_id=new_id(), secret="s", expires_us=1_790_000_000_000_000)
+        self.token = token.text()
+
+    def get(self, path: str) -> Any:
+        self.asked.append(("GET", path, None))
+        return LAPTOP
+
+    def post(self, path: str, body: Any) -> Any:
+        self.asked.append(("POST", path, body))
+        if path == "/v1/executors/tokens":
+            return {"token_id": "t", "token": self.token, "expires_us": 1_790_000_000_000_000}
+        return LAPTOP | {"state": "revoked"}
+
+
+@pytest.fixture
+def hive(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Installation, Result]]:
+    """Returns a function that runs `hive executor …` against a stand-in."""
+
+    def run(*words: str, url: str = "https://192.0.2.1:8500", typed: str = "") -> tuple[Installation, Result]:
+        installation = Installation(url)
+        monkeypatch.setattr(executor, "connect", lambda home: contextlib.nullcontext(installation))
+        return installation, CliRunner().invoke(executor.app, words, input=typed)
+
+    return run
+
+
+def test_a_token_alone_goes_to_stdout_and_what_to_type_there_to_stderr(hive: Any) -> None:
+    installation, result = hive("token", "--valid", "2h", "--owner", "Grandma")
+    assert installation.asked == [("POST", "/v1/executors/tokens", {"valid_s": 7200, "owner": "Grandma"})]
+    assert result.stdout.replace("\n", "") == installation.token
+    assert f"hive executor join {installation.token}" in result.stderr.replace("\n", "")
+    assert "--public" not in result.stderr
+
+
+def test_a_token_that_no_other_machine_can_use_says_so(hive: Any) -> None:
+    _, result = hive("token", url="http://127.0.0.1:8500")
+    assert "hive up --public ADDRESS" in result.stderr.replace("\n", " ")
+
+
+def test_a_token_for_programs_is_json(hive: Any) -> None:
+    installation, result = hive("token", "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["token"], answer["url"]) == (installation.token, "https://192.0.2.1:8500")
+    assert answer["command"] == f"hive executor join {installation.token}"
+
+
+def test_how_long_a_token_is_good_wants_a_unit(hive: Any) -> None:
+    _, result = hive("token", "--valid", "soon")
+    assert isinstance(result.exception, InvalidArgument)
+    assert "--valid" in result.exception.message
+
+
+@pytest.mark.parametrize(
+    ("words", "typed", "revoked"), [((), "n\n", False), ((), "y\n", True), (("--yes",), "", True)]
+)
+def test_nobody_is_shut_out_by_a_slip_of_the_hand(
+    hive: Any, words: tuple[str, ...], typed: str, revoked: bool
+) -> None:
+    installation, result = hive("revoke", "laptop", "--reason", "sold", *words, typed=typed)
+    posts = [asked for asked in installation.asked if asked[0] == "POST"]
+    assert posts == ([("POST", "/v1/executors/e-1/revoke", {"reason": "sold"})] if revoked else [])
+    assert result.exit_code == (0 if revoked else 1)
+    assert ("laptop is revoked" in result.stdout) == revoked
+    assert ("laptop (e-1), online, 1 running" in result.stderr) == (not words)

@@ -109,7 +109,8 @@ def revoke(
 ) -> None:
     """Disconnect an executor at once, and shut it out for ever. What it runs goes to others.
 
-    To come back its machine has to join anew, with a new key and a new token.
+    To come back its machine has to join anew, with a new key and a new token. An executor of this machine stays
+    out, too; `hive up --executors N` makes another one.
     """
     with connect(home) as api:
         found = api.get(f"/v1/executors/{executor}")
