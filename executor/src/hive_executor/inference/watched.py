@@ -115,8 +115,7 @@ class Watched(AsyncGenerator[bytes, None]):
         call, tally = self._asked, self._tally
         if not call.stream and not code:
             tally.whole(b"".join(self._whole))
-        if not code and tally.error:
-            code = "unavailable"
+        code = code or tally.error
         self._finished(
             Finished(
                 ModelCallReport(

@@ -244,7 +244,7 @@ class _Stream(AsyncGenerator[bytes, None]):
                 raise
             if piece is None:
                 if tally.done or tally.error:
-                    await self._finish(tally.done, "" if tally.done else Unavailable.code)
+                    await self._finish(tally.done, "" if tally.done else tally.error)
                     break
                 return await self._broken(Unavailable("the answer ended before it was whole"), False)
             passed = tally.events(piece)
@@ -281,7 +281,7 @@ class _Stream(AsyncGenerator[bytes, None]):
         tally = self._flight.tally
         if code == CANCELLED and (tally.done or tally.error):
             # Its last event has gone out; whoever stops reading after it has the whole answer.
-            verdict, code = tally.done, "" if tally.done else Unavailable.code
+            verdict, code = tally.done, "" if tally.done else tally.error
         try:
             await self._source.aclose()
         finally:

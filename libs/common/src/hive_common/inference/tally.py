@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from hive_common.inference.sse import Events, data_of, is_done
-from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.errors import CATALOGUE, Unavailable
 
 _KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Of one answer for the record. What is longer is left out of it, with a mark."""
@@ -35,7 +35,7 @@ class Tally:
     Attributes:
         prompt_tokens, completion_tokens: as the back end counts; 0 where it does not.
         done: the stream came to its proper end.
-        error: the stream carried an error.
+        error: code of the error that the stream carried; empty without one.
         truncated: there was more than is kept.
     """
 
@@ -53,7 +53,8 @@ class Tally:
 
     def __init__(self, keep: bool, drop_usage: bool) -> None:
         self.prompt_tokens = self.completion_tokens = 0
-        self.done = self.error = self.truncated = False
+        self.done = self.truncated = False
+        self.error = ""
         self._keep = keep
         self._drop_usage = drop_usage
         self._kept: list[bytes] = []
@@ -106,7 +107,7 @@ class Tally:
             self.prompt_tokens = counted.usage.prompt_tokens or 0
             self.completion_tokens = counted.usage.completion_tokens or 0
         if bytes(counted.error) not in (b"", b"null"):
-            self.error = True
+            self.error = _code_of(counted.error)
         return counted
 
     def _take(self, piece: bytes) -> None:
@@ -121,6 +122,16 @@ class Tally:
 
 class _ErrorText(msgspec.Struct):
     message: str = ""
+    code: msgspec.Raw = msgspec.Raw(b"")
+
+
+def _code_of(error: msgspec.Raw) -> str:
+    """Return the catalogue's code of an error event: what ended a stream here says one, back ends have their own."""
+    try:
+        code = msgspec.json.decode(msgspec.json.decode(error, type=_ErrorText).code, type=str)
+    except msgspec.DecodeError:
+        return Unavailable.code
+    return code if code in CATALOGUE else Unavailable.code
 
 
 class _Error(msgspec.Struct):
