@@ -126,7 +126,7 @@ class _ErrorText(msgspec.Struct):
 
 
 def _code_of(error: msgspec.Raw) -> str:
-    """Return the catalogue's code of an error event: what ended a stream here says one, back ends have their own."""
+    """Return the catalogue's code of an error event. Back ends have codes of their own."""
     try:
         code = msgspec.json.decode(msgspec.json.decode(error, type=_ErrorText).code, type=str)
     except msgspec.DecodeError:
