@@ -1,5 +1,7 @@
 """What serves models tells about them, each kind in its own way."""
 
+import asyncio
+
 import aiohttp
 import pytest
 from hive_common.contracts.events import Model
@@ -86,3 +88,22 @@ async def test_a_server_that_is_away_has_none_and_comes_back(scripted: ScriptedB
         assert await back_ends.look() == () and not back_ends.all[0].is_up
         await scripted.start()
         assert [model.name for model in await back_ends.look()] == ["scripted"] and back_ends.all[0].is_up
+
+
+async def test_who_watches_hears_of_models_that_come_and_go_and_of_nothing_else(scripted: ScriptedBackEnd) -> None:
+    seen: list[list[str]] = []
+    async with BackEnds([scripted.url]) as back_ends:
+        watching = asyncio.create_task(
+            back_ends.run(1, lambda: seen.append([model.name for model in back_ends.found]))
+        )
+        looks = scripted.counts.requests
+        await scripted.until(lambda: scripted.counts.requests > looks + 3)
+        scripted.play(models=(*scripted.script.models, ScriptedModel(name="new")))
+        await scripted.until(lambda: bool(seen))
+        await scripted.stop()
+        async with asyncio.timeout(20):
+            while len(seen) < 2:
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        await asyncio.wait({watching})
+    assert seen == [["new", "scripted"], []]
