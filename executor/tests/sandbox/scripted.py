@@ -24,6 +24,7 @@ class Scripted:
         tokens: None to say nothing.
         error: raised instead.
         hangs: the answer begins and goes on for ever.
+        lets_go: a cancelled answer ends only then.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Scripted:
         error: HiveError | None = None,
         hangs: bool = False,
         body: bytes | None = None,
+        lets_go: asyncio.Event | None = None,
     ) -> None:
+        self._lets_go = lets_go
         self.calls: list[ModelCall] = []
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -63,6 +66,8 @@ class Scripted:
             yield self._body[1:]
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
+            if self._lets_go is not None:
+                await self._lets_go.wait()
             raise
 
     async def models(self) -> Sequence[Model]:

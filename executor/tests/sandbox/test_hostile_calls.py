@@ -138,6 +138,16 @@ async def test_the_model_that_is_checked_is_the_model_that_is_called(watched: Ru
     assert completer.calls == []
 
 
+async def test_a_call_that_does_not_end_keeps_no_attempt_alive(watched: RunnerPool) -> None:  # noqa: F811
+    lets_go = asyncio.Event()
+    completer = Scripted(hangs=True, lets_go=lets_go)
+    program = python(SAY + "def run(input):\n    return {'code': code(lambda: model.chat('x'))}\n")
+    outcome = await watched.run(program, b"{}", limits(wall_ms=300), granted=granted(completer))
+    assert outcome.code == "timeout", outcome
+    assert completer.cancelled.is_set()
+    lets_go.set()
+
+
 async def test_a_call_while_the_agent_is_imported_is_refused_like_any_other(watched: RunnerPool) -> None:  # noqa: F811
     program = python("from hive import model\nmodel.chat('x')\ndef run(input):\n    return {}\n")
     assert (await watched.run(program, b"{}", limits())).code == "permission_denied"

@@ -36,6 +36,11 @@ _KEEPER_S_MAX: Final = 1.0
 """A keeper that was told to end its runner has done so by then, or is killed with it."""
 
 
+_CANCEL_S_MAX: Final = 0.1
+"""So long an attempt waits for the end of its call, so that usually nothing of it outlives the attempt."""
+_stubborn: set[asyncio.Task[None]] = set()
+
+
 class RunnerGone(Exception):
     """The runner ended, or spoke nonsense and was ended; the text says what is known."""
 
@@ -122,7 +127,10 @@ class _Channel(asyncio.Protocol):
             if (calling := self._calling) is not None:
                 self._calling = None
                 calling.cancel()
-                await asyncio.wait({calling})
+                _, stubborn = await asyncio.wait({calling}, timeout=_CANCEL_S_MAX)
+                # The attempt ends all the same; who does not let go of a call must not keep a guest alive.
+                _stubborn.update(stubborn)
+                calling.add_done_callback(_stubborn.discard)
 
     def abort(self) -> None:
         """Drop the connection."""

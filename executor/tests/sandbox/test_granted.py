@@ -1,0 +1,37 @@
+"""Which capabilities an attempt is granted."""
+
+import pytest
+from hive_common.contracts.events import AgentRef, ModelPermission
+from hive_common.contracts.messages import Assignment
+from hive_common.contracts.values import inline
+from hive_common.kernel.errors import PermissionDenied
+from hive_executor.host import granted
+
+from .scripted import Scripted
+
+
+def assignment(model: ModelPermission | None, pin: str = "") -> Assignment:
+    agent = AgentRef("a", "1.0.0", "sha256:0", "python", 1, 1, 1, model=model)
+    return Assignment("t", 2, "j", "step", agent, inline(b"{}"), 1_000, 1, 1, pin=pin)
+
+
+def test_what_a_manifest_does_not_ask_for_is_not_there() -> None:
+    assert granted(assignment(None), Scripted()) == {}
+    assert granted(assignment(None, "own-devices"), Scripted()) == {}
+
+
+async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> None:
+    for job, manifest, narrow in (
+        ("", "any", "any"),
+        ("pool", "region:eu", "region:eu"),
+        ("own-devices", "pool", "own-devices"),
+    ):
+        completer = Scripted()
+        model = granted(assignment(ModelPermission(("m",), 9, manifest), job), completer)["model"]
+        await model.call("chat", b"{}", 1_000)
+        assert [call.pin for call in completer.calls] == [narrow]
+
+
+def test_pins_that_exclude_each_other_grant_nothing() -> None:
+    with pytest.raises(PermissionDenied):
+        granted(assignment(ModelPermission(("m",), 9, "region:eu"), "own-devices"), Scripted())
