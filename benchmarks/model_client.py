@@ -13,6 +13,7 @@ from typing import Final
 
 TOKEN: Final = re.compile(rb'"content": ?"(\d+) "')
 LIMIT: Final = 1 << 20
+LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,23 @@ class Connection:
         began = time.perf_counter()
         self._writer.write(self._stream)
         await self._head()
-        rest, expected = b"", 0
-        while not rest.endswith(b"\r\n0\r\n\r\n"):
+        rest, tail, expected = b"", b"", 0
+        while tail != LAST_CHUNK:
             data = await self._reader.read(LIMIT)
             now = time.perf_counter()
             if not data:
                 raise Failed(f"{self._target.name}: the stream ended after {expected} tokens")
             rest += data
-            # Up to the last line that is whole; what follows may be the half of a token.
-            end = rest.rfind(b"\n", 0, len(rest) - 7) + 1
-            for found in TOKEN.finditer(rest, 0, end):
+            tail = (tail + data)[-len(LAST_CHUNK) :]
+            end = 0
+            for found in TOKEN.finditer(rest):
                 if int(found[1]) != expected:
                     raise Failed(f"{self._target.name}: token {int(found[1])} came where {expected} was due")
                 expected += 1
                 times.append(now - began)
-            rest = rest[end:]
+                end = found.end()
+            # What is left may hold the beginning of a token, which is no longer than this.
+            rest = rest[end:][-64:]
         if expected != tokens:
             raise Failed(f"{self._target.name}: {expected} of {tokens} tokens came")
         return times
