@@ -131,7 +131,7 @@ async def test_a_device_that_the_scheduler_does_not_see_is_not_asked(start: Star
     executor = new_id()
     async with (
         presence() as (address, online),
-        start(peers={"scheduler": address}, presence_ms=50) as router,
+        start(peers={"scheduler": address}, presence_ms=50, absent_ms=200) as router,
         router.device(executor) as device,
     ):
         await log.add(executor, ExecutorRegistered(name="laptop", capabilities=capabilities(SMALL)))
@@ -154,7 +154,10 @@ async def test_a_device_that_the_scheduler_loses_ends_its_streams(start: Start, 
         await call.say(token_event(0))
         online.clear()
 
-    async with presence() as (address, online), start(peers={"scheduler": address}, presence_ms=50) as router:
+    async with (
+        presence() as (address, online),
+        start(peers={"scheduler": address}, presence_ms=50, absent_ms=200) as router,
+    ):
         online.add(executor)
         async with router.device(executor, play):
             await log.add(executor, ExecutorRegistered(name="laptop", capabilities=capabilities(SMALL)))
@@ -164,13 +167,20 @@ async def test_a_device_that_the_scheduler_loses_ends_its_streams(start: Start, 
             assert answered.error is not None and "has gone" in answered.error["message"]
 
 
+class Online(set[str]):
+    """Who is there, and how often somebody wanted to know."""
+
+    asked = 0
+
+
 @contextlib.asynccontextmanager
-async def presence() -> AsyncIterator[tuple[str, set[str]]]:
+async def presence() -> AsyncIterator[tuple[str, Online]]:
     """A scheduler as far as presence goes; the set says who is there."""
-    online: set[str] = set()
+    online = Online()
 
     class Servicer(executors_pb2_grpc.PresenceServicer):
         async def List(self, request: Any, context: Any) -> executors_pb2.PresenceResponse:
+            online.asked += 1
             present = [executors_pb2.Present(executor_id=one, online=True) for one in online]
             return executors_pb2.PresenceResponse(executors=present)
 
@@ -230,3 +240,25 @@ async def until_it_serves(router: Router) -> Answered:
         with contextlib.suppress(Unavailable):
             return await router.complete("small", stream=True)
         await asyncio.sleep(0.05)
+
+
+async def test_a_scheduler_that_has_seen_nobody_yet_ends_no_stream(start: Start, log: Log) -> None:
+    executor = new_id()
+
+    async def play(call: InferCall) -> None:
+        await call.say(token_event(0))
+        online.clear()
+        asked = online.asked
+        while online.asked < asked + 3:
+            await asyncio.sleep(0.01)
+        online.add(executor)
+        await call.say(token_event(1))
+        await call.say("data: [DONE]\n\n", end=True)
+
+    async with presence() as (address, online), start(peers={"scheduler": address}, presence_ms=50) as router:
+        online.add(executor)
+        async with router.device(executor, play):
+            await log.add(executor, ExecutorRegistered(name="laptop", capabilities=capabilities(SMALL)))
+            await router.models_once(bool)
+            answered = await router.complete("small", stream=True)
+            assert (answered.text, answered.error) == ("0 1 ", None)

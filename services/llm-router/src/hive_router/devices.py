@@ -58,7 +58,8 @@ class Devices:
         self._position = 0
         self._moved = asyncio.Event()
         self._rows: dict[str, ExecutorRow] = {}
-        self._present: frozenset[str] | None = None
+        self._absent: dict[str, float] = {}
+        self._away: frozenset[str] = frozenset()
 
     async def close(self) -> None:
         """Close the channel to the scheduler."""
@@ -119,12 +120,22 @@ class Devices:
         except HiveError as error:
             log.debug("presence: %s", error.message)
             return
-        present = frozenset(one.executor_id for one in answer.executors if one.online)
-        if present == self._present:
-            return
-        before, self._present = self._present or frozenset(), present
-        self._update()
-        self._gone(before - present)
+        online, now_s = (
+            {one.executor_id for one in answer.executors if one.online},
+            asyncio.get_running_loop().time(),
+        )
+        for executor in self._rows:
+            if executor in online:
+                self._absent.pop(executor, None)
+            else:
+                self._absent.setdefault(executor, now_s)
+        # A scheduler that has just begun to lead has seen nobody yet; that must end no stream.
+        grace_s = self._settings.absent_ms / 1000
+        away = frozenset(one for one, since_s in self._absent.items() if now_s - since_s >= grace_s)
+        if away != self._away:
+            before, self._away = self._away, away
+            self._update()
+            self._gone(away - before)
 
     def _gone(self, executors: Iterable[str]) -> None:
         for executor in executors:
@@ -136,11 +147,11 @@ class Devices:
         return row is not None and row.revoked
 
     def _update(self) -> None:
-        host, present = self._settings.host_executors, self._present
+        host = self._settings.host_executors
         pool = {key: row for key, row in self._rows.items() if key not in host}
         self._fleet.keep(set(pool))
         slots = self._settings.in_flight_max
-        self._fleet.put(*(_back_end(row, slots, present is None or key in present) for key, row in pool.items()))
+        self._fleet.put(*(_back_end(row, slots, key not in self._away) for key, row in pool.items()))
         if host and host[0] in self._rows:
             capabilities = self._rows[host[0]].capabilities
             for backend in self._fleet:

@@ -21,6 +21,7 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         queue_max: calls that wait for one model; more are told to come later.
         refresh_ms: how often the models of the host are looked up.
         presence_ms: how often the scheduler is asked who is there.
+        absent_ms: how long it has to say that a device is not, beyond the device's lease.
         credit: chunks that a device may be ahead of the caller.
         first_byte_ms: how long a device may say nothing before its first chunk.
         executor_calls_max, executor_bytes_max: calls that one executor may have here at once, and bytes of their
@@ -37,6 +38,7 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     queue_max: int = 256
     refresh_ms: int = 5_000
     presence_ms: int = 1_000
+    absent_ms: int = 3_000
     credit: int = 64
     first_byte_ms: int = 300_000
     executor_calls_max: int = 64
