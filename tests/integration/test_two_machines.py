@@ -183,14 +183,19 @@ def test_what_a_cut_cable_takes_runs_elsewhere_and_a_mended_one_brings_work_agai
     )
 
 
-def test_a_joined_machine_comes_back_after_a_restart_of_either_side(joined):
+def test_a_joined_machine_comes_back_after_a_restart_of_either_side_and_of_an_address(joined):
     joined.device.hive("down")
     wait_until(lambda: joined.state()["state"] == "offline", 60, "the second machine is away")
     joined.device.hive("up", "--detach")
     wait_until(lambda: joined.state()["state"] == "online", 60, "the second machine is back")
     joined.control.hive("down")
-    joined.control.hive("up", "--detach")
+    joined.hosts.take_address(joined.hosts.control)
+    said = joined.control.hive("up", "--detach").stderr
+    assert f"{joined.hosts.control.address} is not an address of this machine" in said
+    joined.hosts.give_address(joined.hosts.control)
     wait_until(lambda: joined.state()["state"] == "online", 60, "the second machine has found the first one again")
+    job = joined.submit(12, ms=200)
+    assert joined.assigned(joined.ended(job))[True], "it fetches and stores through the gateway's new listener"
 
 
 def test_a_used_token_and_a_joined_home_are_refused_and_nothing_is_left(joined):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import typer
-from hive_common.bus.assertion import SKEW_S_MAX, clock_sentence
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.config import read_secret
 from rich.markup import escape
@@ -223,6 +222,8 @@ def _device(home: Home) -> Finding:
 
 def _reach(home: Home) -> Finding:
     """Say whether the installation that this device has joined answers, and how far the clocks are apart."""
+    from hive_common.bus.assertion import SKEW_S_MAX, clock_sentence
+
     from hive_cli.joining import clock_ahead_s, reach
 
     joined = home.joined()

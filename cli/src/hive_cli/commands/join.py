@@ -4,10 +4,9 @@ import contextlib
 import platform
 import shutil
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from hive_common.bus.jwt import Credentials, credentials_text
 from hive_common.contracts.joining import parse_token
 from hive_common.kernel.errors import Conflict, InvalidArgument
 from hive_common.ops.config import write_config
@@ -16,6 +15,9 @@ from rich.markup import escape
 from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
 from hive_cli.options import HomeOption
 from hive_cli.output import err
+
+if TYPE_CHECKING:
+    from hive_cli.joining import Admission
 
 REGION = "region"
 STDIN = "-"
@@ -65,7 +67,7 @@ def join(
     with _new_home(place):
         ca = trusted_ca(shown) if shown.fingerprint else ""
         admission = admitted(shown, ca, chosen)
-        _install(place, admission.ca, Credentials(admission.credentials.nats_jwt, admission.seed))
+        _install(place, admission)
         settings = JoinedSettings(
             gateway=admission.credentials.blobs_url,
             nats=admission.credentials.nats_url,
@@ -121,14 +123,17 @@ def _clear(home: Home, was_there: bool) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _install(home: Home, ca: str, credentials: Credentials) -> None:
+def _install(home: Home, admission: "Admission") -> None:
+    from hive_common.bus.jwt import Credentials, credentials_text
+
     from hive_cli.supervisor.provision import write_private
 
     for folder in (home.secrets_dir, home.tls_dir, home.config_dir, home.logs_dir):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if ca:
-        home.ca_file.write_text(ca)
-    write_private(home.credentials_file, credentials_text(credentials))
+    if admission.ca:
+        home.ca_file.write_text(admission.ca)
+    held = Credentials(admission.credentials.nats_jwt, admission.seed)
+    write_private(home.credentials_file, credentials_text(held))
 
 
 def _ports(free_ports: bool) -> dict[str, int]:

@@ -15,7 +15,6 @@ from hive_executor.small_model import require_small_model
 
 from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings
 from hive_cli.supervisor import names, ports
-from hive_cli.supervisor.ca import ensure_certificates
 from hive_cli.supervisor.network import LOOPBACK, Network
 
 DATABASE = "hive"
@@ -75,6 +74,9 @@ def provision(
         require_small_model()
     settings = _settle(home, known, executors, models, public, preferred_ports, network)
     if public:
+        # Loaded where it is used: every command passes here, and few need the cryptography.
+        from hive_cli.supervisor.ca import ensure_certificates
+
         ensure_certificates(home, public)
     _make_secrets(home)
     if settings != known:

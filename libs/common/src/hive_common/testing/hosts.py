@@ -72,13 +72,21 @@ class Hosts:
             folder.mkdir()
         self.control = Host(1, folders[0], folders[1])
         self.device = Host(2, folders[1], folders[0])
-        ends = {self.control: "hive-c", self.device: "hive-d"}
+        self._ends = ends = {self.control: "hive-c", self.device: "hive-d"}
         pids = str(self.control.pid), str(self.device.pid)
         one, other = ends.values()
         _run("ip", "link", "add", one, "netns", pids[0], "type", "veth", "peer", "name", other, "netns", pids[1])
         for host, end in ends.items():
-            host.run("ip", "addr", "add", f"{host.address}/24", "dev", end)
             host.run("ip", "link", "set", end, "up")
+            self.give_address(host)
+
+    def give_address(self, host: Host) -> None:
+        """Give a machine its address."""
+        host.run("ip", "addr", "add", f"{host.address}/24", "dev", self._ends[host])
+
+    def take_address(self, host: Host) -> None:
+        """Take it away, as another network does to a laptop."""
+        host.run("ip", "addr", "del", f"{host.address}/24", "dev", self._ends[host])
 
     def cut(self) -> None:
         """From now on packets vanish; nobody is told."""
