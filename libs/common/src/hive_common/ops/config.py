@@ -33,8 +33,8 @@ class NatsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         url: `nats://host:port`, or `tls://host:port`.
-        credentials_file: user JWT and nkey seed, mode 0600; read again at every connect, so that a renewed one counts.
-        ca_file: certificates of which one must have signed the server's. Where it is set, nothing is said unencrypted.
+        credentials_file: user JWT and nkey seed, mode 0600; read at every connect, so that a renewed one counts.
+        ca_file: certificates of which one must have signed the server's; where it is set, nothing goes unencrypted.
     """
 
     url: str
