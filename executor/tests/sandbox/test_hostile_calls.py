@@ -9,6 +9,7 @@ from hive_common.contracts.events import ModelPermission
 from hive_executor.host import ModelAccess
 from hive_executor.sandbox import Capabilities, RunnerPool, frames
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX, HOST_REQUEST_BYTES_MAX
+from hive_executor.sandbox.pool import _outcome
 from hive_executor.sandbox.runner_process import RunnerGone, _Channel
 
 from .conftest import MIB, limits, python
@@ -151,6 +152,13 @@ async def test_a_call_that_does_not_end_keeps_no_attempt_alive(watched: RunnerPo
 async def test_a_call_while_the_agent_is_imported_is_refused_like_any_other(watched: RunnerPool) -> None:  # noqa: F811
     program = python("from hive import model\nmodel.chat('x')\ndef run(input):\n    return {}\n")
     assert (await watched.run(program, b"{}", limits())).code == "permission_denied"
+
+
+def test_a_runner_that_lets_a_denied_guest_go_on_is_not_believed() -> None:
+    done = frames.Done("", "", "", b'{"stolen": 1}', False, 1, 1, 1)
+    outcome = _outcome(done, [], "the permission `model` is not granted")
+    assert (outcome.status, outcome.code, outcome.output) == ("failed", "permission_denied", None)
+    assert _outcome(done, [], "").output == b'{"stolen": 1}'
 
 
 async def test_a_runner_that_makes_calls_of_no_guest_is_ended() -> None:
