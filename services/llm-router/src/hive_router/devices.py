@@ -120,10 +120,8 @@ class Devices:
         except HiveError as error:
             log.debug("presence: %s", error.message)
             return
-        online, now_s = (
-            {one.executor_id for one in answer.executors if one.online},
-            asyncio.get_running_loop().time(),
-        )
+        online = {one.executor_id for one in answer.executors if one.online}
+        now_s = asyncio.get_running_loop().time()
         for executor in self._rows:
             if executor in online:
                 self._absent.pop(executor, None)
