@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
 import nats.errors
+from hive_common.bus.allowance import Allowance
+from hive_common.bus.intake import Intake
 from hive_common.bus.nats import connect
 from hive_common.contracts.messages import LogBatch
 from hive_common.kernel.errors import Unavailable
 from hive_common.ops.config import NatsConfig
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,14 @@ EARLY_MAX = 100
 BATCHES_WAITING_MAX = 1_000
 """Batches kept for a follower that reads slowly; what comes on top is dropped and counted."""
 
+BATCHES = Allowance(per_s=4_000, burst=4_000, in_flight=0, flood_per_s=4_000)
+"""Of each executor: an attempt sends twenty a second at most."""
+
 _CONNECT_DELAY_S = 1.0
+
+
+async def _flooded(executor: str, message: Msg) -> None:
+    """Lines are best effort: nobody is told."""
 
 
 class Follower:
@@ -84,7 +92,7 @@ class LiveLogs:
 
     def __init__(self) -> None:
         self._client: Client | None = None
-        self._subscription: Subscription | None = None
+        self._subscription: Intake | None = None
         self._followers: dict[str, set[Follower]] = {}
         self._changing = asyncio.Lock()
         self._decoder = msgspec.json.Decoder(LogBatch)
@@ -140,7 +148,8 @@ class LiveLogs:
         async with self._changing:
             try:
                 if self._followers and self._subscription is None and self._client is not None:
-                    self._subscription = await self._client.subscribe(SUBJECT, cb=self._receive)
+                    intake = Intake(self._client, SUBJECT, self._receive, _flooded, BATCHES)
+                    self._subscription = await intake.open()
                     # The server has the subscription once it answered this ping.
                     await self._client.flush()
                 elif not self._followers and self._subscription is not None:
@@ -149,12 +158,11 @@ class LiveLogs:
             except nats.errors.Error as error:
                 raise Unavailable(f"live logs need NATS: {error}") from error
 
-    async def _receive(self, message: Msg) -> None:
+    async def _receive(self, executor: str, message: Msg) -> None:
         try:
             batch = self._decoder.decode(message.data)
         except msgspec.DecodeError as error:
             log.warning("%s: %s", message.subject, error)
             return
-        executor = message.subject.split(".")[2]
         for follower in self._followers.get(batch.job, ()):
             follower.offer(executor, batch)

@@ -54,7 +54,7 @@ class Intake:
     ) -> None:
         self._client = client
         self._subject = subject
-        self._method = subject.rsplit(".", 1)[-1]
+        self._method = next(part for part in reversed(subject.split(".")) if part != "*")
         self._take = take
         self._refuse = refuse
         self._known = known
