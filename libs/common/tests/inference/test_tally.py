@@ -4,7 +4,7 @@ from hive_common.inference.completions import assembled
 from hive_common.inference.errors import error_event
 from hive_common.inference.sse import DONE
 from hive_common.inference.tally import Tally, raise_error_of
-from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 
 
 def event(**fields: object) -> bytes:
@@ -23,7 +23,7 @@ def test_the_usage_is_counted_and_only_dropped_where_nobody_asked_for_it() -> No
     for drop, passed in ((True, token("a") + DONE), (False, stream)):
         tally = Tally(keep=True, drop_usage=drop)
         assert tally.events(stream) == passed
-        assert (tally.prompt_tokens, tally.completion_tokens, tally.done, tally.error) == (3, 2, True, False)
+        assert (tally.prompt_tokens, tally.completion_tokens, tally.done, tally.error) == (3, 2, True, "")
         assert tally.kept == passed
 
 
@@ -37,7 +37,7 @@ def test_a_usage_beside_a_token_stays() -> None:
 def test_an_error_is_seen_and_passes(piece: bytes) -> None:
     tally = Tally(keep=True, drop_usage=True)
     assert tally.events(piece) == piece
-    assert (tally.error, tally.done) == (True, False)
+    assert (tally.error, tally.done) == ("unavailable", False)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_an_error_is_seen_and_passes(piece: bytes) -> None:
 def test_what_only_looks_like_it_is_left_alone(piece: bytes) -> None:
     tally = Tally(keep=True, drop_usage=True)
     assert tally.events(piece) == piece
-    assert (tally.error, tally.done, tally.completion_tokens) == (False, False, 0)
+    assert (tally.error, tally.done, tally.completion_tokens) == ("", False, 0)
 
 
 def test_a_stream_that_begins_with_an_error_is_one() -> None:
@@ -80,3 +80,9 @@ def test_a_stream_is_put_together_to_the_answer_it_amounts_to() -> None:
 def test_a_stream_without_its_end_says_so() -> None:
     assert msgspec.json.decode(assembled(token("a")))["truncated"] is True
     assert msgspec.json.decode(assembled(b"")) == {"truncated": True}
+
+
+def test_what_ended_a_stream_here_says_what_it_was() -> None:
+    tally = Tally(keep=False, drop_usage=False)
+    tally.events(error_event(DeadlineExceeded("no whole answer within 1 ms")))
+    assert tally.error == "deadline_exceeded"
