@@ -1,8 +1,10 @@
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 from hive_common.kernel.errors import InvalidArgument, NotFound
+from hive_common.kernel.ids import new_id
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
 
 from .conftest import Log, Router, Start, piece_of
@@ -104,3 +106,29 @@ async def test_an_answer_longer_than_a_message_of_grpc_comes_whole(
     answered = await router.complete(timeout=60)
     assert len(answered.body) > 16 * 1024 * 1024
     assert answered.json["usage"]["completion_tokens"] == 3_000_000
+
+
+async def test_a_call_that_there_never_was_cannot_be_explained(router: Router) -> None:
+    with pytest.raises(NotFound, match="no model call"):
+        await router.explain(new_id())
+    with pytest.raises(InvalidArgument, match="call_id"):
+        await router.explain("yesterday")
+
+
+async def test_a_call_is_explained_while_it_runs(router: Router, back_end: ScriptedBackEnd) -> None:
+    back_end.play(tokens=3, pace_ms=60_000)
+    pending = router.begin(stream=True, call_id=(call_id := new_id()))
+    await pending.read()
+    explained = await router.explain(call_id)
+    assert (explained.outcome, explained.route, explained.candidates[0].backend) == (
+        "running",
+        "local",
+        back_end.url,
+    )
+    pending.cancel()
+
+
+@pytest.mark.parametrize("fields", [{"call_id": "x"}, {"endpoint": "images"}, {"model": ""}, {"pin": "mars"}])
+async def test_a_request_that_cannot_be_is_refused_by_name(router: Router, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(fields))):
+        await router.complete(**fields)
