@@ -128,7 +128,8 @@ async def test_a_call_is_explained_while_it_runs(router: Router, back_end: Scrip
     pending.cancel()
 
 
-@pytest.mark.parametrize("fields", [{"call_id": "x"}, {"endpoint": "images"}, {"model": ""}, {"pin": "mars"}])
-async def test_a_request_that_cannot_be_is_refused_by_name(router: Router, fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument, match=next(iter(fields))):
-        await router.complete(**fields)
+async def test_a_request_that_cannot_be_is_refused_by_name(router: Router) -> None:
+    wrong: list[dict[str, Any]] = [{"call_id": "x"}, {"endpoint": "images"}, {"model": ""}, {"pin": "mars"}]
+    for fields in wrong:
+        with pytest.raises(InvalidArgument, match=next(iter(fields))):
+            await router.complete(**fields)
