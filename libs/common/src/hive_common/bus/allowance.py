@@ -36,7 +36,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     burst: int = 2_000
     bytes_per_message: int = 16_384
     in_flight: int = 64
-    flood_per_s: int = 2_000
+    flood_per_s: int = 1_000
 
 
 REQUESTS: Final = Allowance()
