@@ -14,6 +14,7 @@ from hive_common.contracts.values import Value, inline
 from hive_common.inference.calls import OfferedModel
 from hive_common.kernel.ids import new_id
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
+from prometheus_client import REGISTRY, generate_latest
 
 from .conftest import Log, Router, Start, capabilities
 from .devices import Asking, Device, InferCall
@@ -227,6 +228,7 @@ NO_REPORTS: list[dict[str, Any]] = [
     {"model": ""},
     {"code": "Not A Code"},
     {"wall_ms": -1},
+    {"completion_tokens": 1 << 2_000},
     {"request": Value()},
     {"response": Value(digest="sha256:short")},
     {"response": inline(b'"' + b"x" * 262_144 + b'"')},
@@ -239,6 +241,14 @@ async def test_a_report_that_cannot_be_is_refused(start: Start, log: Log) -> Non
         for fields in NO_REPORTS:
             answer = await done(device, **fields)
             assert answer.error is not None and answer.error.code == "invalid_argument", fields
+
+
+async def test_codes_that_a_device_makes_up_become_no_series(start: Start, log: Log) -> None:
+    async with start() as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        for number in range(3):
+            assert await done(device, code="made_up" + "_" * number) == Committed()
+        assert b"made_up" not in generate_latest(REGISTRY)
 
 
 async def test_who_is_not_known_may_neither_call_nor_report(start: Start, back_end: ScriptedBackEnd) -> None:

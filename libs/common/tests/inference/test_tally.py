@@ -49,6 +49,14 @@ def test_what_only_looks_like_it_is_left_alone(piece: bytes) -> None:
     assert (tally.error, tally.done, tally.completion_tokens) == ("", False, 0)
 
 
+def test_counts_that_cannot_be_do_no_harm() -> None:
+    tally = Tally(keep=False, drop_usage=False)
+    tally.whole(msgspec.json.encode({"usage": {"prompt_tokens": -5, "completion_tokens": 2**62}}))
+    assert (tally.prompt_tokens, tally.completion_tokens) == (0, 1 << 40)
+    tally.whole(b'{"usage": {"prompt_tokens": 7, "completion_tokens": 1%b}}' % (b"0" * 500))
+    assert 0 <= tally.completion_tokens <= 1 << 40
+
+
 def test_a_stream_that_begins_with_an_error_is_one() -> None:
     with pytest.raises(Unavailable, match="gone"):
         raise_error_of(error_event(Unavailable("gone")))

@@ -3,6 +3,7 @@
 import functools
 from typing import Final
 
+from hive_common.kernel.errors import CATALOGUE
 from prometheus_client import Counter, Gauge, Histogram
 
 from hive_router.fleet import Fleet
@@ -29,6 +30,9 @@ CHUNKS_REFUSED: Final = Counter(
 )
 
 ASKED: Final = Counter("hive_router_executor_calls_total", "Model calls that executors asked for", ["code"])
+
+_OUTCOMES: Final = frozenset({*CATALOGUE, "cancelled"})
+"""Devices name codes too, in what they report; only these become series."""
 
 # Finding the series of some labels takes longer than counting; there are as many as series.
 _calls = functools.cache(CALLS.labels)
@@ -59,7 +63,7 @@ def count(model: str, route: str, code: str, prompt_tokens: int, completion_toke
     """Count a call that has ended."""
     # A name that nobody serves is whatever a caller typed.
     label = label_of(model) if route else "unknown"
-    _calls(label, route, code or "succeeded").inc()
+    _calls(label, route, code if code in _OUTCOMES else "succeeded" if not code else "other").inc()
     if prompt_tokens:
         _tokens(label, "prompt").inc(prompt_tokens)
     if completion_tokens:

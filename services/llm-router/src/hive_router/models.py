@@ -1,6 +1,6 @@
 """`hive.models.v1.Models`: what can be called, calls, and why they went where they went."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import grpc.aio
@@ -52,7 +52,14 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         self, request: models_pb2.CompleteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[models_pb2.CompleteResponse]:
         """Make one call. A caller that goes away cancels it."""
-        call = _call(request, context.time_remaining())
+        async for part in self.parts(request, context.time_remaining()):
+            yield part
+
+    async def parts(
+        self, request: models_pb2.CompleteRequest, remaining_s: float | None
+    ) -> AsyncGenerator[models_pb2.CompleteResponse, None]:
+        """Make one call and yield what `Complete` answers. Raises as the port of model calls says."""
+        call = _call(request, remaining_s)
         asker = Asker(self._owner, call.caller, call.caller or _ACTOR)
         answer = await self._waterfall.complete(call, asker)
         chunks, head = answer.chunks, answer.head

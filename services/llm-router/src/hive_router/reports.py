@@ -20,6 +20,7 @@ from hive_router.recorder import Recorder, record
 VALUE_BYTES_MAX: Final = 256 * 1024
 _CODE: Final = re.compile(r"[a-z_]{0,64}\Z")
 _NAME_CHARS_MAX: Final = 200
+_NUMBER_MAX: Final = 1 << 40
 
 
 class Reports:
@@ -96,8 +97,8 @@ def _check(report: ModelCallReport) -> None:
     if not _CODE.match(report.code):
         raise InvalidArgument("code: expected the code of an error", path="code")
     for name in ("prompt_tokens", "completion_tokens", "wall_ms", "first_byte_ms", "attempt"):
-        if getattr(report, name) < 0:
-            raise InvalidArgument(f"{name}: expected 0 or more", path=name)
+        if not 0 <= getattr(report, name) <= _NUMBER_MAX:
+            raise InvalidArgument(f"{name}: expected 0 to {_NUMBER_MAX}", path=name)
     for name, value in (("request", report.request), ("response", report.response)):
         _check_value(name, value)
 

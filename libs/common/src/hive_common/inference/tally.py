@@ -11,6 +11,9 @@ _KEPT_BYTES_MAX: Final = 8 * 1024 * 1024
 """Of one answer for the record. What is longer is left out of it, with a mark."""
 
 
+_TOKENS_MAX: Final = 1 << 40
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
@@ -104,8 +107,8 @@ class Tally:
             # Whatever it is, it is the caller's; it only says nothing about tokens.
             return None
         if counted.usage is not None:
-            self.prompt_tokens = counted.usage.prompt_tokens or 0
-            self.completion_tokens = counted.usage.completion_tokens or 0
+            self.prompt_tokens = _tokens(counted.usage.prompt_tokens)
+            self.completion_tokens = _tokens(counted.usage.completion_tokens)
         if bytes(counted.error) not in (b"", b"null"):
             self.error = _code_of(counted.error)
         return counted
@@ -118,6 +121,11 @@ class Tally:
             return
         self._kept.append(piece)
         self._kept_bytes += len(piece)
+
+
+def _tokens(said: int | None) -> int:
+    # Of whoever made the answer, who may say anything.
+    return min(max(said or 0, 0), _TOKENS_MAX)
 
 
 class _ErrorText(msgspec.Struct):
