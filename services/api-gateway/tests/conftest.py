@@ -300,8 +300,7 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
         self.parts: list[bytes] = [b'{"id": "x", "choices": []}']
         self.error: HiveError | None = None
         self.breaks: HiveError | None = None
-        self.hold = self.whole = False
-        self.may_end, self.ended = asyncio.Event(), asyncio.Event()
+        self.hold = False
         self.answering = asyncio.Event()
         self.cancelled = asyncio.Event()
 
@@ -314,12 +313,6 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
             raise self.error
         kind = "text/event-stream" if request.stream else "application/json"
         head = models_pb2.CompleteHead(status=200, content_type=kind, route="pool", executor="e")
-        if self.whole:
-            head.chunk, head.whole = b"".join(self.parts), True
-            yield models_pb2.CompleteResponse(head=head)
-            await self.may_end.wait()
-            self.ended.set()
-            return
         yield models_pb2.CompleteResponse(head=head)
         try:
             for part in self.parts:
@@ -338,6 +331,42 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
             raise NotFound(f"nothing is known of the model call {request.call_id}")
         rejected = models_pb2.Candidate(executor="f", route="pool", rejected="offline", detail="not seen for 9 s")
         return models_pb2.Explanation(call_id=request.call_id, model="m", route="pool", candidates=[rejected])
+
+
+class ExchangePeer(models_pb2_grpc.ExchangeServicer):
+    """The same on one stream."""
+
+    def __init__(self, models: ModelsPeer) -> None:
+        self.models = models
+        self.streams = 0
+
+    async def Calls(self, requests, context):
+        self.streams += 1
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+        running: dict[str, asyncio.Task[None]] = {}
+
+        async def make(call: Any) -> None:
+            try:
+                async for part in self.models.Complete(call, context):
+                    await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, part=part))
+                await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, last=True))
+            except HiveError as error:
+                told = msgspec.json.encode(body_of(error))
+                await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, error_json=told, last=True))
+
+        async def read() -> None:
+            async for request in requests:
+                if request.cancel:
+                    running[request.cancel].cancel()
+                else:
+                    running[request.call.call_id] = asyncio.create_task(make(request.call))
+
+        reader = asyncio.create_task(read())
+        try:
+            while True:
+                yield await answers.get()
+        finally:
+            reader.cancel()
 
 
 class IntakePeer(jobs_pb2_grpc.IntakeServicer):
@@ -372,6 +401,7 @@ class World:
         self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
         self.intake = IntakePeer(self.jobs)
         self.audit, self.models = AuditPeer(), ModelsPeer()
+        self.exchange = ExchangePeer(self.models)
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
 
@@ -393,6 +423,7 @@ class World:
             audit_pb2_grpc.add_AuditServicer_to_server(self.audit, server.server)
         else:
             models_pb2_grpc.add_ModelsServicer_to_server(self.models, server.server)
+            models_pb2_grpc.add_ExchangeServicer_to_server(self.exchange, server.server)
         self.peers[name] = f"127.0.0.1:{await server.start()}"
         self.servers[name] = server
 

@@ -1,5 +1,6 @@
 """The model surfaces as the gateway serves them; what they answer in general is tested where they are made."""
 
+import asyncio
 import contextlib
 import json
 
@@ -33,12 +34,24 @@ async def test_a_stream_passes_event_by_event(world, http):
     assert world.models.requests[0].stream
 
 
-async def test_a_whole_answer_does_not_wait_for_the_end_of_its_call_nor_cancel_it(world, http, eventually):
-    world.models.whole = True
-    response = await http.post(CHAT, data=BODY)
-    assert await response.read() == world.models.parts[0] and not world.models.ended.is_set()
-    world.models.may_end.set()
-    await eventually(world.models.ended.is_set)
+async def test_whole_answers_share_a_stream_which_is_opened_again_after_it_broke(world, http):
+    answers = await asyncio.gather(*(http.post(CHAT, data=BODY) for _ in range(8)))
+    assert {await answer.read() for answer in answers} == {world.models.parts[0]}
+    assert world.exchange.streams == 1 and len({answer.headers["x-request-id"] for answer in answers}) == 8
+    world.models.hold = True
+    world.models.answering.clear()
+    waiting = asyncio.create_task(http.post(CHAT, data=BODY))
+    async with asyncio.timeout(20):
+        await world.models.answering.wait()
+    port = await world.stop_peer("router")
+    answer = await waiting
+    assert answer.status == 503 and (await answer.json())["error"]["code"] == "unavailable"
+    world.models.hold = False
+    await world.start_peer("router", port)
+    async with asyncio.timeout(20):
+        while (await http.post(CHAT, data=BODY)).status != 200:
+            await asyncio.sleep(0.02)
+    assert world.exchange.streams == 2
 
 
 @pytest.mark.parametrize("breaks", [None, Unavailable("the device is gone")])

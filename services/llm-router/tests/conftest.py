@@ -115,6 +115,7 @@ class Router:
         self.nats = nats
         self.folder = Path(config.artifacts_dir).parent
         self.key = key_of(config)
+        self.channel = channel
         self.stub = models_pb2_grpc.ModelsStub(channel)
 
     def device(self, executor: str, play: Play | None = None) -> contextlib.AbstractAsyncContextManager[Device]:

@@ -54,7 +54,8 @@ class Gateway:
         api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca, self._url)
         without_key = keys.without_key(config.owner) if settings.ollama_without_key else None
         devices = Devices(self.peers, SystemClock())
-        app = guarded(api, keys, devices, self.intake, store, RouterCompleter(self.peers), without_key)
+        self.completer = RouterCompleter(self.peers)
+        app = guarded(api, keys, devices, self.intake, store, self.completer, without_key)
         self._http = HttpServer(app, settings.http_host, settings.http_port)
         self._rpc = PublicRpc(self.peers, keys, config.grpc_host, config.grpc_port)
         self.doors: list[Door] = []
@@ -81,6 +82,7 @@ class Gateway:
             FailedPrecondition: a port is taken.
         """
         stack.push_async_callback(self.live_logs.close)
+        stack.push_async_callback(self.completer.close)
         self._background(self.peers.watch_health(), "health of peers", stop, stack)
         self._background(self.live_logs.connect(self._nats), "connection to NATS", stop, stack)
         stack.push_async_callback(self._rpc.stop)

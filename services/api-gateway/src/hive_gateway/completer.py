@@ -8,6 +8,7 @@ from hive_common.inference.calls import Head, ModelCall, OfferedModel
 from hive_common.kernel.errors import Internal, Unavailable
 from hive_proto.models.v1 import models_pb2
 
+from hive_gateway.exchange import Exchange
 from hive_gateway.peers import UNARY_S, Peers
 
 MODELS_MAX: Final = 1_000
@@ -32,7 +33,11 @@ class RouterCompleter:
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
-        self._ending: set[Any] = set()
+        self._exchange = Exchange(peers.router)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._exchange.close()
 
     async def complete(self, call: ModelCall) -> RoutedAnswer:
         """Begin a call; raises as the port says."""
@@ -48,6 +53,9 @@ class RouterCompleter:
             pin=call.pin,
             counts_only=call.counts_only,
         )
+        if not call.stream:
+            whole, pieces = await self._exchange.whole(message, call.deadline_ms)
+            return RoutedAnswer(whole, _pieces(pieces))
         timeout_s = call.deadline_ms / 1000 + _SLACK_S
         rpc = self._peers.models.Complete(message, timeout=timeout_s, metadata=router.metadata(None))
         try:
@@ -63,14 +71,9 @@ class RouterCompleter:
             rpc.cancel()
             raise Internal("the router began an answer without its head")
         head = first.head
-        if head.whole:
-            # The end of the call says nothing more: the client does not wait for it. Let go, it would be cancelled.
-            self._ending.add(rpc)
-            rpc.add_done_callback(self._ending.discard)
-            chunks = _one(head.chunk)
-        else:
-            chunks = self._chunks(rpc, head.chunk)
-        return RoutedAnswer(Head(head.status, head.content_type, head.route, head.executor), chunks)
+        return RoutedAnswer(
+            Head(head.status, head.content_type, head.route, head.executor), self._chunks(rpc, head.chunk)
+        )
 
     async def _chunks(self, rpc: Any, first: bytes) -> AsyncGenerator[bytes, None]:
         try:
@@ -103,5 +106,6 @@ class RouterCompleter:
         ]
 
 
-async def _one(chunk: bytes) -> AsyncGenerator[bytes, None]:
-    yield chunk
+async def _pieces(pieces: list[bytes]) -> AsyncGenerator[bytes, None]:
+    for piece in pieces:
+        yield piece
