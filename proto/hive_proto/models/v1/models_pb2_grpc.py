@@ -189,3 +189,81 @@ class Models:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ExchangeStub:
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Calls = channel.stream_stream(
+                '/hive.models.v1.Exchange/Calls',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.FromString,
+                _registered_method=True)
+
+
+class ExchangeServicer:
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    def Calls(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ExchangeServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Calls': grpc.stream_stream_rpc_method_handler(
+                    servicer.Calls,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hive.models.v1.Exchange', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hive.models.v1.Exchange', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Exchange:
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    @staticmethod
+    def Calls(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hive.models.v1.Exchange/Calls',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -89,3 +89,37 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         """Why a call went where it went."""
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ExchangeStub:
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ExchangeAsyncStub: ...
+    Calls: _grpc.StreamStreamMultiCallable[_models_pb2.ExchangeRequest, _models_pb2.ExchangeResponse]
+
+@_typing.type_check_only
+class ExchangeAsyncStub(ExchangeStub):
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Calls: _aio.StreamStreamMultiCallable[_models_pb2.ExchangeRequest, _models_pb2.ExchangeResponse]  # type: ignore[assignment]
+
+class ExchangeServicer(metaclass=_abc_1.ABCMeta):
+    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
+    whose answer is whole. Served by the router, not published.
+    """
+
+    @_abc_1.abstractmethod
+    def Calls(
+        self,
+        request_iterator: _MaybeAsyncIterator[_models_pb2.ExchangeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.ExchangeResponse], _abc.AsyncIterator[_models_pb2.ExchangeResponse]]: ...
+
+def add_ExchangeServicer_to_server(servicer: ExchangeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
