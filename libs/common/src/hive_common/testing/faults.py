@@ -481,6 +481,7 @@ class JumpingClock:
     def __init__(self, file: Path) -> None:
         self._file = file
         self.ahead_s = 0
+        _forget_clocks_of_the_dead()
         self._write()
 
     @property
@@ -505,6 +506,13 @@ class JumpingClock:
         draft = self._file.with_suffix(".draft")
         draft.write_text(f"{self.ahead_s:+d}\n")
         draft.replace(self._file)
+
+
+def _forget_clocks_of_the_dead() -> None:
+    """Remove what libfaketime shares with forks in a process that was killed: the next one of that pid may trip."""
+    for file in Path("/dev/shm").glob("*faketime_*"):  # noqa: S108 - where the library puts it
+        if not psutil.pid_exists(int(file.name.rpartition("_")[2])):
+            file.unlink(missing_ok=True)
 
 
 def _libfaketime() -> Path | None:
