@@ -27,8 +27,8 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 demo: setup ## run the code review over this repository's own Python files, on a real stack in a scratch home
 	@$(BIN)/python examples/code-review/demo.py
 
-test: setup ## all tests, the short seeded chaos included
-	@$(BIN)/pytest -q
+test: setup ## all tests, the short seeded chaos included, in two processes, for most of them wait (WORKERS=0: in one)
+	@$(BIN)/pytest -q -n $${WORKERS:-2} --dist loadfile
 
 lint: .venv/.ready ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -55,7 +55,7 @@ bench-peers: setup ## install what the benchmarks compare with, in an environmen
 	@$(BIN)/python -m benchmarks.peer_runs
 
 hostile: setup ## the whole corpus of guests that mean harm: large compile bombs, 300 random modules
-	@HIVE_HOSTILE=full $(BIN)/pytest -q -rP executor/tests/sandbox/test_hostile.py
+	@HIVE_HOSTILE=full $(BIN)/pytest -q -rP executor/tests/sandbox/test_hostile.py executor/tests/sandbox/test_hostile_calls.py
 
 cgroups: setup ## the cgroup tests under a kernel with version 2 (takes user-mode-linux); some three minutes
 	@bash executor/tests/sandbox/cgroup2.sh
