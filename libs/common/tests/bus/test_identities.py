@@ -359,7 +359,7 @@ async def test_the_server_takes_no_forged_credentials(lasting: EmbeddedNats, for
         ("a.b", None),
         ("", None),
         ("fine", "UAAA"),
-        ("fine", public_nkey(new_seed("account"))),
+        pytest.param("fine", public_nkey(new_seed("account")), id="the key of an account"),
     ],
 )
 def test_no_executor_is_signed_for_whose_name_or_key_is_none(executor: str, user: str | None) -> None:
