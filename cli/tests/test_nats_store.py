@@ -24,6 +24,6 @@ def test_half_of_the_disk_within_bounds(free: int, stored: int, expected: int) -
 
 @pytest.mark.parametrize(("bound", "lines"), [(None, 0), (12345, 1)])
 def test_the_server_is_told_only_where_it_is_known(bound: int | None, lines: int) -> None:
-    text = render(port=1, monitor_port=2, store_dir=Path("/store"), users=[], store_bytes_max=bound)
+    text = render(port=1, monitor_port=2, store_dir=Path("/store"), trust="", store_bytes_max=bound)
     assert text.count("max_file_store: 12345\n") == lines
     assert text.count("max_file_store") == lines

@@ -35,7 +35,8 @@ PROCESSES = {"postgres", "nats", "registry", "scheduler", "router", "audit", "ga
 
 def test_status_names_every_process_and_both_executors(hive_home: Installation) -> None:
     status = hive_home.json("status")
-    assert set(status) == {"state", "services", "endpoints", "executors"}
+    assert set(status) == {"state", "services", "endpoints", "executors", "public", "joined"}
+    assert status["public"] is None and status["joined"] is None
     assert status["state"] == "ready"
     assert {one["name"] for one in status["services"]} == PROCESSES
     for one in status["services"]:

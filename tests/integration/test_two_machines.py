@@ -153,7 +153,8 @@ def test_without_tls_nothing_of_the_installation_answers(joined):
 
 
 def test_a_job_runs_on_both_machines(joined):
-    events = joined.ended(joined.submit(12, ms=200))
+    # More than one of them would take ahead, after tasks as short as those before.
+    events = joined.ended(joined.submit(96, ms=100))
     shares = joined.assigned(events)
     assert shares[True] and shares[False]
 
@@ -175,7 +176,7 @@ def test_what_a_cut_cable_takes_runs_elsewhere_and_a_mended_one_brings_work_agai
     assert joined.assigned(joined.ended(waiting)) == {True: 2}
     back_s = time.monotonic() - mended
     joined.control.hive("executor", "undrain", "executor-1")
-    assert joined.device.json("status")["state"] == "ready"
+    wait_until(lambda: joined.device.json("status")["state"] == "ready", 60, "the supervisor knows")
     print(
         f"{len(lost)} attempts lost, ended elsewhere {ended_s:.1f} s after the cut",
         f"work done {back_s:.1f} s after the mend",

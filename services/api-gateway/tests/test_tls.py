@@ -143,7 +143,7 @@ def test_plain_rest_stays_on_the_loopback(world):
         Gateway(world.config(http_host="0.0.0.0"))
 
 
-def test_a_certificate_with_the_key_of_another_is_named(world, home):
+async def test_a_certificate_with_the_key_of_another_is_named(world, home):
     settings = tls_settings(home)
     settings["tls"]["pair"]["key_file"] = str(ca.files(home, "nats").key)
     with pytest.raises(InvalidArgument, match="cannot be used as certificate and key"):

@@ -12,9 +12,11 @@ from hive_common.contracts.events import (
 from hive_common.kernel.errors import InvalidArgument, Unauthenticated
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
+from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database
+from hive_common.testing.scripted import Script, ScriptedBackEnd
 from hive_proto.models.v1 import models_pb2 as pb
 from hive_router.bootstrap import main
 
@@ -89,6 +91,15 @@ async def test_executors_of_the_host_are_not_listed_again_as_devices_of_the_pool
     async with start(host_executors=[on_host]) as router:
         found = await router.models_once(bool)
         assert [one.name for one in found] == ["large"]
+
+
+async def test_a_server_that_has_only_just_started_is_listed_before_the_next_look(start: Start) -> None:
+    port = free_port()
+    async with start(model_urls=[f"http://127.0.0.1:{port}"], refresh_ms=600_000) as router:
+        assert await router.models() == []
+        async with ScriptedBackEnd(Script(), port=port):
+            found = await router.models_once(bool)
+            assert [one.name for one in found] == ["scripted"]
 
 
 async def test_the_view_goes_on_where_it_was_and_can_be_rebuilt(start: Start, log: Log, database: Database) -> None:

@@ -197,10 +197,12 @@ class Scheduler(executors_pb2_grpc.PresenceServicer):
 
     def __init__(self) -> None:
         self.present: list[pb.Present] = []
+        self.min_position = 0
 
     async def List(
         self, request: pb.PresenceRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PresenceResponse:
+        self.min_position = request.min_position
         return pb.PresenceResponse(executors=self.present)
 
 
@@ -233,7 +235,12 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
             await asyncio.sleep(0.05)
         assert await states() == [("online", 3), ("offline", 0), ("offline", 0)]
         got = await call(registry.executors.Get(pb.GetRequest(executor_id=pulls), metadata=registry.key))
-        assert got.last_seen_us == 2**62
+        assert got.last_seen_us == 2**62 and scheduler.min_position == 0
+        drained = await call(registry.executors.Drain(pb.DrainRequest(executor_id=pulls), metadata=registry.key))
+        assert drained.position == scheduler.min_position > 0
+        undrain = pb.DrainRequest(executor_id=pulls, undrain=True)
+        await call(registry.executors.Drain(undrain, metadata=registry.key))
+        assert scheduler.min_position > drained.position
         await server.stop(0)
         assert await states() == [("unknown", 0)] * 3
         await registry.close()

@@ -57,7 +57,7 @@ async def test_a_fork_of_large_values_keeps_most_of_them_in_the_store(cluster, c
     assert msgspec.json.decode(job.output_json) == texts
     await fake.stop()
 
-    fold, held, by_digest = Fold(Specs()), 0, {"TaskCreated": 0, "AttemptSucceeded": 0}
+    fold, held, by_digest = Fold(Specs(), 0), 0, {"TaskCreated": 0, "AttemptSucceeded": 0}
     for stored in await cluster.reader.read(0, 10_000):
         fold.apply([stored])
         open_job = fold.jobs.get(job_id)

@@ -16,8 +16,10 @@ from hive_common.contracts.events import ExecutorDrainRequested, ExecutorRevoked
 from hive_common.contracts.messages import AttemptKey
 from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import HiveError
+from hive_common.rpc.client import bearer, call
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.proxy import POSTGRES_READY, TcpProxy
+from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_scheduler import recovery
 from hive_scheduler.domain.job import snapshot
@@ -25,6 +27,8 @@ from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import recover, replay
 from hive_scheduler.submission import Specs
 from psycopg.conninfo import make_conninfo
+
+from .conftest import KEY
 
 LEASE_MS = 1_500
 
@@ -215,6 +219,21 @@ async def test_an_executor_that_is_drained_gets_nothing_until_it_is_undrained(cl
     assert (await control.get(job_id)).attempts == 0
     await cluster.append(fake.id, 3, ExecutorUndrained())
     assert (await control.finish(job_id)).state == "succeeded"
+
+
+async def test_who_asks_for_presence_at_a_position_finds_a_drain_before_it_in_force(cluster, control, one_step):
+    fake = await cluster.executor("one", {"square": lambda a, given: 1})
+    while not fake.replies:
+        await asyncio.sleep(0.02)
+    position = await cluster.append(fake.id, 2, ExecutorDrainRequested())
+    presence = executors_pb2_grpc.PresenceStub(control.channel)
+    request = executors_pb2.PresenceRequest(min_position=position)
+    await call(presence.List(request, metadata=bearer(KEY), timeout=10))
+    job_id = await control.submit(one_step)
+    while not (await control.get(job_id)).tasks.ready:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    assert (await control.get(job_id)).attempts == 0
 
 
 async def test_what_a_revoked_executor_has_goes_elsewhere_at_once_and_it_is_refused(cluster, control, one_step):

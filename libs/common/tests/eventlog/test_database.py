@@ -11,7 +11,7 @@ from hive_common.eventlog.genesis import create_log
 from hive_common.eventlog.log import Append, LogReader, LogWriter
 from hive_common.eventlog.migrate import migrate, migrate_log
 from hive_common.eventlog.reader import _read_query
-from hive_common.eventlog.roles import SERVICES, provision
+from hive_common.eventlog.roles import READERS, SERVICES, provision
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.kernel.ids import new_id
 from hive_common.testing.fixtures import Database
@@ -47,7 +47,7 @@ async def test_service_roles_cannot_touch_the_log_past_log_append(database: Data
         assert await (await conn.execute("SELECT count(*) FROM log.events")).fetchone() == (1,)
 
 
-@pytest.mark.parametrize("service", ["router", "audit", "gateway"])
+@pytest.mark.parametrize("service", READERS)
 async def test_readers_cannot_append(database: Database, service: str, new_append: NewAppend) -> None:
     async with await connect(database.role_dsn(service)) as conn:
         with pytest.raises(errors.InsufficientPrivilege):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hive_proto/executors/v1/executors.proto\x12\x11hive.executors.v1\"\x11\n\x0fPresenceRequest\"A\n\x10PresenceResponse\x12-\n\texecutors\x18\x01 \x03(\x0b\x32\x1a.hive.executors.v1.Present\"i\n\x07Present\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0clast_seen_us\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x12\n\nslots_free\x18\x04 \x01(\x05\x12\x0e\n\x06online\x18\x05 \x01(\x08\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\">\n\x0cListResponse\x12.\n\texecutors\x18\x01 \x03(\x0b\x32\x1b.hive.executors.v1.Executor\"!\n\nGetRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"T\n\x0c\x44rainRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07undrain\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\xea\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x19\n\x11\x63\x61pabilities_json\x18\x05 \x01(\x0c\x12\x15\n\rregistered_us\x18\x06 \x01(\x03\x12\x14\n\x0clast_seen_us\x18\x07 \x01(\x03\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x0f\n\x07running\x18\t \x01(\x05\x12\x10\n\x08position\x18\n \x01(\x03\x12\x0f\n\x07revoked\x18\x0b \x01(\x08\x12\x12\n\nowner_name\x18\x0c \x01(\t\"C\n\x11IssueTokenRequest\x12\x0f\n\x07valid_s\x18\x01 \x01(\x03\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"J\n\x12IssueTokenResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\nexpires_us\x18\x03 \x01(\x03\"a\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\r\n\x05proof\x18\x05 \x01(\x0c\"#\n\x0cRenewRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"|\n\x0b\x43redentials\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08nats_jwt\x18\x03 \x01(\t\x12\x12\n\nexpires_us\x18\x04 \x01(\x03\x12\x10\n\x08nats_url\x18\x05 \x01(\t\x12\x11\n\tblobs_url\x18\x06 \x01(\t\"D\n\rRevokeRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"#\n\x0bKeysRequest\x12\x14\n\x0c\x65xecutor_ids\x18\x01 \x03(\t\"4\n\x0cKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.hive.executors.v1.Key\"N\n\x03Key\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07revoked\x18\x04 \x01(\x08\x32\xdf\x04\n\tExecutors\x12G\n\x04List\x12\x1e.hive.executors.v1.ListRequest\x1a\x1f.hive.executors.v1.ListResponse\x12\x41\n\x03Get\x12\x1d.hive.executors.v1.GetRequest\x1a\x1b.hive.executors.v1.Executor\x12\x45\n\x05\x44rain\x12\x1f.hive.executors.v1.DrainRequest\x1a\x1b.hive.executors.v1.Executor\x12Y\n\nIssueToken\x12$.hive.executors.v1.IssueTokenRequest\x1a%.hive.executors.v1.IssueTokenResponse\x12H\n\x05\x45nrol\x12\x1f.hive.executors.v1.EnrolRequest\x1a\x1e.hive.executors.v1.Credentials\x12H\n\x05Renew\x12\x1f.hive.executors.v1.RenewRequest\x1a\x1e.hive.executors.v1.Credentials\x12G\n\x06Revoke\x12 .hive.executors.v1.RevokeRequest\x1a\x1b.hive.executors.v1.Executor\x12G\n\x04Keys\x12\x1e.hive.executors.v1.KeysRequest\x1a\x1f.hive.executors.v1.KeysResponse2[\n\x08Presence\x12O\n\x04List\x12\".hive.executors.v1.PresenceRequest\x1a#.hive.executors.v1.PresenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hive_proto/executors/v1/executors.proto\x12\x11hive.executors.v1\"\'\n\x0fPresenceRequest\x12\x14\n\x0cmin_position\x18\x01 \x01(\x03\"A\n\x10PresenceResponse\x12-\n\texecutors\x18\x01 \x03(\x0b\x32\x1a.hive.executors.v1.Present\"i\n\x07Present\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0clast_seen_us\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x05\x12\x12\n\nslots_free\x18\x04 \x01(\x05\x12\x0e\n\x06online\x18\x05 \x01(\x08\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\">\n\x0cListResponse\x12.\n\texecutors\x18\x01 \x03(\x0b\x32\x1b.hive.executors.v1.Executor\"!\n\nGetRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"T\n\x0c\x44rainRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0f\n\x07undrain\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\xea\x01\n\x08\x45xecutor\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x19\n\x11\x63\x61pabilities_json\x18\x05 \x01(\x0c\x12\x15\n\rregistered_us\x18\x06 \x01(\x03\x12\x14\n\x0clast_seen_us\x18\x07 \x01(\x03\x12\r\n\x05slots\x18\x08 \x01(\x05\x12\x0f\n\x07running\x18\t \x01(\x05\x12\x10\n\x08position\x18\n \x01(\x03\x12\x0f\n\x07revoked\x18\x0b \x01(\x08\x12\x12\n\nowner_name\x18\x0c \x01(\t\"C\n\x11IssueTokenRequest\x12\x0f\n\x07valid_s\x18\x01 \x01(\x03\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"J\n\x12IssueTokenResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\nexpires_us\x18\x03 \x01(\x03\"a\n\x0c\x45nrolRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\r\n\x05proof\x18\x05 \x01(\x0c\"#\n\x0cRenewRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\"|\n\x0b\x43redentials\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08nats_jwt\x18\x03 \x01(\t\x12\x12\n\nexpires_us\x18\x04 \x01(\x03\x12\x10\n\x08nats_url\x18\x05 \x01(\t\x12\x11\n\tblobs_url\x18\x06 \x01(\t\"D\n\rRevokeRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"#\n\x0bKeysRequest\x12\x14\n\x0c\x65xecutor_ids\x18\x01 \x03(\t\"4\n\x0cKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.hive.executors.v1.Key\"N\n\x03Key\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07revoked\x18\x04 \x01(\x08\x32\xdf\x04\n\tExecutors\x12G\n\x04List\x12\x1e.hive.executors.v1.ListRequest\x1a\x1f.hive.executors.v1.ListResponse\x12\x41\n\x03Get\x12\x1d.hive.executors.v1.GetRequest\x1a\x1b.hive.executors.v1.Executor\x12\x45\n\x05\x44rain\x12\x1f.hive.executors.v1.DrainRequest\x1a\x1b.hive.executors.v1.Executor\x12Y\n\nIssueToken\x12$.hive.executors.v1.IssueTokenRequest\x1a%.hive.executors.v1.IssueTokenResponse\x12H\n\x05\x45nrol\x12\x1f.hive.executors.v1.EnrolRequest\x1a\x1e.hive.executors.v1.Credentials\x12H\n\x05Renew\x12\x1f.hive.executors.v1.RenewRequest\x1a\x1e.hive.executors.v1.Credentials\x12G\n\x06Revoke\x12 .hive.executors.v1.RevokeRequest\x1a\x1b.hive.executors.v1.Executor\x12G\n\x04Keys\x12\x1e.hive.executors.v1.KeysRequest\x1a\x1f.hive.executors.v1.KeysResponse2[\n\x08Presence\x12O\n\x04List\x12\".hive.executors.v1.PresenceRequest\x1a#.hive.executors.v1.PresenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,41 +32,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hive_proto.executors.v1.exe
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRESENCEREQUEST']._serialized_start=62
-  _globals['_PRESENCEREQUEST']._serialized_end=79
-  _globals['_PRESENCERESPONSE']._serialized_start=81
-  _globals['_PRESENCERESPONSE']._serialized_end=146
-  _globals['_PRESENT']._serialized_start=148
-  _globals['_PRESENT']._serialized_end=253
-  _globals['_LISTREQUEST']._serialized_start=255
-  _globals['_LISTREQUEST']._serialized_end=298
-  _globals['_LISTRESPONSE']._serialized_start=300
-  _globals['_LISTRESPONSE']._serialized_end=362
-  _globals['_GETREQUEST']._serialized_start=364
-  _globals['_GETREQUEST']._serialized_end=397
-  _globals['_DRAINREQUEST']._serialized_start=399
-  _globals['_DRAINREQUEST']._serialized_end=483
-  _globals['_EXECUTOR']._serialized_start=486
-  _globals['_EXECUTOR']._serialized_end=720
-  _globals['_ISSUETOKENREQUEST']._serialized_start=722
-  _globals['_ISSUETOKENREQUEST']._serialized_end=789
-  _globals['_ISSUETOKENRESPONSE']._serialized_start=791
-  _globals['_ISSUETOKENRESPONSE']._serialized_end=865
-  _globals['_ENROLREQUEST']._serialized_start=867
-  _globals['_ENROLREQUEST']._serialized_end=964
-  _globals['_RENEWREQUEST']._serialized_start=966
-  _globals['_RENEWREQUEST']._serialized_end=1001
-  _globals['_CREDENTIALS']._serialized_start=1003
-  _globals['_CREDENTIALS']._serialized_end=1127
-  _globals['_REVOKEREQUEST']._serialized_start=1129
-  _globals['_REVOKEREQUEST']._serialized_end=1197
-  _globals['_KEYSREQUEST']._serialized_start=1199
-  _globals['_KEYSREQUEST']._serialized_end=1234
-  _globals['_KEYSRESPONSE']._serialized_start=1236
-  _globals['_KEYSRESPONSE']._serialized_end=1288
-  _globals['_KEY']._serialized_start=1290
-  _globals['_KEY']._serialized_end=1368
-  _globals['_EXECUTORS']._serialized_start=1371
-  _globals['_EXECUTORS']._serialized_end=1978
-  _globals['_PRESENCE']._serialized_start=1980
-  _globals['_PRESENCE']._serialized_end=2071
+  _globals['_PRESENCEREQUEST']._serialized_end=101
+  _globals['_PRESENCERESPONSE']._serialized_start=103
+  _globals['_PRESENCERESPONSE']._serialized_end=168
+  _globals['_PRESENT']._serialized_start=170
+  _globals['_PRESENT']._serialized_end=275
+  _globals['_LISTREQUEST']._serialized_start=277
+  _globals['_LISTREQUEST']._serialized_end=320
+  _globals['_LISTRESPONSE']._serialized_start=322
+  _globals['_LISTRESPONSE']._serialized_end=384
+  _globals['_GETREQUEST']._serialized_start=386
+  _globals['_GETREQUEST']._serialized_end=419
+  _globals['_DRAINREQUEST']._serialized_start=421
+  _globals['_DRAINREQUEST']._serialized_end=505
+  _globals['_EXECUTOR']._serialized_start=508
+  _globals['_EXECUTOR']._serialized_end=742
+  _globals['_ISSUETOKENREQUEST']._serialized_start=744
+  _globals['_ISSUETOKENREQUEST']._serialized_end=811
+  _globals['_ISSUETOKENRESPONSE']._serialized_start=813
+  _globals['_ISSUETOKENRESPONSE']._serialized_end=887
+  _globals['_ENROLREQUEST']._serialized_start=889
+  _globals['_ENROLREQUEST']._serialized_end=986
+  _globals['_RENEWREQUEST']._serialized_start=988
+  _globals['_RENEWREQUEST']._serialized_end=1023
+  _globals['_CREDENTIALS']._serialized_start=1025
+  _globals['_CREDENTIALS']._serialized_end=1149
+  _globals['_REVOKEREQUEST']._serialized_start=1151
+  _globals['_REVOKEREQUEST']._serialized_end=1219
+  _globals['_KEYSREQUEST']._serialized_start=1221
+  _globals['_KEYSREQUEST']._serialized_end=1256
+  _globals['_KEYSRESPONSE']._serialized_start=1258
+  _globals['_KEYSRESPONSE']._serialized_end=1310
+  _globals['_KEY']._serialized_start=1312
+  _globals['_KEY']._serialized_end=1390
+  _globals['_EXECUTORS']._serialized_start=1393
+  _globals['_EXECUTORS']._serialized_end=2000
+  _globals['_PRESENCE']._serialized_start=2002
+  _globals['_PRESENCE']._serialized_end=2093
 # @@protoc_insertion_point(module_scope)

@@ -192,7 +192,7 @@ class ExecutorCalls:
 
         async def begin() -> Answer:
             if call is None:
-                body = _encode(self._waterfall.offered())
+                body = _encode(await self._waterfall.offered())
                 return RoutedAnswer(Head(200, "application/json"), _once(body))
             asker = Asker(owner=call.caller, subject=call.caller, actor=asked.executor)
             return await self._waterfall.complete(call, asker)

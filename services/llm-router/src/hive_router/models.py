@@ -45,7 +45,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         """Return the models that can be called now, each once, with the executors that serve it."""
         if not 0 <= request.limit <= LIST_MAX:
             raise InvalidArgument(f"limit: got {request.limit}; expected 1 to {LIST_MAX}", path="limit")
-        offered = self._waterfall.offered()[: request.limit or LIST_DEFAULT]
+        offered = (await self._waterfall.offered())[: request.limit or LIST_DEFAULT]
         return models_pb2.ListResponse(models=[_model(one) for one in offered])
 
     async def Complete(

@@ -123,8 +123,11 @@ class Waterfall:
             self._end(flight, body_of(error).code)
             raise
 
-    def offered(self) -> list[OfferedModel]:
+    async def offered(self) -> list[OfferedModel]:
         """Return what can be called now, in order of name. Where devices disagree, sizes are the largest."""
+        if not self._fleet.offered():
+            # A server that has started a moment ago, as with `hive up`, was not there at the last look.
+            await self._missing()
         return [_offered(name, serving) for name, serving in sorted(self._fleet.offered().items())]
 
     async def _begin(self, flight: Flight) -> Answer:

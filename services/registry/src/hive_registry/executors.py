@@ -22,8 +22,8 @@ LIST_MAX: Final = 1_000
 class Presence(Protocol):
     """Who pulls at the moment."""
 
-    async def present(self) -> dict[str, executors_pb2.Present] | None:
-        """Return presence by executor id, or None where it cannot be asked now."""
+    async def present(self, min_position: int = 0) -> dict[str, executors_pb2.Present] | None:
+        """Return presence by executor id, by the log up to `min_position`; None where it cannot be asked."""
         ...
 
 
@@ -70,7 +70,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         row = await self._desk.change(
             found.executor, actor, undrain if request.undrain else lambda state: drain(state, request.reason)
         )
-        return self._message(row, await self._presence.present())
+        return self._message(row, await self._presence.present(row.position))
 
     async def IssueToken(
         self, request: executors_pb2.IssueTokenRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -102,7 +102,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         actor = actor_of(context, request.caller, "registry")
         found = await self._find(request.executor_id)
         row = await self._enrolment.revoke(found.executor, request.reason, actor)
-        return self._message(row, await self._presence.present())
+        return self._message(row, await self._presence.present(row.position))
 
     async def Keys(
         self, request: executors_pb2.KeysRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -23,12 +23,16 @@ class SchedulerPresence:
         self._channel: grpc.aio.Channel | None = None if address is None else open_channel(address)
         self._metadata = bearer(key)
 
-    async def present(self) -> dict[str, executors_pb2.Present] | None:
-        """Return presence by executor id, or None where the scheduler cannot be asked now."""
+    async def present(self, min_position: int = 0) -> dict[str, executors_pb2.Present] | None:
+        """Return presence by executor id, or None where the scheduler cannot be asked now.
+
+        Args:
+            min_position: the scheduler answers once it acts by what the log says up to here.
+        """
         if self._channel is None:
             return None
         stub = executors_pb2_grpc.PresenceStub(self._channel)
-        request = executors_pb2.PresenceRequest()
+        request = executors_pb2.PresenceRequest(min_position=min_position)
         try:
             answer = await call(stub.List(request, timeout=PRESENCE_WITHIN_S, metadata=self._metadata))
         except HiveError:

@@ -36,8 +36,8 @@ others ran out long ago."""
 
 _ENROL = """
 WITH retired AS (
-    INSERT INTO registry.retired_keys (ns, public_key, retired_us)
-    SELECT ns, public_key, %(ts_us)s FROM registry.executors
+    INSERT INTO registry.retired_keys (ns, public_key, owner, retired_us)
+    SELECT ns, public_key, owner, %(ts_us)s FROM registry.executors
     WHERE ns = %(ns)s AND executor = %(executor)s AND public_key NOT IN ('', %(public_key)s)
     ON CONFLICT (ns, public_key) DO UPDATE SET retired_us = excluded.retired_us
 ), back AS (

@@ -146,7 +146,9 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
             rpc.server,
         )
         jobs_pb2_grpc.add_IntakeServicer_to_server(IntakeService(leader.submissions), rpc.server)
-        executors_pb2_grpc.add_PresenceServicer_to_server(PresenceService(leader.dispatcher), rpc.server)
+        executors_pb2_grpc.add_PresenceServicer_to_server(
+            PresenceService(leader.dispatcher, leader.catalogue), rpc.server
+        )
         try:
             await leader.start()
             state.leader = leader

@@ -272,11 +272,14 @@ class IntakeService(jobs_pb2_grpc.IntakeServicer):
 class PresenceService(executors_pb2_grpc.PresenceServicer):
     """hive.executors.v1.Presence."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, catalogue: Catalogue) -> None:
         self._dispatcher = dispatcher
+        self._catalogue = catalogue
 
     async def List(self, request: executors_pb2.PresenceRequest, context: Any) -> executors_pb2.PresenceResponse:
         """Return everybody who has pulled from this leader."""
+        if self._catalogue.position < request.min_position:
+            await self._catalogue.catch_up()
         return executors_pb2.PresenceResponse(
             executors=[
                 executors_pb2.Present(
