@@ -8,7 +8,9 @@ against the contracts and the clients: a method without one fails.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +21,20 @@ import yaml
 from google.protobuf.message import Message
 from hive_cli.api import Api
 from hive_cli.home import Home
+from hive_common.bus.assertion import private_key
+from hive_common.bus.jwt import claims_of, new_seed, public_nkey
 from hive_common.contracts.events import JOB_TERMINAL
+from hive_common.contracts.joining import proof_of
 from hive_common.contracts.values import digest_of
-from hive_common.eventlog.log import LogReader
+from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
-from hive_common.kernel.ids import new_id
+from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.rpc.client import bearer, call, open_channel, stream
 from hive_common.testing.installation import Installation
 from hive_common.testing.ports import calls_of
-from hive_common.testing.proxy import TcpProxy
+from hive_common.testing.proxy import TcpProxy, Whole
+from hive_common.testing.scripted import Script, ScriptedModel, ScriptedProcess, text_of
 from hive_common.testing.wire import grpc_answered, http_answered
 from hive_executor.blobs import BlobClient, FolderCache
 from hive_executor.gateway import Gateway
@@ -48,21 +54,29 @@ STUBS: dict[str, tuple[str, Any]] = {
     "Intake": ("scheduler", jobs_pb2_grpc.IntakeStub),
     "Audit": ("audit", audit_pb2_grpc.AuditStub),
     "Models": ("router", models_pb2_grpc.ModelsStub),
+    "Exchange": ("router", models_pb2_grpc.ExchangeStub),
 }
 """Services of the contracts: who answers."""
-INTERNAL = {"Presence", "Intake"}
+INTERNAL = {"Presence", "Intake", "Exchange"}
 """Between services only; the gateway does not publish them."""
+WITHHELD = {"Executors.Enrol", "Executors.Renew", "Executors.Keys"}
+"""Methods of a published service that are between services only: executors come over REST."""
 TASKS = 12
+MODEL = "scripted"
+TOKENS = 40
+CALLS = 12
+"""On one exchange."""
 DEADLINE_S = 3.0
 WITHIN_S = 60.0
 ASKED_MAX = 20
 
 
 class Rig:
-    """The installation, a finished job in it, and its log."""
+    """The installation, a finished job and a finished model call in it, and its log."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, back_end: ScriptedProcess) -> None:
         self.installation = installation
+        self.back_end = back_end
         self.home = Home(installation.home)
         self.url = self.home.settings().endpoints.http
         self.job_id = ""
@@ -71,6 +85,12 @@ class Rig:
         self.digest = ""
         self.head = 0
         self.events: list[int] = []
+        self.calls: list[str] = []
+        """Ids of model calls, as they were made here."""
+        self.heard: list[int] = []
+        """What has come of the stream that is listened to. gRPC goes on asking for requests of one that broke; they
+        end when this is another one.
+        """
 
     async def prepare(self) -> None:
         await asyncio.to_thread(self.installation.hive, "agent", "push", str(HERE / "agents" / "spin"))
@@ -91,6 +111,53 @@ class Rig:
             )
         self.events = [event["position"] for event in page]
         assert len(self.events) > 4 * TASKS
+        await self.until(self._serves_the_model, "the model can be called")
+        async with self.owner("Models") as (models, metadata):
+            answer = [part async for part in stream(models.Complete(self.completion(), metadata=metadata))]
+        assert tokens_of(answer) == list(range(TOKENS))
+
+    async def _serves_the_model(self) -> bool:
+        async with self.owner("Models") as (models, metadata):
+            listed = await call(models.List(models_pb2.ListRequest(), metadata=metadata))
+        return MODEL in {model.name for model in listed.models}
+
+    def completion(self, *, streams: bool = True) -> models_pb2.CompleteRequest:
+        """Return a call of the model that was not made before."""
+        self.calls.append(new_id())
+        body = json.dumps({"model": MODEL, "messages": [], "stream": streams}).encode()
+        return models_pb2.CompleteRequest(
+            call_id=self.calls[-1], endpoint="chat", model=MODEL, body=body, stream=streams
+        )
+
+    @contextlib.asynccontextmanager
+    async def owner(self, service: str) -> AsyncIterator[tuple[Any, Any]]:
+        """Yield the stub of a service, straight to who serves it, and the metadata of its calls."""
+        name, stub = STUBS[service]
+        config = self.config(name)
+        channel = open_channel(f"127.0.0.1:{config.grpc_port}")
+        try:
+            yield stub(channel), bearer(read_secret(config.service_key_file))
+        finally:
+            await channel.close()
+
+    async def until(self, holds: Callable[[], Awaitable[bool]], what: str) -> None:
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                while not await holds():
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"not within {WITHIN_S:g} s: {what}") from None
+
+    async def records(self, *calls: str) -> list[Stored]:
+        """Return the records of these model calls, or of all, that are in the log by now."""
+        async with self.reader() as reader:
+            return await reader.read(0, 10_000, types=["ModelCallFinished"], streams=list(calls) or None)
+
+    async def generations(self) -> tuple[int, int]:
+        """Return how many generations the back end has begun, and how many of them go on."""
+        counts = await asyncio.to_thread(lambda: self.back_end.counts)
+        ended = counts.completed + counts.cancelled + counts.dropped + counts.failed
+        return ended + counts.active, counts.active
 
     def reader(self) -> LogReader:
         return LogReader(self.installation.admin_dsn())
@@ -123,9 +190,39 @@ def document(numbers: int, ms: int) -> bytes:
     return json.dumps({**job, "input": {"numbers": list(range(numbers)), "ms": ms}}).encode()
 
 
+def tokens_of(parts: list[models_pb2.CompleteResponse]) -> list[int]:
+    """Return the numbers of the tokens in pieces of a stream, each of which holds whole events."""
+    body = b"".join(part.chunk or part.head.chunk for part in parts)
+    found: list[int] = []
+    for line in body.splitlines():
+        data = line.removeprefix(b"data: ")
+        if data in (b"", b"[DONE]"):
+            continue
+        event = json.loads(data)
+        assert "error" not in event, event
+        for choice in event["choices"]:
+            found += map(int, (choice["delta"].get("content") or "").split())
+    return found
+
+
 @pytest.fixture(scope="module")
-async def rig(hive_home: Installation) -> Rig:
-    made = Rig(hive_home)
+def served() -> Iterator[tuple[Installation, ScriptedProcess]]:
+    """An installation with a model; others that are shared have none."""
+    folder = Path(tempfile.mkdtemp(prefix="hive-answers-"))
+    installation = Installation(folder / "home")
+    try:
+        with ScriptedProcess(folder, Script(models=(ScriptedModel(name=MODEL),), tokens=TOKENS)) as back_end:
+            installation.hive("init", "--free-ports", "--executors", "2")
+            installation.hive("up", "--detach", "--model-url", back_end.url)
+            yield installation, back_end
+    finally:
+        installation.hive("down", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+async def rig(served: tuple[Installation, ScriptedProcess]) -> Rig:
+    made = Rig(*served)
     await made.prepare()
     return made
 
@@ -198,6 +295,58 @@ async def drained_once(rig: Rig, request: Any, answer: Any) -> None:
     assert marks == ["ExecutorDrainRequested", "ExecutorUndrained"] * (len(marks) // 2)
 
 
+async def issue_request(rig: Rig) -> Message:
+    return executors_pb2.IssueTokenRequest(valid_s=600, owner=f"owner {new_id()}", caller="somebody")
+
+
+async def each_token_is_harmless(rig: Rig, request: Any, answer: Any) -> None:
+    """Each ask made a token of its own. The one that arrived admits a machine; nobody knows the others' secrets."""
+    async with rig.reader() as reader:
+        issued = await reader.read(0, 10_000, types=["JoinTokenIssued"])
+    asked = [one.stream for one in issued if json.loads(one.payload or b"{}").get("owner_name") == request.owner]
+    assert answer.token_id in asked and len(set(asked)) == len(asked) >= 2
+    async with rig.owner("Executors") as (executors, metadata):
+        await call(executors.Enrol(shown(answer), metadata=metadata))
+    for token in asked:
+        used = ["JoinTokenUsed"] if token == answer.token_id else []
+        assert await rig.types_of(token) == ["JoinTokenIssued", *used]
+
+
+def shown(token: Any) -> executors_pb2.EnrolRequest:
+    """Return what a machine with a new key shows to join."""
+    seed, name = new_seed("user"), "guest"
+    return executors_pb2.EnrolRequest(
+        token_id=token.token_id,
+        secret=token.secret,
+        public_key=public_nkey(seed),
+        name=name,
+        proof=private_key(seed).sign(proof_of(token.token_id, name)),
+    )
+
+
+async def enrol_request(rig: Rig) -> executors_pb2.EnrolRequest:
+    async with rig.owner("Executors") as (executors, metadata):
+        return shown(await call(executors.IssueToken(executors_pb2.IssueTokenRequest(), metadata=metadata)))
+
+
+async def enrolled_once(rig: Rig, request: Any, answer: Any) -> None:
+    assert answer.executor_id == derive_id("executor", request.public_key)
+    assert await rig.types_of(answer.executor_id) == ["ExecutorEnrolled"]
+    assert await rig.types_of(request.token_id) == ["JoinTokenIssued", "JoinTokenUsed"]
+
+
+async def revoke_request(rig: Rig) -> Message:
+    """Of an executor that joined for this: revoked is for ever."""
+    async with rig.owner("Executors") as (executors, metadata):
+        guest = await call(executors.Enrol(await enrol_request(rig), metadata=metadata))
+    return executors_pb2.RevokeRequest(executor_id=guest.executor_id, reason="lost", caller="somebody")
+
+
+async def revoked_once(rig: Rig, request: Any, answer: Any) -> None:
+    assert answer.executor_id == request.executor_id
+    assert await rig.types_of(request.executor_id) == ["ExecutorEnrolled", "ExecutorRevoked"]
+
+
 UNARY: dict[str, Unary] = {
     "Jobs.Submit": Unary(submit_request, lambda rig, answer: answer.existed, submitted_once),
     "Intake.SubmitMany": Unary(
@@ -234,6 +383,25 @@ UNARY: dict[str, Unary] = {
         lambda rig, answer: answer.executor_id == rig.executor_id,
     ),
     "Executors.Drain": Unary(drain_request, lambda rig, answer: answer.state == "drained", drained_once),
+    "Executors.IssueToken": Unary(
+        issue_request, lambda rig, answer: bool(answer.secret and answer.expires_us), each_token_is_harmless
+    ),
+    "Executors.Enrol": Unary(
+        enrol_request,
+        lambda rig, answer: claims_of(answer.nats_jwt)["name"] == answer.executor_id,
+        enrolled_once,
+    ),
+    "Executors.Renew": reading(
+        lambda rig: executors_pb2.RenewRequest(executor_id=rig.executor_id),
+        lambda rig, answer: claims_of(answer.nats_jwt)["name"] == answer.executor_id == rig.executor_id,
+    ),
+    "Executors.Revoke": Unary(
+        revoke_request, lambda rig, answer: answer.revoked and answer.state == "revoked", revoked_once
+    ),
+    "Executors.Keys": reading(
+        lambda rig: executors_pb2.KeysRequest(executor_ids=[rig.executor_id, new_id()]),
+        lambda rig, answer: [(key.executor_id, key.revoked) for key in answer.keys] == [(rig.executor_id, False)],
+    ),
     "Presence.List": reading(
         lambda rig: executors_pb2.PresenceRequest(),
         lambda rig, answer: rig.executor_id in {one.executor_id for one in answer.executors},
@@ -249,7 +417,13 @@ UNARY: dict[str, Unary] = {
     "Audit.Verify": reading(
         lambda rig: audit_pb2.VerifyRequest(), lambda rig, answer: answer.ok and answer.events >= rig.head
     ),
-    "Models.List": reading(lambda rig: models_pb2.ListRequest(), lambda rig, answer: answer.IsInitialized()),
+    "Models.List": reading(
+        lambda rig: models_pb2.ListRequest(), lambda rig, answer: MODEL in {model.name for model in answer.models}
+    ),
+    "Models.Explain": reading(
+        lambda rig: models_pb2.ExplainRequest(call_id=rig.calls[0]),
+        lambda rig, answer: (answer.call_id, answer.outcome) == (rig.calls[0], "succeeded"),
+    ),
 }
 
 
@@ -299,15 +473,13 @@ async def ask_again(method: Any, request: Message, metadata: Any) -> Any:
     raise AssertionError(f"no answer to {ASKED_MAX} calls")
 
 
-DOORS = [
-    (name, door)
-    for name in UNARY
-    for door in ("service", "gateway")
-    if door == "service" or name.partition(".")[0] not in INTERNAL
-]
+def through_doors(*names: str) -> list[tuple[str, str]]:
+    """Return the methods, each with the doors that lead to it."""
+    published = [name for name in names if name.partition(".")[0] not in INTERNAL and name not in WITHHELD]
+    return [(name, "service") for name in names] + [(name, "gateway") for name in published]
 
 
-@pytest.mark.parametrize(("name", "door"), DOORS)
+@pytest.mark.parametrize(("name", "door"), through_doors(*UNARY))
 async def test_an_answer_over_grpc_is_lost_with_its_connection(rig: Rig, name: str, door: str) -> None:
     case = UNARY[name]
     request = await case.request(rig)
@@ -345,12 +517,17 @@ async def test_the_deadline_passes_while_the_work_is_done(rig: Rig, name: str) -
 
 
 class Streamed(NamedTuple):
-    """The request after what has come so far, and the positions that an item of the stream brings."""
+    """The request after what has come so far, or requests, and the positions that an item of the stream brings.
 
-    request: Callable[[Rig, list[int]], Message]
+    `ended` says when the last of it is on its way; `holds` is what must hold in the log at last.
+    """
+
+    request: Callable[[Rig, list[int]], Message | AsyncIterator[Message]]
     positions: Callable[[Any], list[int]]
     whole: Callable[[Rig], list[int]]
     resumes: bool = True
+    ended: bytes | Whole = grpc_answered
+    holds: Callable[[Rig], Awaitable[None]] | None = None
 
 
 def exported(chunk: Any) -> list[int]:
@@ -358,7 +535,55 @@ def exported(chunk: Any) -> list[int]:
     return [json.loads(line["event"])["position"] for line in lines if "event" in line]
 
 
+async def exchanged(rig: Rig, seen: list[int]) -> AsyncIterator[Message]:
+    """Yield the calls that have no answer yet, each after the answer to the one before."""
+    while len(seen) < CALLS:
+        answered = len(seen)
+        call_made = rig.completion(streams=False)
+        yield models_pb2.ExchangeRequest(call=call_made, deadline_ms=int(WITHIN_S * 1000))
+        while len(seen) == answered:
+            if rig.heard is not seen:
+                return
+            await asyncio.sleep(0.005)
+
+
+def answered_calls(message: Any) -> list[int]:
+    assert message.last and not message.error_json, message
+    (choice,) = json.loads(message.part.head.chunk)["choices"]
+    assert choice["message"]["content"] == text_of(TOKENS)
+    return [1]
+
+
+async def each_generation_is_recorded_once(rig: Rig) -> None:
+    """Whoever heard of it or not: none goes on, and each has its one record."""
+
+    async def all_recorded() -> bool:
+        begun, active = await rig.generations()
+        return not active and len(await rig.records()) >= begun
+
+    await rig.until(all_recorded, "every generation is over and recorded")
+    records = await rig.records(*rig.calls)
+    assert len({record.stream for record in records}) == len(records)
+    (last,) = [record for record in records if record.stream == rig.calls[-1]]
+    assert json.loads(last.payload or b"{}").get("code", "") == ""
+
+
 STREAMED: dict[str, Streamed] = {
+    # Nothing of a call is kept for who comes back: it is asked anew, as another call.
+    "Models.Complete": Streamed(
+        lambda rig, seen: rig.completion(),
+        lambda part: tokens_of([part]),
+        lambda rig: list(range(TOKENS)),
+        resumes=False,
+        holds=each_generation_is_recorded_once,
+    ),
+    "Exchange.Calls": Streamed(
+        exchanged,
+        answered_calls,
+        lambda rig: [1] * CALLS,
+        ended=b'"usage"',
+        holds=each_generation_is_recorded_once,
+    ),
     "Jobs.Watch": Streamed(
         lambda rig, seen: jobs_pb2.WatchRequest(job_id=rig.job_id, from_position=seen[-1] if seen else 0),
         lambda event: [event.position],
@@ -383,8 +608,7 @@ STREAMED: dict[str, Streamed] = {
 }
 
 
-@pytest.mark.parametrize("door", ["service", "gateway"])
-@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize(("name", "door"), through_doors(*STREAMED))
 async def test_a_stream_over_grpc_that_breaks_says_so_and_is_taken_up(rig: Rig, name: str, door: str) -> None:
     case = STREAMED[name]
     async with reached(rig, name, door) as (proxy, method, metadata):
@@ -393,11 +617,12 @@ async def test_a_stream_over_grpc_that_breaks_says_so_and_is_taken_up(rig: Rig, 
             seen: list[int] = []
             broken = 0
             cut = (
-                proxy.cut_next_answer(grpc_answered)
+                proxy.cut_next_answer(case.ended)
                 if after_bytes is None
                 else proxy.cut_inside_next_answer(after_bytes)
             )
             while True:
+                rig.heard = seen
                 pending = method(case.request(rig, seen), metadata=metadata, timeout=WITHIN_S, wait_for_ready=True)
                 try:
                     async for item in stream(pending):
@@ -406,12 +631,53 @@ async def test_a_stream_over_grpc_that_breaks_says_so_and_is_taken_up(rig: Rig, 
                     # More than once where the channel has not noticed yet that its connection is gone.
                     broken += 1
                     assert cut.is_set() and broken < ASKED_MAX
-                    if not case.resumes:
-                        seen = []
+                    seen = [*seen] if case.resumes else []
                     continue
                 break
             assert broken, "the stream ended as if nothing had happened"
             assert seen == case.whole(rig)
+    if case.holds is not None:
+        await case.holds(rig)
+
+
+@pytest.fixture
+def hanging(rig: Rig) -> Iterator[None]:
+    """A back end that says half of each answer, and then nothing more."""
+    rig.back_end.play(hang_after=TOKENS // 2)
+    yield
+    rig.back_end.play(hang_after=None)
+
+
+@pytest.mark.usefixtures("hanging")
+@pytest.mark.parametrize(("name", "door"), through_doors("Models.Complete", "Exchange.Calls"))
+async def test_a_model_call_whose_connection_breaks_ends_its_generation(rig: Rig, name: str, door: str) -> None:
+    async def generates(count: int) -> bool:
+        return (await rig.generations())[1] == count
+
+    async def is_recorded() -> bool:
+        return bool(await rig.records(call_id))
+
+    async with reached(rig, name, door) as (proxy, method, metadata):
+        seen: list[int] = []
+        rig.heard = seen
+        pending = method(STREAMED[name].request(rig, seen), metadata=metadata, timeout=10 * WITHIN_S)
+        heard = asyncio.create_task(hear_out(pending))
+        await rig.until(lambda: generates(1), "the call is being answered")
+        call_id = rig.calls[-1]
+        assert await rig.records(call_id) == []
+        proxy.cut_all()
+        with pytest.raises(Unavailable):
+            await heard
+        rig.heard = []
+        await rig.until(lambda: generates(0), "the generation has ended")
+        await rig.until(is_recorded, "the call is recorded")
+    (record,) = await rig.records(call_id)
+    assert json.loads(record.payload or b"{}")["code"] == "cancelled"
+
+
+async def hear_out(pending: Any) -> None:
+    async for _ in stream(pending):
+        pass
 
 
 # --- HTTP ---
@@ -427,6 +693,7 @@ class ThroughDoor:
     """An `Api` whose connections go through a proxy."""
 
     def __init__(self, rig: Rig, proxy: TcpProxy) -> None:
+        self.proxy = proxy
         self.api = rig.api()
         self.api._client.base_url = httpx.URL(f"http://127.0.0.1:{proxy.port}")
 
@@ -484,6 +751,39 @@ async def api_events(rig: Rig, api: ThroughDoor) -> None:
     assert [int(event.id) for event in found] == rig.events
 
 
+async def api_answer_events(rig: Rig, api: ThroughDoor) -> None:
+    """Nothing is sent again by itself: it says Unavailable, at whichever point it broke; another call is whole."""
+    said = new_id()
+    seen: list[str] = []
+
+    def ask() -> None:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": said}], "stream": True}
+        seen.clear()
+        with api.api.answer_events("/v1/chat/completions", body) as (_, events):
+            seen.extend(event.data for event in events)
+
+    async def recorded(count: int) -> bool:
+        payloads = [record.payload or b"" for record in await rig.records()]
+        found = sum(said.encode() in payload for payload in payloads)
+        assert found <= count, "it was sent again"
+        return found == count
+
+    with pytest.raises(Unavailable):
+        await asyncio.to_thread(ask)
+    assert seen == []
+    await rig.until(lambda: recorded(1), "the call whose answer was lost is recorded")
+    cut = api.proxy.cut_inside_next_answer(2_000)
+    with pytest.raises(Unavailable):
+        await asyncio.to_thread(ask)
+    assert cut.is_set() and seen and "[DONE]" not in seen
+    await rig.until(lambda: recorded(2), "the call whose answer broke off is recorded")
+    await asyncio.to_thread(ask)
+    assert seen[-1] == "[DONE]"
+    deltas = [choice["delta"] for data in seen[:-1] for choice in json.loads(data)["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == text_of(TOKENS)
+    await rig.until(lambda: recorded(3), "the call that was answered is recorded")
+
+
 API: dict[str, Callable[[Rig, ThroughDoor], Awaitable[None]]] = {
     "get": api_get,
     "post": api_post,
@@ -493,6 +793,7 @@ API: dict[str, Callable[[Rig, ThroughDoor], Awaitable[None]]] = {
     "put_blob": api_put_blob,
     "download": api_download,
     "events": api_events,
+    "answer_events": api_answer_events,
 }
 
 

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
+import nats.errors
 import pytest
 from hive_common.bus import heads
 from hive_common.bus import nats as bus
@@ -39,15 +41,15 @@ class World:
 
     def __init__(self, config: NatsConfig, proxy: TcpProxy) -> None:
         self.proxy = proxy
+        self.config = config
         self.executor = new_id()
         self.handled = 0
         self.before_answer: Callable[[], None] = lambda: None
-        self._config = config
         self._clients: list[Client] = []
 
     async def connect(self, name: str, *, through_wire: bool = False, **options: Any) -> Client:
-        url = f"nats://127.0.0.1:{self.proxy.port}" if through_wire else self._config.url
-        client = await bus.connect(msgspec.structs.replace(self._config, url=url), name, **options)
+        url = f"nats://127.0.0.1:{self.proxy.port}" if through_wire else self.config.url
+        client = await bus.connect(msgspec.structs.replace(self.config, url=url), name, **options)
         self._clients.append(client)
         return client
 
@@ -175,10 +177,40 @@ async def head_announcer(world: World) -> None:
             await asyncio.sleep(0.05)
 
 
+async def settled(world: World) -> None:
+    """It waits for two answers. Whichever is lost, it says so; asked again it returns, and what was said holds."""
+
+    async def loses(answers_before: int) -> None:
+        port = urlsplit(world.config.url).port
+        assert port is not None
+        async with TcpProxy(port) as proxy:
+            other = World(world.config, proxy)
+            await subscribed_at_last(other, answers_before)
+            await other.close()
+
+    # Each waits for as long as nats-py does for an answer to its PING.
+    await asyncio.gather(loses(0), loses(1))
+
+
+async def subscribed_at_last(world: World, answers_before: int) -> None:
+    reader, writer = await world.connect("reader", through_wire=True), await world.connect("writer")
+    await bus.settled(reader)
+    cut = world.proxy.cut_next_answer(b"PONG", skip=answers_before)
+    subscription = await reader.subscribe(subject := f"hive.test.{new_id()}")
+    with pytest.raises(nats.errors.Error):
+        await bus.settled(reader)
+    assert cut.is_set()
+    async with asyncio.timeout(WITHIN_S):
+        await bus.settled(reader)
+    await writer.publish(subject, b"heard")
+    assert (await subscription.next_msg(WITHIN_S)).data == b"heard"
+
+
 CASES: dict[str, Callable[[World], Awaitable[None]]] = {
     "connect": connect,
     "request": request,
     "respond": respond,
+    "settled": settled,
     "wake_on_head": wake_on_head,
     "head_announcer": head_announcer,
 }
