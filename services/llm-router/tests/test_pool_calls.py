@@ -292,11 +292,13 @@ async def test_a_device_that_is_out_gets_nothing(start: Start, log: Log, event: 
     async with start() as router, router.device(executor) as device:
         await known(router, log, executor)
         await log.add(executor, event)
+        asked = 1
         while reason not in await outcome(router):  # until the view has it
-            pass
-        calls = len(device.calls)
-        assert reason in await outcome(router)
-        assert len(device.calls) == calls
+            asked += 1
+        for _ in range(5):
+            assert reason in await outcome(router)
+        # What was on its way to the device when it went may still arrive.
+        assert len(device.calls) <= asked
 
 
 async def test_a_device_that_is_revoked_while_it_answers_ends_the_stream_with_an_error(
