@@ -93,8 +93,9 @@ class EnrolmentDesk:
         if not is_id(shown.token_id):
             raise InvalidArgument("token_id: expected the id of a token: a UUID in lower case", path="token_id")
         for tries_left in reversed(range(TRIES_MAX)):
-            token = await self._token(shown.token_id)
+            # In this order: where a machine is seen to have joined, its token is then seen to be used.
             row = await self._desk.look(shown.executor)
+            token = await self._token(shown.token_id)
             state = UNKNOWN if row is None else row.state
             admitted = enrol(token, state, shown, self._clock.now_us())
             if not admitted.executor:
