@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 from hive_common.artifacts.package import pack
 from hive_common.artifacts.schemas import violation
-from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.calls import Completer
 from hive_common.inference.config import BackEndConfig

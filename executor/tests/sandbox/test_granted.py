@@ -1,8 +1,9 @@
 """Which capabilities an attempt is granted."""
 
 import pytest
-from hive_common.contracts.events import AgentRef, ModelPermission
+from hive_common.contracts.events import AgentRef
 from hive_common.contracts.messages import Assignment
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
 from hive_executor.host import granted

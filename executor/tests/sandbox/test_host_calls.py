@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hive_common.contracts.events import ModelPermission
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.kernel.errors import NotFound, RateLimited
 from hive_executor.host import ModelAccess
 from hive_executor.sandbox import Capabilities, Program, RunnerPool

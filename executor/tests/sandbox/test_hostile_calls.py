@@ -5,7 +5,7 @@ import json
 import socket
 
 import pytest
-from hive_common.contracts.events import ModelPermission
+from hive_common.contracts.permissions import ModelPermission
 from hive_executor.host import ModelAccess
 from hive_executor.sandbox import Capabilities, RunnerPool, frames
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX, HOST_REQUEST_BYTES_MAX

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hive_common.artifacts.manifest import AgentManifest
 from hive_common.contracts import values
-from hive_common.contracts.events import ModelPermission
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.kernel.errors import Conflict, ErrorBody, InvalidArgument, NotFound
 from hive_common.rpc.client import bearer, call
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc

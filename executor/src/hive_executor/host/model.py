@@ -4,7 +4,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
-from hive_common.contracts.events import ModelPermission
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.inference.bodies import decode
 from hive_common.inference.calls import PIN_ANY, Completer, Endpoint, ModelCall
 from hive_common.kernel.errors import (

@@ -1,7 +1,7 @@
 import pytest
 from hive_common.artifacts.manifest import AgentManifest, Resources, from_json, manifest_json, parse_manifest
-from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import FUEL_DEFAULT, MEMORY_DEFAULT_BYTES, TIMEOUT_DEFAULT_MS
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 from hypothesis import given
 from hypothesis import strategies as st

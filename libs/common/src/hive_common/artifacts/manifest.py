@@ -13,7 +13,6 @@ import msgspec
 from hive_common.artifacts.documents import convert, load_yaml, nearest, refuse, refuse_validation
 from hive_common.artifacts.quantities import parse_duration, parse_quantity
 from hive_common.artifacts.schemas import check_schema
-from hive_common.contracts.events import ModelPermission
 from hive_common.contracts.limits import (
     AGENT_MANIFEST_BYTES_MAX,
     FUEL_DEFAULT,
@@ -26,6 +25,7 @@ from hive_common.contracts.limits import (
     TIMEOUT_DEFAULT_MS,
     TIMEOUT_MAX_MS,
 )
+from hive_common.contracts.permissions import ModelPermission
 from hive_common.inference.calls import PIN_ANY, PINS, is_pin
 from hive_common.kernel.errors import PayloadTooLarge
 

@@ -7,6 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
+from hive_common.contracts.permissions import (
+    ForkPermission,
+    HttpPermission,
+    KvPermission,
+    ModelPermission,
+    Permissions,
+)
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import UnknownEvent
 
@@ -18,22 +25,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 # --- job ---------------------------------------------------------------------------------------------------
 
 
-class ModelPermission(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an agent may ask of models.
-
-    Args:
-        names: models; `*` is every one.
-        max_tokens: what all calls of one attempt may generate together.
-        pin: where what it sends may go.
-    """
-
-    names: tuple[str, ...]
-    max_tokens: int
-    pin: str = "any"
-
-
 class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An agent version as a job uses it, with what placement and limits need of its manifest."""
+    """An agent version as a job uses it, with what placement and limits need of its manifest.
+
+    `model`, `http`, `kv`, `fork` and `scratch_bytes` are what it may do: what its manifest asks for and was granted
+    when the job was submitted. `asks` names the permissions for which a person is asked at each use.
+    """
 
     name: str
     version: str
@@ -45,6 +42,23 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     input_schema: dict[str, Any] = {}
     output_schema: dict[str, Any] = {}
     model: ModelPermission | None = None
+    http: HttpPermission | None = None
+    kv: KvPermission | None = None
+    fork: ForkPermission | None = None
+    scratch_bytes: int = 0
+    asks: tuple[str, ...] = ()
+
+    @property
+    def permissions(self) -> Permissions:
+        """What it may do."""
+        return Permissions(
+            model=self.model,
+            http=self.http,
+            kv=self.kv,
+            fork=self.fork,
+            scratch_bytes=self.scratch_bytes,
+            asks=self.asks,
+        )
 
 
 class JobSubmitted(Event, frozen=True):
@@ -361,13 +375,103 @@ class ModelCallFinished(Event, frozen=True):
 
 
 class AgentVersionPublished(Event, frozen=True):
-    """A version of an agent. The stream is the agent's; a version never changes and is never published twice."""
+    """A version of an agent. The stream is the version's; it never changes and is never published twice.
+
+    `signer` is the public key under whose signature it came; events before there were signatures have none.
+    """
 
     name: str
     version: str
     digest: str
     manifest: msgspec.Raw
     size_bytes: int = 0
+    signer: str = ""
+
+
+class AgentVersionYanked(Event, frozen=True):
+    """Nobody may use the version in a new job any more; it stays what it is. The stream is that of the version."""
+
+    reason: str
+
+
+class SigningKeyTrusted(Event, frozen=True):
+    """What this key signs may be published here. `public_key` is Ed25519, in hex; the stream is the key's."""
+
+    public_key: str
+    name: str
+
+
+class SigningKeyDistrusted(Event, frozen=True):
+    """What this key signed may be neither published nor run any more."""
+
+    reason: str = ""
+
+
+# --- grant -------------------------------------------------------------------------------------------------
+
+
+class PermissionGranted(Event, frozen=True):
+    """All versions of an agent may do something. The stream is the agent's grants.
+
+    Args:
+        agent: its name.
+        permission: one of `PERMISSIONS`.
+        granted: with this permission alone; no wider than what was asked for.
+        asked: what the manifest asked for when a person decided; a version that asks for more needs a new grant.
+        ask: a person is asked at each use.
+        until_us: when it ends; 0: never.
+    """
+
+    agent: str
+    permission: str
+    granted: Permissions
+    asked: Permissions
+    ask: bool = False
+    until_us: int = 0
+
+
+class PermissionRevoked(Event, frozen=True):
+    """A grant was taken back; tasks that are not placed yet do not get it any more."""
+
+    agent: str
+    permission: str
+    reason: str = ""
+
+
+# --- kill --------------------------------------------------------------------------------------------------
+
+
+class KillOrdered(Event, frozen=True):
+    """A signed order was accepted: what it names ends and starts no more (law 9), or may start again.
+
+    Args:
+        epoch: rises with every order of the installation.
+        order: its very bytes, which were signed.
+        signature: Ed25519, in base64.
+    """
+
+    epoch: int
+    order: str
+    signature: str
+
+
+# --- kv ----------------------------------------------------------------------------------------------------
+
+
+class KvWrite(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One write; without a value the key is deleted. `value` is JSON."""
+
+    key: str
+    value: msgspec.Raw | None = None
+
+
+class KvStaged(Event, frozen=True):
+    """Writes of an attempt. They become visible when the attempt decides its task, else never."""
+
+    namespace: str
+    task: str
+    attempt: int
+    writes: tuple[KvWrite, ...]
 
 
 # --- log ---------------------------------------------------------------------------------------------------
@@ -406,7 +510,11 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     ),
     "token": (JoinTokenIssued, JoinTokenUsed),
     "model": (ModelCallFinished,),
-    "agent": (AgentVersionPublished,),
+    "agent": (AgentVersionPublished, AgentVersionYanked),
+    "signer": (SigningKeyTrusted, SigningKeyDistrusted),
+    "grant": (PermissionGranted, PermissionRevoked),
+    "kill": (KillOrdered,),
+    "kv": (KvStaged,),
 }
 
 TYPES: Final[dict[str, type[Event]]] = {cls.__name__: cls for kind in KINDS.values() for cls in kind}

@@ -39,7 +39,10 @@ class PullRequest(Message, frozen=True, kw_only=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An attempt to run. `timeout_ms` counts from the start of the guest; `pin` is that of the job."""
+    """An attempt to run. `timeout_ms` counts from the start of the guest; `pin` is that of the job.
+
+    `token` is the capability token of the attempt; without one it may do nothing beyond computing.
+    """
 
     task: str
     attempt: int
@@ -52,6 +55,7 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     fuel: int
     index: int | None = None
     pin: str = ""
+    token: str = ""
 
 
 class PullReply(Message, frozen=True, kw_only=True):
