@@ -50,6 +50,26 @@ class AgentsStub:
                 request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GetRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.FromString,
                 _registered_method=True)
+        self.Yank = channel.unary_unary(
+                '/hive.agents.v1.Agents/Yank',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.YankRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.FromString,
+                _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/hive.agents.v1.Agents/Trust',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.TrustRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.FromString,
+                _registered_method=True)
+        self.Distrust = channel.unary_unary(
+                '/hive.agents.v1.Agents/Distrust',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.DistrustRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.FromString,
+                _registered_method=True)
+        self.Keys = channel.unary_unary(
+                '/hive.agents.v1.Agents/Keys',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
+                _registered_method=True)
 
 
 class AgentsServicer:
@@ -75,6 +95,32 @@ class AgentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Yank(self, request, context):
+        """No new job may use the version; what runs goes on. A version that is yanked stays so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Trust(self, request, context):
+        """What the key signs may be published and run. Both are idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Distrust(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Keys(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +138,26 @@ def add_AgentsServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GetRequest.FromString,
                     response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.SerializeToString,
+            ),
+            'Yank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Yank,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.YankRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.TrustRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.SerializeToString,
+            ),
+            'Distrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Distrust,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.DistrustRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.SerializeToString,
+            ),
+            'Keys': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keys,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +242,114 @@ class Agents:
             '/hive.agents.v1.Agents/Get',
             hive__proto_dot_agents_dot_v1_dot_agents__pb2.GetRequest.SerializeToString,
             hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Yank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Yank',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.YankRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.AgentVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Trust',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.TrustRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Distrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Distrust',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.DistrustRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Keys',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,12 @@ class AgentsStub:
     """Publishes a version whose OCI manifest and blobs are in the store. The same digest again is no error."""
     List: _grpc.UnaryUnaryMultiCallable[_agents_pb2.ListRequest, _agents_pb2.ListResponse]
     Get: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GetRequest, _agents_pb2.AgentVersion]
+    Yank: _grpc.UnaryUnaryMultiCallable[_agents_pb2.YankRequest, _agents_pb2.AgentVersion]
+    """No new job may use the version; what runs goes on. A version that is yanked stays so."""
+    Trust: _grpc.UnaryUnaryMultiCallable[_agents_pb2.TrustRequest, _agents_pb2.SigningKey]
+    """What the key signs may be published and run. Both are idempotent."""
+    Distrust: _grpc.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]
+    Keys: _grpc.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]
 
 @_typing.type_check_only
 class AgentsAsyncStub(AgentsStub):
@@ -47,6 +53,12 @@ class AgentsAsyncStub(AgentsStub):
     """Publishes a version whose OCI manifest and blobs are in the store. The same digest again is no error."""
     List: _aio.UnaryUnaryMultiCallable[_agents_pb2.ListRequest, _agents_pb2.ListResponse]  # type: ignore[assignment]
     Get: _aio.UnaryUnaryMultiCallable[_agents_pb2.GetRequest, _agents_pb2.AgentVersion]  # type: ignore[assignment]
+    Yank: _aio.UnaryUnaryMultiCallable[_agents_pb2.YankRequest, _agents_pb2.AgentVersion]  # type: ignore[assignment]
+    """No new job may use the version; what runs goes on. A version that is yanked stays so."""
+    Trust: _aio.UnaryUnaryMultiCallable[_agents_pb2.TrustRequest, _agents_pb2.SigningKey]  # type: ignore[assignment]
+    """What the key signs may be published and run. Both are idempotent."""
+    Distrust: _aio.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]  # type: ignore[assignment]
+    Keys: _aio.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]  # type: ignore[assignment]
 
 class AgentsServicer(metaclass=_abc_1.ABCMeta):
     """Agents: published, immutable versions. Served by the registry, published by the gateway."""
@@ -72,5 +84,35 @@ class AgentsServicer(metaclass=_abc_1.ABCMeta):
         request: _agents_pb2.GetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agents_pb2.AgentVersion, _abc.Awaitable[_agents_pb2.AgentVersion]]: ...
+
+    @_abc_1.abstractmethod
+    def Yank(
+        self,
+        request: _agents_pb2.YankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.AgentVersion, _abc.Awaitable[_agents_pb2.AgentVersion]]:
+        """No new job may use the version; what runs goes on. A version that is yanked stays so."""
+
+    @_abc_1.abstractmethod
+    def Trust(
+        self,
+        request: _agents_pb2.TrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.SigningKey, _abc.Awaitable[_agents_pb2.SigningKey]]:
+        """What the key signs may be published and run. Both are idempotent."""
+
+    @_abc_1.abstractmethod
+    def Distrust(
+        self,
+        request: _agents_pb2.DistrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.SigningKey, _abc.Awaitable[_agents_pb2.SigningKey]]: ...
+
+    @_abc_1.abstractmethod
+    def Keys(
+        self,
+        request: _agents_pb2.KeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.KeysResponse, _abc.Awaitable[_agents_pb2.KeysResponse]]: ...
 
 def add_AgentsServicer_to_server(servicer: AgentsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,7 +29,8 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """An agent version as a job uses it, with what placement and limits need of its manifest.
 
     `model`, `http`, `kv`, `fork` and `scratch_bytes` are what it may do: what its manifest asks for and was granted
-    when the job was submitted. `asks` names the permissions for which a person is asked at each use.
+    when the job was submitted. `asks` names the permissions for which a person is asked at each use. `signer` is the
+    key (Ed25519, in hex) that signed it, `signature` the digest of the manifest of that signature.
     """
 
     name: str
@@ -47,6 +48,8 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     fork: ForkPermission | None = None
     scratch_bytes: int = 0
     asks: tuple[str, ...] = ()
+    signer: str = ""
+    signature: str = ""
 
     @property
     def permissions(self) -> Permissions:
@@ -377,7 +380,8 @@ class ModelCallFinished(Event, frozen=True):
 class AgentVersionPublished(Event, frozen=True):
     """A version of an agent. The stream is the version's; it never changes and is never published twice.
 
-    `signer` is the public key under whose signature it came; events before there were signatures have none.
+    `signer` is the public key under whose signature it came, `signature` the digest of the OCI manifest that holds it;
+    events before there were signatures have neither.
     """
 
     name: str
@@ -386,6 +390,7 @@ class AgentVersionPublished(Event, frozen=True):
     manifest: msgspec.Raw
     size_bytes: int = 0
     signer: str = ""
+    signature: str = ""
 
 
 class AgentVersionYanked(Event, frozen=True):

@@ -63,6 +63,7 @@ class PullReply(Message, frozen=True, kw_only=True):
 
     `superseded`: a newer session of this executor pulls; this process must stop.
     `unknown`: the control plane does not know this executor; say hello and pull again.
+    `signers`: position of the last event about signing keys. Who knows less says hello before it runs anything.
     """
 
     epoch: int = 0
@@ -72,6 +73,7 @@ class PullReply(Message, frozen=True, kw_only=True):
     drained: bool = False
     superseded: bool = False
     unknown: bool = False
+    signers: int = 0
     error: ErrorBody | None = None
 
 
@@ -126,11 +128,16 @@ class HelloRequest(Message, frozen=True, kw_only=True):
 
 
 class HelloReply(Message, frozen=True, kw_only=True):
-    """Answer to a hello. `position` is where the registry's knowledge of this executor stands in the log."""
+    """Answer to a hello. `position` is where the registry's knowledge of this executor stands in the log.
+
+    `signers` are the keys (Ed25519, in hex) whose agents may run, as of `signers_position`.
+    """
 
     position: int = 0
     blobs_url: str = ""
     drained: bool = False
+    signers: tuple[str, ...] = ()
+    signers_position: int = 0
     error: ErrorBody | None = None
 
 
