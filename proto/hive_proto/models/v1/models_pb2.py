@@ -24,37 +24,57 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/models/v1/models.proto\x12\x0ehive.models.v1\"e\n\x0f\x45xchangeRequest\x12-\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1f.hive.models.v1.CompleteRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\"u\n\x10\x45xchangeResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12.\n\x04part\x18\x02 \x01(\x0b\x32 .hive.models.v1.CompleteResponse\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x12\n\nerror_json\x18\x04 \x01(\x0c\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"5\n\x0cListResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.hive.models.v1.Model\"\x8a\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\texecutors\x18\x02 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cquantisation\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\"\xa0\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\t \x01(\x08\"Y\n\x10\x43ompleteResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.hive.models.v1.CompleteHeadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"s\n\x0c\x43ompleteHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0c\x12\r\n\x05whole\x18\x06 \x01(\x08\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x9b\x01\n\x0b\x45xplanation\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0b\n\x03pin\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12-\n\ncandidates\x18\x07 \x03(\x0b\x32\x19.hive.models.v1.Candidate\"}\n\tCandidate\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x10\n\x08rejected\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\r\n\x05tried\x18\x07 \x01(\t2\xe4\x01\n\x06Models\x12\x41\n\x04List\x12\x1b.hive.models.v1.ListRequest\x1a\x1c.hive.models.v1.ListResponse\x12O\n\x08\x43omplete\x12\x1f.hive.models.v1.CompleteRequest\x1a .hive.models.v1.CompleteResponse0\x01\x12\x46\n\x07\x45xplain\x12\x1e.hive.models.v1.ExplainRequest\x1a\x1b.hive.models.v1.Explanation2Z\n\x08\x45xchange\x12N\n\x05\x43\x61lls\x12\x1f.hive.models.v1.ExchangeRequest\x1a .hive.models.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/models/v1/models.proto\x12\x0ehive.models.v1\"<\n\x0cUsageRequest\x12\n\n\x02\x62y\x18\x01 \x01(\t\x12\x11\n\tsince_day\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"I\n\rUsageResponse\x12&\n\x04rows\x18\x01 \x03(\x0b\x32\x18.hive.models.v1.UsageRow\x12\x10\n\x08position\x18\x02 \x01(\x03\"\x8e\x01\n\x08UsageRow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\x03\x12\x10\n\x08nano_usd\x18\x06 \x01(\x03\x12\x11\n\testimated\x18\x07 \x01(\x03\"8\n\x0b\x42udgetLimit\x12\x0b\n\x03per\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x03\"!\n\x0e\x42udgetsRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\":\n\x0f\x42udgetsResponse\x12\'\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x16.hive.models.v1.Budget\"Y\n\x06\x42udget\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12+\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.hive.models.v1.BudgetState\x12\x11\n\tinherited\x18\x03 \x01(\x08\"o\n\x0b\x42udgetState\x12*\n\x05limit\x18\x01 \x01(\x0b\x32\x1b.hive.models.v1.BudgetLimit\x12\r\n\x05spent\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\x13\n\x0bunaccounted\x18\x04 \x01(\x03\"o\n\x10SetBudgetRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12+\n\x06limits\x18\x02 \x03(\x0b\x32\x1b.hive.models.v1.BudgetLimit\x12\r\n\x05\x63lear\x18\x03 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"K\n\x18ReturnUnaccountedRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"e\n\x0f\x45xchangeRequest\x12-\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1f.hive.models.v1.CompleteRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\"u\n\x10\x45xchangeResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12.\n\x04part\x18\x02 \x01(\x0b\x32 .hive.models.v1.CompleteResponse\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x12\n\nerror_json\x18\x04 \x01(\x0c\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"5\n\x0cListResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.hive.models.v1.Model\"\x9d\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\texecutors\x18\x02 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cquantisation\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\x12\x11\n\tproviders\x18\x08 \x03(\t\"\xaf\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\t \x01(\x08\x12\r\n\x05\x63loud\x18\n \x01(\x08\"Y\n\x10\x43ompleteResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.hive.models.v1.CompleteHeadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"s\n\x0c\x43ompleteHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0c\x12\r\n\x05whole\x18\x06 \x01(\x08\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\xd2\x01\n\x0b\x45xplanation\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0b\n\x03pin\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12-\n\ncandidates\x18\x07 \x03(\x0b\x32\x19.hive.models.v1.Candidate\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x10\n\x08nano_usd\x18\t \x01(\x03\x12\x11\n\testimated\x18\n \x01(\x08\"}\n\tCandidate\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x10\n\x08rejected\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\r\n\x05tried\x18\x07 \x01(\t2\x94\x04\n\x06Models\x12\x41\n\x04List\x12\x1b.hive.models.v1.ListRequest\x1a\x1c.hive.models.v1.ListResponse\x12O\n\x08\x43omplete\x12\x1f.hive.models.v1.CompleteRequest\x1a .hive.models.v1.CompleteResponse0\x01\x12\x46\n\x07\x45xplain\x12\x1e.hive.models.v1.ExplainRequest\x1a\x1b.hive.models.v1.Explanation\x12\x44\n\x05Usage\x12\x1c.hive.models.v1.UsageRequest\x1a\x1d.hive.models.v1.UsageResponse\x12J\n\x07\x42udgets\x12\x1e.hive.models.v1.BudgetsRequest\x1a\x1f.hive.models.v1.BudgetsResponse\x12\x45\n\tSetBudget\x12 .hive.models.v1.SetBudgetRequest\x1a\x16.hive.models.v1.Budget\x12U\n\x11ReturnUnaccounted\x12(.hive.models.v1.ReturnUnaccountedRequest\x1a\x16.hive.models.v1.Budget2Z\n\x08\x45xchange\x12N\n\x05\x43\x61lls\x12\x1f.hive.models.v1.ExchangeRequest\x1a .hive.models.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hive_proto.models.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXCHANGEREQUEST']._serialized_start=53
-  _globals['_EXCHANGEREQUEST']._serialized_end=154
-  _globals['_EXCHANGERESPONSE']._serialized_start=156
-  _globals['_EXCHANGERESPONSE']._serialized_end=273
-  _globals['_LISTREQUEST']._serialized_start=275
-  _globals['_LISTREQUEST']._serialized_end=303
-  _globals['_LISTRESPONSE']._serialized_start=305
-  _globals['_LISTRESPONSE']._serialized_end=358
-  _globals['_MODEL']._serialized_start=361
-  _globals['_MODEL']._serialized_end=499
-  _globals['_COMPLETEREQUEST']._serialized_start=502
-  _globals['_COMPLETEREQUEST']._serialized_end=662
-  _globals['_COMPLETERESPONSE']._serialized_start=664
-  _globals['_COMPLETERESPONSE']._serialized_end=753
-  _globals['_COMPLETEHEAD']._serialized_start=755
-  _globals['_COMPLETEHEAD']._serialized_end=870
-  _globals['_EXPLAINREQUEST']._serialized_start=872
-  _globals['_EXPLAINREQUEST']._serialized_end=905
-  _globals['_EXPLANATION']._serialized_start=908
-  _globals['_EXPLANATION']._serialized_end=1063
-  _globals['_CANDIDATE']._serialized_start=1065
-  _globals['_CANDIDATE']._serialized_end=1190
-  _globals['_MODELS']._serialized_start=1193
-  _globals['_MODELS']._serialized_end=1421
-  _globals['_EXCHANGE']._serialized_start=1423
-  _globals['_EXCHANGE']._serialized_end=1513
+  _globals['_USAGEREQUEST']._serialized_start=53
+  _globals['_USAGEREQUEST']._serialized_end=113
+  _globals['_USAGERESPONSE']._serialized_start=115
+  _globals['_USAGERESPONSE']._serialized_end=188
+  _globals['_USAGEROW']._serialized_start=191
+  _globals['_USAGEROW']._serialized_end=333
+  _globals['_BUDGETLIMIT']._serialized_start=335
+  _globals['_BUDGETLIMIT']._serialized_end=391
+  _globals['_BUDGETSREQUEST']._serialized_start=393
+  _globals['_BUDGETSREQUEST']._serialized_end=426
+  _globals['_BUDGETSRESPONSE']._serialized_start=428
+  _globals['_BUDGETSRESPONSE']._serialized_end=486
+  _globals['_BUDGET']._serialized_start=488
+  _globals['_BUDGET']._serialized_end=577
+  _globals['_BUDGETSTATE']._serialized_start=579
+  _globals['_BUDGETSTATE']._serialized_end=690
+  _globals['_SETBUDGETREQUEST']._serialized_start=692
+  _globals['_SETBUDGETREQUEST']._serialized_end=803
+  _globals['_RETURNUNACCOUNTEDREQUEST']._serialized_start=805
+  _globals['_RETURNUNACCOUNTEDREQUEST']._serialized_end=880
+  _globals['_EXCHANGEREQUEST']._serialized_start=882
+  _globals['_EXCHANGEREQUEST']._serialized_end=983
+  _globals['_EXCHANGERESPONSE']._serialized_start=985
+  _globals['_EXCHANGERESPONSE']._serialized_end=1102
+  _globals['_LISTREQUEST']._serialized_start=1104
+  _globals['_LISTREQUEST']._serialized_end=1132
+  _globals['_LISTRESPONSE']._serialized_start=1134
+  _globals['_LISTRESPONSE']._serialized_end=1187
+  _globals['_MODEL']._serialized_start=1190
+  _globals['_MODEL']._serialized_end=1347
+  _globals['_COMPLETEREQUEST']._serialized_start=1350
+  _globals['_COMPLETEREQUEST']._serialized_end=1525
+  _globals['_COMPLETERESPONSE']._serialized_start=1527
+  _globals['_COMPLETERESPONSE']._serialized_end=1616
+  _globals['_COMPLETEHEAD']._serialized_start=1618
+  _globals['_COMPLETEHEAD']._serialized_end=1733
+  _globals['_EXPLAINREQUEST']._serialized_start=1735
+  _globals['_EXPLAINREQUEST']._serialized_end=1768
+  _globals['_EXPLANATION']._serialized_start=1771
+  _globals['_EXPLANATION']._serialized_end=1981
+  _globals['_CANDIDATE']._serialized_start=1983
+  _globals['_CANDIDATE']._serialized_end=2108
+  _globals['_MODELS']._serialized_start=2111
+  _globals['_MODELS']._serialized_end=2643
+  _globals['_EXCHANGE']._serialized_start=2645
+  _globals['_EXCHANGE']._serialized_end=2735
 # @@protoc_insertion_point(module_scope)

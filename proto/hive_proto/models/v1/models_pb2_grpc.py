@@ -50,6 +50,26 @@ class ModelsStub:
                 request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.Usage = channel.unary_unary(
+                '/hive.models.v1.Models/Usage',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.FromString,
+                _registered_method=True)
+        self.Budgets = channel.unary_unary(
+                '/hive.models.v1.Models/Budgets',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsResponse.FromString,
+                _registered_method=True)
+        self.SetBudget = channel.unary_unary(
+                '/hive.models.v1.Models/SetBudget',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.SetBudgetRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.FromString,
+                _registered_method=True)
+        self.ReturnUnaccounted = channel.unary_unary(
+                '/hive.models.v1.Models/ReturnUnaccounted',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ReturnUnaccountedRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer:
@@ -79,6 +99,33 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Usage(self, request, context):
+        """What calls have used, summed up. Free calls count too, with no cost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Budgets(self, request, context):
+        """Limits of what calls to providers may cost, and what of them is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBudget(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnUnaccounted(self, request, context):
+        """Counts nothing as spent any more that routers which died had set aside and no record accounts for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +143,26 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.FromString,
                     response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.SerializeToString,
+            ),
+            'Usage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.SerializeToString,
+            ),
+            'Budgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.Budgets,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsResponse.SerializeToString,
+            ),
+            'SetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBudget,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.SetBudgetRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.SerializeToString,
+            ),
+            'ReturnUnaccounted': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnUnaccounted,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ReturnUnaccountedRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +247,114 @@ class Models:
             '/hive.models.v1.Models/Explain',
             hive__proto_dot_models_dot_v1_dot_models__pb2.ExplainRequest.SerializeToString,
             hive__proto_dot_models_dot_v1_dot_models__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Usage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/Usage',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Budgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/Budgets',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/SetBudget',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.SetBudgetRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnUnaccounted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/ReturnUnaccounted',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.ReturnUnaccountedRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.Budget.FromString,
             options,
             channel_credentials,
             insecure,

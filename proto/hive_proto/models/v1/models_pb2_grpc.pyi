@@ -42,6 +42,13 @@ class ModelsStub:
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_models_pb2.ExplainRequest, _models_pb2.Explanation]
     """Why a call went where it went."""
+    Usage: _grpc.UnaryUnaryMultiCallable[_models_pb2.UsageRequest, _models_pb2.UsageResponse]
+    """What calls have used, summed up. Free calls count too, with no cost."""
+    Budgets: _grpc.UnaryUnaryMultiCallable[_models_pb2.BudgetsRequest, _models_pb2.BudgetsResponse]
+    """Limits of what calls to providers may cost, and what of them is used."""
+    SetBudget: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetBudgetRequest, _models_pb2.Budget]
+    ReturnUnaccounted: _grpc.UnaryUnaryMultiCallable[_models_pb2.ReturnUnaccountedRequest, _models_pb2.Budget]
+    """Counts nothing as spent any more that routers which died had set aside and no record accounts for."""
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
@@ -57,6 +64,13 @@ class ModelsAsyncStub(ModelsStub):
     """
     Explain: _aio.UnaryUnaryMultiCallable[_models_pb2.ExplainRequest, _models_pb2.Explanation]  # type: ignore[assignment]
     """Why a call went where it went."""
+    Usage: _aio.UnaryUnaryMultiCallable[_models_pb2.UsageRequest, _models_pb2.UsageResponse]  # type: ignore[assignment]
+    """What calls have used, summed up. Free calls count too, with no cost."""
+    Budgets: _aio.UnaryUnaryMultiCallable[_models_pb2.BudgetsRequest, _models_pb2.BudgetsResponse]  # type: ignore[assignment]
+    """Limits of what calls to providers may cost, and what of them is used."""
+    SetBudget: _aio.UnaryUnaryMultiCallable[_models_pb2.SetBudgetRequest, _models_pb2.Budget]  # type: ignore[assignment]
+    ReturnUnaccounted: _aio.UnaryUnaryMultiCallable[_models_pb2.ReturnUnaccountedRequest, _models_pb2.Budget]  # type: ignore[assignment]
+    """Counts nothing as spent any more that routers which died had set aside and no record accounts for."""
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
     """Models: what the devices of the pool serve, and calls to it. Served by the router, published by the gateway."""
@@ -87,6 +101,37 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Explanation, _abc.Awaitable[_models_pb2.Explanation]]:
         """Why a call went where it went."""
+
+    @_abc_1.abstractmethod
+    def Usage(
+        self,
+        request: _models_pb2.UsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.UsageResponse, _abc.Awaitable[_models_pb2.UsageResponse]]:
+        """What calls have used, summed up. Free calls count too, with no cost."""
+
+    @_abc_1.abstractmethod
+    def Budgets(
+        self,
+        request: _models_pb2.BudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.BudgetsResponse, _abc.Awaitable[_models_pb2.BudgetsResponse]]:
+        """Limits of what calls to providers may cost, and what of them is used."""
+
+    @_abc_1.abstractmethod
+    def SetBudget(
+        self,
+        request: _models_pb2.SetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Budget, _abc.Awaitable[_models_pb2.Budget]]: ...
+
+    @_abc_1.abstractmethod
+    def ReturnUnaccounted(
+        self,
+        request: _models_pb2.ReturnUnaccountedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Budget, _abc.Awaitable[_models_pb2.Budget]]:
+        """Counts nothing as spent any more that routers which died had set aside and no record accounts for."""
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -353,6 +353,8 @@ class ModelCallFinished(Event, frozen=True):
     """A model call came to its end. `code` is empty where it succeeded.
 
     `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
+    `nano_usd` is what it cost on priced routes, failed tries included; `estimated`: some of that is what was
+    reserved for it, since an answer did not say what it used. `agent` is the guest's, where the router looked.
     """
 
     endpoint: str
@@ -372,6 +374,88 @@ class ModelCallFinished(Event, frozen=True):
     candidates: tuple[ModelCandidate, ...] = ()
     request: Value | None = None
     response: Value | None = None
+    provider: str = ""
+    agent: str = ""
+    nano_usd: int = 0
+    estimated: bool = False
+
+
+# --- key ---------------------------------------------------------------------------------------------------
+
+
+class KeyCreated(Event, frozen=True):
+    """Somebody made an API key. Of its secret only the digest is kept; a name is used once, for ever.
+
+    Args:
+        name: for people; what the key spends counts under it.
+        digest: SHA-256 of the secret, in hex.
+        scope: `user` may call models and submit jobs, `admin` may do everything.
+        pin: where the data of its model calls may go.
+        counts_only: keep no prompt and no completion of its model calls.
+        cloud: its calls may go to providers outside, within a budget.
+    """
+
+    name: str
+    digest: str
+    scope: str = "user"
+    pin: str = "any"
+    counts_only: bool = False
+    cloud: bool = False
+
+
+class KeyRevoked(Event, frozen=True):
+    """Nobody may use the key any more."""
+
+    reason: str = ""
+
+
+# --- budget ------------------------------------------------------------------------------------------------
+
+
+class BudgetLimit(msgspec.Struct, frozen=True):
+    """At most so much in a period.
+
+    Args:
+        per: `request`, `day` and `month` (UTC), or `ever`.
+        unit: `usd` or `tokens`.
+        amount: nano-USD, or tokens.
+    """
+
+    per: str
+    unit: str
+    amount: int
+
+
+class BudgetSet(Event, frozen=True):
+    """The limits of a subject are these now, in place of all earlier ones. `subject` is `total`, `key:<name>`,
+    `job:<id>`, `agent:<name>`, or one of the last three with `*`: each one that has no limits of its own.
+    """
+
+    subject: str
+    limits: tuple[BudgetLimit, ...]
+
+
+class BudgetReserved(Event, frozen=True):
+    """A block of money and tokens was set aside for calls of a day (UTC, `2026-11-26`). All of it counts as spent
+    until some of it is returned.
+    """
+
+    subject: str
+    block: str
+    day: str
+    nano_usd: int
+    tokens: int
+
+
+class BudgetReturned(Event, frozen=True):
+    """What was left of a block, or of several, did not cost anything."""
+
+    subject: str
+    block: str
+    day: str
+    nano_usd: int
+    tokens: int
+    reason: str = ""
 
 
 # --- agent -------------------------------------------------------------------------------------------------
@@ -515,6 +599,8 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     ),
     "token": (JoinTokenIssued, JoinTokenUsed),
     "model": (ModelCallFinished,),
+    "key": (KeyCreated, KeyRevoked),
+    "budget": (BudgetSet, BudgetReserved, BudgetReturned),
     "agent": (AgentVersionPublished, AgentVersionYanked),
     "signer": (SigningKeyTrusted, SigningKeyDistrusted),
     "grant": (PermissionGranted, PermissionRevoked),
@@ -541,6 +627,7 @@ FAILURE_CODES: Final = frozenset(
         "trap",
         "invalid_module",
         "permission_denied",
+        "killed",
         "runner_died",
         "lost",
     }

@@ -31,9 +31,10 @@ BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 class OfferedModel(Model, frozen=True, omit_defaults=True):
-    """A model as it can be called, with the ids of the devices that serve it."""
+    """A model as it can be called, with the ids of the devices that serve it, and the names of providers outside."""
 
     executors: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +54,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
         origin: id of the device that the call comes from; empty for the gateway's host.
         job, task, attempt: of the guest that calls; empty and 0 for a program.
         tokens_max: what this call may generate, 0 without such a limit.
+        cloud: the key may use providers outside, within a budget.
     """
 
     id: str
@@ -70,6 +72,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     task: str = ""
     attempt: int = 0
     tokens_max: int = 0
+    cloud: bool = False
 
 
 def is_pin(text: str) -> bool:

@@ -49,12 +49,14 @@ class Caller(NamedTuple):
         key: name of the key that was shown.
         pin: where data may go; a call may only narrow it.
         counts_only: keep no prompt and no completion.
+        cloud: calls may go to providers outside, within a budget.
     """
 
     pseudonym: str = ""
     key: str = ""
     pin: str = PIN_ANY
     counts_only: bool = False
+    cloud: bool = False
 
 
 Callers = Callable[[Scope], Caller]
@@ -192,6 +194,7 @@ class Exchange:
             key=caller.key,
             pin=narrowed(caller.pin, self.header(PIN_HEADER)),
             counts_only=caller.counts_only,
+            cloud=caller.cloud,
         )
 
     def _deadline_ms(self) -> int:
