@@ -63,7 +63,7 @@ hive.exec.TWO.call.model                   .     .    .        .      s       . 
 hive.exec.TWO.call.model-done              .     .    .        .      s       .      .        .
 hive.exec.TWO.control                      .     .    .        .      .       .      .        .
 hive.exec.TWO.infer                        .     .    .        .      p       .      .        .
-hive.control.kill                          s     .    .        .      .       .      .        .
+hive.control.kill                          s     p    .        .      .       .      .        .
 hive.control.leader                        s     .    .        p      .       .      .        .
 hive.control.other                         .     .    .        .      .       .      .        .
 hive.log.head                              .     b    .        b      b       s      .        .

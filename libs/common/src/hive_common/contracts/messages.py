@@ -23,10 +23,21 @@ class AttemptKey(msgspec.Struct, frozen=True):
     attempt: int
 
 
+class KillOrder(Message, frozen=True, kw_only=True):
+    """`hive.control.kill`: an order that stops something, or lifts an order (`hive_common.control`).
+
+    `order` is the text that was signed, JSON itself; `signature` is Ed25519, in base64.
+    """
+
+    order: str
+    signature: str
+
+
 class PullRequest(Message, frozen=True, kw_only=True):
     """`hive.exec.<id>.pull`: heartbeat and long poll.
 
     `held` are attempts that wait or run; `spooled` have ended and their report is on disk, not yet answered.
+    `kill_epoch` is that of the newest kill order that this executor obeys.
     """
 
     session: str
@@ -36,6 +47,7 @@ class PullRequest(Message, frozen=True, kw_only=True):
     held: tuple[AttemptKey, ...] = ()
     spooled: tuple[AttemptKey, ...] = ()
     draining: bool = False
+    kill_epoch: int = 0
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,6 +76,7 @@ class PullReply(Message, frozen=True, kw_only=True):
     `superseded`: a newer session of this executor pulls; this process must stop.
     `unknown`: the control plane does not know this executor; say hello and pull again.
     `signers`: position of the last event about signing keys. Who knows less says hello before it runs anything.
+    `kill`: the newest kill order, where the executor does not have it yet. It counts before all else in here.
     """
 
     epoch: int = 0
@@ -74,6 +87,7 @@ class PullReply(Message, frozen=True, kw_only=True):
     superseded: bool = False
     unknown: bool = False
     signers: int = 0
+    kill: KillOrder | None = None
     error: ErrorBody | None = None
 
 
@@ -130,7 +144,8 @@ class HelloRequest(Message, frozen=True, kw_only=True):
 class HelloReply(Message, frozen=True, kw_only=True):
     """Answer to a hello. `position` is where the registry's knowledge of this executor stands in the log.
 
-    `signers` are the keys (Ed25519, in hex) whose agents may run, as of `signers_position`.
+    `signers` are the keys (Ed25519, in hex) whose agents may run, as of `signers_position`. `kill` is the newest
+    kill order, if there ever was one.
     """
 
     position: int = 0
@@ -138,6 +153,7 @@ class HelloReply(Message, frozen=True, kw_only=True):
     drained: bool = False
     signers: tuple[str, ...] = ()
     signers_position: int = 0
+    kill: KillOrder | None = None
     error: ErrorBody | None = None
 
 
@@ -302,6 +318,7 @@ def inbox_prefix(executor: str) -> str:
 
 HEAD_SUBJECT = "hive.log.head"
 LEADER_SUBJECT = "hive.control.leader"
+KILL_SUBJECT = "hive.control.kill"
 EVENTS_STREAM = "HIVE_EVENTS"
 EVENTS_SUBJECTS = "hive.events.>"
 

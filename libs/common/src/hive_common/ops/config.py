@@ -46,7 +46,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What every service of the control plane needs.
 
     `peers` maps a service's name to the `host:port` of its gRPC server; `service_key_file` holds the key
-    that services show each other. `extra` is decoded by the service that it belongs to.
+    that services show each other. `kill_public_key` verifies kill orders (`hive_common.control`): without it none is
+    obeyed. `extra` is decoded by the service that it belongs to.
 
     Listeners without TLS stay on the loopback. With `engine_network`, which the containers of Compose set, they
     may have any address of the network that a container engine gives them.
@@ -64,6 +65,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ops_host: str = "127.0.0.1"
     grpc_host: str = "127.0.0.1"
     peers: dict[str, str] = {}
+    kill_public_key: str = ""
     engine_network: bool = False
     log_level: str = "INFO"
     extra: dict[str, msgspec.Raw] = {}

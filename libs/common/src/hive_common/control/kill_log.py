@@ -1,0 +1,98 @@
+"""Kill orders as the log has them, followed by every service that enforces them."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from hive_common.contracts import events
+from hive_common.contracts.messages import KillOrder
+from hive_common.control.orders import Order
+from hive_common.control.verifier import Verifier
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.kernel.errors import HiveError
+from hive_common.kernel.ids import derive_id
+
+log = logging.getLogger(__name__)
+
+TYPES: Final = ("KillOrdered",)
+
+
+def stream_of(ns: str) -> str:
+    """Return the stream of a namespace's kill orders."""
+    return derive_id("kill", ns)
+
+
+class KillLog:
+    """Follows the orders. Also what stands in the log is obeyed only if its signature is good.
+
+    Args:
+        reader: of the log.
+        ns: the namespace.
+        key: public key of the orders, as `Verifier` takes it.
+        on_order: called after each order that is taken.
+    """
+
+    def __init__(
+        self, reader: LogReader, ns: str, key: str, on_order: Callable[[Order], None] = lambda _: None
+    ) -> None:
+        self._reader = reader
+        self._stream = stream_of(ns)
+        self._on_order = on_order
+        self._lock = asyncio.Lock()
+        self._reasons: dict[str, Order] = {}
+        self.verifier = Verifier(key)
+        self.version = 0
+        """At which the stream stands, as far as it was read."""
+        self.position = 0
+        self.wake = asyncio.Event()
+        """To be set whenever the log may have a new order."""
+
+    @property
+    def standing(self) -> dict[str, Order]:
+        """Return what is stopped, each with the order that stopped it, in order of their epochs."""
+        return dict(self._reasons)
+
+    def words(self, entry: str) -> str:
+        """Return which order an entry stands by, and its reason, for people."""
+        order = self._reasons.get(entry)
+        if order is None:
+            return "by a kill order"
+        return f"by kill order {order.epoch}" + (f" ({order.reason})" if order.reason else "")
+
+    async def catch_up(self) -> None:
+        """Read what is new. Raises Unavailable where the log cannot be read."""
+        async with self._lock:
+            while True:
+                scan = await self._reader.scan(self.position, types=TYPES)
+                self._take(scan.events)
+                self.position = scan.through
+                if not scan.events or scan.through >= await self._reader.head():
+                    return
+
+    async def follow(self) -> None:
+        """Follow the log until cancelled."""
+        async for scan in self._reader.scans(self.position, wake=self.wake, types=TYPES):
+            async with self._lock:
+                self._take([stored for stored in scan.events if stored.position > self.position])
+                self.position = max(self.position, scan.through)
+
+    def _take(self, batch: list[Stored]) -> None:
+        for stored in batch:
+            if stored.stream != self._stream or stored.payload is None:
+                continue
+            self.version = stored.version
+            event = events.decode(stored.type, stored.schema, stored.payload)
+            assert isinstance(event, events.KillOrdered)
+            try:
+                order = self.verifier.take(KillOrder(order=event.order, signature=event.signature))
+            except HiveError as error:
+                log.error("position %d: the kill order is not obeyed: %s", stored.position, error.message)
+                continue
+            self._remember(order)
+            self._on_order(order)
+
+    def _remember(self, order: Order) -> None:
+        if order.action == "kill":
+            self._reasons[order.entry] = order
+        self._reasons = {entry: by for entry, by in self._reasons.items() if entry in order.standing}
