@@ -59,7 +59,7 @@ async def run_once(
     )
     with tempfile.TemporaryDirectory(prefix="hive-agent-") as scratch:
         program = await program_of(package, FolderCache(Path(scratch), _MODULES_BYTES_MAX))
-        async with _capabilities(manifest.model, gateway) as granted:
+        async with _capabilities(manifest.asked.model, gateway) as granted:
             pool = RunnerPool(size=1, cache_dir=cache_dir)
             await pool.start()
             try:

@@ -56,7 +56,7 @@ def write_agent(name: str, folder: Path) -> tuple[Path, list[str]]:
         InvalidArgument: the name breaks the rule for names, or the folder cannot be written.
         Conflict: there is something in the folder already.
     """
-    from hive_common.artifacts.manifest import NAME_PATTERN
+    from hive_common.artifacts.names import NAME_PATTERN
 
     if not NAME_PATTERN.match(name):
         raise InvalidArgument(

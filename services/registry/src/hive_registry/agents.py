@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc.aio
 import msgspec
 from hive_common.artifacts.documents import nearest
-from hive_common.artifacts.manifest import NAME_PATTERN
+from hive_common.artifacts.names import NAME_PATTERN
 from hive_common.artifacts.package import (
     ARTIFACT_TYPE,
     MANIFEST_TYPE,

@@ -125,5 +125,5 @@ class Catalogue:
             fuel=found.resources.fuel,
             input_schema=found.input,
             output_schema=found.output,
-            model=found.model,
+            model=found.asked.model,
         )

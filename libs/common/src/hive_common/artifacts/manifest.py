@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from hive_common.artifacts.documents import convert, load_yaml, nearest, refuse, refuse_validation
+from hive_common.artifacts.documents import convert, load_yaml, refuse, refuse_validation
+from hive_common.artifacts.names import is_name, is_version
 from hive_common.artifacts.quantities import parse_duration, parse_quantity
 from hive_common.artifacts.schemas import check_schema
 from hive_common.contracts.limits import (
@@ -20,35 +21,22 @@ from hive_common.contracts.limits import (
     KIB,
     MEMORY_DEFAULT_BYTES,
     MEMORY_MAX_BYTES,
-    MODEL_NAMES_MAX,
-    MODEL_TOKENS_MAX,
     TIMEOUT_DEFAULT_MS,
     TIMEOUT_MAX_MS,
 )
-from hive_common.contracts.permissions import ModelPermission
-from hive_common.inference.calls import PIN_ANY, PINS, is_pin
+from hive_common.contracts.permissions import Permissions
 from hive_common.kernel.errors import PayloadTooLarge
+from hive_common.permissions import parse
 
 FILE_NAME: Final = "manifest.yaml"
 API_VERSION: Final = "hive/v1"
 KIND: Final = "Agent"
 RUNTIMES: Final = ("python", "component", "command")
-PERMISSIONS: Final = ("model", "http", "kv", "tools", "fork", "scratch")
 
-NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
-VERSION_CHARACTERS_MAX: Final = 128
 DESCRIPTION_CHARACTERS_MAX: Final = 1_000
-MODEL_NAME_CHARACTERS_MAX: Final = 256
 MEMORY_MIN_BYTES: Final = 64 * KIB
 """One page of WebAssembly memory."""
 
-# Semantic Versioning 2.0.0, section 2 to 10.
-VERSION_PATTERN: Final = re.compile(
-    r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})"
-    r"(-(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)(\.(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*))*)?"
-    r"(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?\Z",
-    re.ASCII,
-)
 _PATH_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 PATH_CHARACTERS_MAX: Final = 200
 
@@ -77,10 +65,9 @@ class AgentManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     description: str = ""
 
     @property
-    def model(self) -> ModelPermission | None:
-        """What it asks of models; None if nothing."""
-        asked = self.permissions.get("model")
-        return None if asked is None else _model_permission(asked, FILE_NAME)
+    def asked(self) -> Permissions:
+        """What it asks for; asking grants nothing (law 6)."""
+        return parse(self.permissions, FILE_NAME)
 
     @property
     def reference(self) -> str:
@@ -108,14 +95,6 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     resources: _ResourcesDocument = _ResourcesDocument()
     permissions: dict[str, Any] = {}
     description: str = ""
-
-
-class _ModelDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`permissions.model` as it is written."""
-
-    names: tuple[str, ...]
-    max_tokens: int
-    pin: str = PIN_ANY
 
 
 def parse_manifest(data: bytes, file: str = FILE_NAME) -> AgentManifest:
@@ -192,9 +171,9 @@ def _check(manifest: AgentManifest, file: str) -> None:
         refuse(file, "apiVersion", f"got {manifest.api_version!r}", API_VERSION)
     if manifest.kind != KIND:
         refuse(file, "kind", f"got {manifest.kind!r}", KIND)
-    if not NAME_PATTERN.match(manifest.name):
+    if not is_name(manifest.name):
         refuse(file, "name", f"got {manifest.name!r}", "a-z, 0-9 and -, starting with a letter, at most 63")
-    if len(manifest.version) > VERSION_CHARACTERS_MAX or not VERSION_PATTERN.match(manifest.version):
+    if not is_version(manifest.version):
         refuse(file, "version", f"got {manifest.version!r}", "a semantic version such as 1.0.0")
     if len(manifest.description) > DESCRIPTION_CHARACTERS_MAX:
         refuse(file, "description", "is too long", f"at most {DESCRIPTION_CHARACTERS_MAX} characters")
@@ -202,7 +181,7 @@ def _check(manifest: AgentManifest, file: str) -> None:
     check_schema(manifest.input, file, "input")
     check_schema(manifest.output, file, "output")
     _check_resources(manifest.resources, file)
-    _check_permissions(manifest.permissions, file)
+    parse(manifest.permissions, file)
 
 
 def _check_entry(manifest: AgentManifest, file: str) -> None:
@@ -223,40 +202,3 @@ def _check_resources(resources: Resources, file: str) -> None:
     for name, value, least, most, unit in bounds:
         if not least <= value <= most:
             refuse(file, f"resources.{name}", f"got {value} {unit}", f"{least} to {most} {unit}")
-
-
-def _model_permission(value: Any, file: str) -> ModelPermission:
-    path = "permissions.model"
-    if not isinstance(value, dict):
-        refuse(file, path, "is not a mapping", "`{names: [...], max_tokens: ...}`")
-    try:
-        asked = msgspec.convert(value, _ModelDocument)
-    except msgspec.ValidationError as error:
-        refuse_validation(error, file, _ModelDocument, path)
-    if not 1 <= len(asked.names) <= MODEL_NAMES_MAX or len(set(asked.names)) < len(asked.names):
-        refuse(file, f"{path}.names", "is no list of models", f"1 to {MODEL_NAMES_MAX} different names, or `*`")
-    for index, name in enumerate(asked.names):
-        if not 1 <= len(name) <= MODEL_NAME_CHARACTERS_MAX:
-            refuse(file, f"{path}.names[{index}]", f"got {name!r}", "the name of a model, or `*` for every one")
-    if not 1 <= asked.max_tokens <= MODEL_TOKENS_MAX:
-        refuse(file, f"{path}.max_tokens", f"got {asked.max_tokens}", f"1 to {MODEL_TOKENS_MAX} tokens")
-    if not is_pin(asked.pin):
-        refuse(file, f"{path}.pin", f"got {asked.pin!r}", PINS)
-    return ModelPermission(asked.names, asked.max_tokens, asked.pin)
-
-
-def _check_permissions(permissions: dict[str, Any], file: str) -> None:
-    for name, value in permissions.items():
-        if name not in PERMISSIONS:
-            close = nearest(name, PERMISSIONS)
-            known = f"`{close}`" if close else "one of " + ", ".join(PERMISSIONS)
-            refuse(file, f"permissions.{name}", "unknown permission", known)
-        if name == "model" and value is not None:
-            _model_permission(value, file)
-        elif value:
-            refuse(
-                file,
-                f"permissions.{name}",
-                f"the permission `{name}` cannot be granted by this version of HiveFabric yet",
-                "`permissions: {}`",
-            )

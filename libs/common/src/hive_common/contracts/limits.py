@@ -60,6 +60,18 @@ MODEL_NAMES_MAX: Final = 100
 MODEL_TOKENS_MAX: Final = 10_000_000
 """What a manifest may name; and the most that the calls of one attempt may generate."""
 
+HTTP_HOSTS_MAX: Final = 100
+KV_QUOTA_BYTES_MAX: Final = 64 * MIB
+FORK_AGENTS_MAX: Final = 100
+FORK_MAX: Final = 1_000
+FORK_DEPTH_MAX: Final = 8
+SCRATCH_BYTES_MAX: Final = 1024 * MIB
+"""What else a manifest may ask for. What is kept stands in the log, so it is small."""
+
+CAPABILITY_TOKEN_CHARACTERS_MAX: Final = 64 * KIB
+CAPABILITY_TOKEN_BLOCKS_MAX: Final = 16
+"""A token is checked before anything else is known of its sender; manifests bound what it has to carry."""
+
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB
 DETAIL_BYTES_MAX: Final = 16 * KIB

@@ -1,6 +1,6 @@
 """Order of agent versions (Semantic Versioning 2.0.0, section 11)."""
 
-from hive_common.artifacts.manifest import VERSION_PATTERN
+from hive_common.artifacts.names import VERSION_PATTERN
 from hive_common.kernel.errors import InvalidArgument
 
 

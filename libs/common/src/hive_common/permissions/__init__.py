@@ -1,0 +1,26 @@
+"""Permissions: how manifests ask for them, how one set narrows another, what they mean in words.
+
+All of it is pure. `hive_common.permissions.tokens` carries them between processes.
+"""
+
+from hive_common.permissions.asking import parse, parse_one
+from hive_common.permissions.checks import check_fork, check_http, check_kv, check_model, check_scratch, denied
+from hive_common.permissions.lattice import covers, meet, named, only, widened
+from hive_common.permissions.words import in_words
+
+__all__ = [
+    "check_fork",
+    "check_http",
+    "check_kv",
+    "check_model",
+    "check_scratch",
+    "covers",
+    "denied",
+    "in_words",
+    "meet",
+    "named",
+    "only",
+    "parse",
+    "parse_one",
+    "widened",
+]
