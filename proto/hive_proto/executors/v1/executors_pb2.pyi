@@ -204,7 +204,7 @@ class Executor(_message.Message):
     name: _builtins.str
     owner: _builtins.str
     state: _builtins.str
-    """online | offline | drained | revoked | unknown (the scheduler cannot be asked)"""
+    """online | offline | drained | killed | revoked | unknown (the scheduler cannot be asked)"""
     capabilities_json: _builtins.bytes
     """hive_common.contracts.events.Capabilities"""
     registered_us: _builtins.int

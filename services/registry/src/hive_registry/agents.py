@@ -1,6 +1,7 @@
-"""Agents: publishing, listing and finding versions."""
+"""Agents: publishing, listing, finding and yanking versions, and the keys under which they are published."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -13,8 +14,8 @@ from hive_common.artifacts.package import (
     AgentPackage,
     Descriptor,
     OciManifest,
-    unpack,
 )
+from hive_common.artifacts.signing import Signature, tag_of
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.contracts.events import AgentVersionPublished
 from hive_common.contracts.values import is_digest
@@ -23,10 +24,13 @@ from hive_common.kernel.ids import derive_id
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 
 from hive_registry.callers import actor_of
+from hive_registry.domain import signers
 from hive_registry.domain.versions import sort_key
 from hive_registry.executors import page_limit
-from hive_registry.log_access import LogAccess
-from hive_registry.views import AgentRow, Views
+from hive_registry.log_access import TRIES_MAX, Entry, LogAccess
+from hive_registry.views import AgentRow, SignerRow, Views
+
+T = TypeVar("T")
 
 PUBLISHING_MAX: Final = 2
 """Artifacts that are checked at the same time: each may hold a module of 64 MiB in memory."""
@@ -39,12 +43,16 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         views: reads.
         log: writes.
         store: where pushed blobs are.
+        check_stopped: refuses an agent's name and version where a kill order stops it.
     """
 
-    def __init__(self, views: Views, log: LogAccess, store: ArtifactStore) -> None:
+    def __init__(
+        self, views: Views, log: LogAccess, store: ArtifactStore, check_stopped: Callable[[str, str], None]
+    ) -> None:
         self._views = views
         self._log = log
         self._store = store
+        self._check_stopped = check_stopped
         self._publishing = asyncio.Semaphore(PUBLISHING_MAX)
 
     async def Push(
@@ -59,6 +67,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
             )
         async with self._publishing:
             package = await self._checked(request.manifest_digest)
+            self._check_stopped(package.manifest.name, package.manifest.version)
             row = await self._published(package, actor)
             await self._tag(package)
         return _message(row)
@@ -89,26 +98,79 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
                 return _message(row)
         raise await self._not_found(request.name, request.version)
 
-    async def _checked(self, digest: str) -> AgentPackage:
+    async def Yank(
+        self, request: agents_pb2.YankRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.AgentVersion:
+        """Let no new job use a version."""
+        actor = actor_of(context, request.caller, "registry")
+        for _ in range(TRIES_MAX):
+            row = await self._views.agent(request.name, request.version) if _printable(request) else None
+            if row is None:
+                raise await self._not_found(request.name, request.version)
+            events = signers.yank(row.yanked_us > 0, request.reason)
+            if not events:
+                break
+            stream = derive_id("agent", self._log.ns, row.name, row.version)
+            try:
+                await self._log.append(stream, row.stream_version, events, actor)
+            except VersionConflict:
+                await self._log.catch_up()
+        return _message(row)
+
+    async def Trust(
+        self, request: agents_pb2.TrustRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.SigningKey:
+        """Let what a key signs be published and run."""
+        actor = actor_of(context, request.caller, "registry")
+        return _key_message(await self._signers.trust(request.public_key, request.name, actor))
+
+    async def Distrust(
+        self, request: agents_pb2.DistrustRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.SigningKey:
+        """Let nothing that a key signed be published or run any more."""
+        actor = actor_of(context, request.caller, "registry")
+        return _key_message(await self._signers.distrust(request.key, request.reason, actor))
+
+    async def Keys(
+        self, request: agents_pb2.KeysRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.KeysResponse:
+        """Return the keys that are or were trusted."""
+        return agents_pb2.KeysResponse(keys=[_key_message(row) for row in await self._signers.rows()])
+
+    async def _stored(self, reading: Coroutine[Any, Any, T]) -> T:
+        """Await what reads blobs from the store; say of one that is missing what is expected."""
         try:
-            return await unpack(self._store.get, digest)
+            return await reading
         except NotFound as error:
-            missing = error.fields.get("digest", digest)
+            missing = error.fields.get("digest", "")
             raise FailedPrecondition(
-                f"the blob {missing} is not in the artifact store; expected all blobs of {digest} before a push",
+                f"the blob {missing} is not in the artifact store; expected all blobs of an agent and of its "
+                "signature before a push",
                 digest=missing,
             ) from error
 
-    async def _published(self, package: AgentPackage, actor: str) -> AgentRow:
-        manifest = package.manifest
-        row = await self._views.agent(manifest.name, manifest.version)
-        if row is None:
-            stream = derive_id("agent", self._log.ns, manifest.name, manifest.version)
+    async def _require(self, signature: Signature) -> None:
+        """Require all of a signature in the store, so that others can copy it from there."""
+        for digest in signature.blobs:
+            await self._stored(self._store.get(digest))
+
+    async def _published(self, package: AgentPackage, signature: Signature, actor: str) -> AgentRow:
+        manifest, signer = package.manifest, signature.signer
+        stream = derive_id("agent", self._log.ns, manifest.name, manifest.version)
+        for _ in range(TRIES_MAX):
+            row = await self._views.agent(manifest.name, manifest.version)
+            if row is not None:
+                break
+            state = await self._signers.state(signer)
+            signers.require_trusted(state, manifest.reference, signer)
+            entry = Entry(stream, 0, (_event_of(package, signature),))
             try:
-                await self._log.append(stream, 0, (_event_of(package),), actor)
+                # Not if the key is distrusted meanwhile.
+                await self._log.append_all((entry,), actor, {self._signers.stream_of(signer): state.version})
             except VersionConflict:
                 # Somebody else publishes it at this moment, or did and the view was behind.
                 await self._log.catch_up()
+        else:
             row = await self._views.agent(manifest.name, manifest.version)
         if row is None:
             raise NotFound(f"there is no agent {manifest.reference}")
@@ -119,9 +181,11 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
                 published=row.digest,
                 pushed=package.digest,
             )
+        if row.signer != signer:
+            signers.require_trusted(await self._signers.state(row.signer), manifest.reference, row.signer)
         return row
 
-    async def _tag(self, package: AgentPackage) -> None:
+    async def _tag(self, package: AgentPackage, signature: Signature) -> None:
         descriptor = Descriptor(
             media_type=MANIFEST_TYPE,
             digest=package.digest,
@@ -129,6 +193,9 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
             artifact_type=ARTIFACT_TYPE,
         )
         await self._store.tag(f"{package.manifest.name}:{package.manifest.version}", descriptor)
+        size = len(signature.blobs[signature.digest])
+        signed = Descriptor(media_type=MANIFEST_TYPE, digest=signature.digest, size=size)
+        await self._store.tag(tag_of(package.digest), signed)
 
     async def _not_found(self, name: str, version: str) -> NotFound:
         versions = await self._views.version_names(name) if name.isprintable() else []
@@ -142,7 +209,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         return NotFound(f"there is no agent {name}@{version}{hint}", nearest=close)
 
 
-def _event_of(package: AgentPackage) -> AgentVersionPublished:
+def _event_of(package: AgentPackage, signature: Signature) -> AgentVersionPublished:
     oci = msgspec.json.decode(package.blobs[package.digest], type=OciManifest)
     return AgentVersionPublished(
         name=package.manifest.name,
@@ -151,6 +218,28 @@ def _event_of(package: AgentPackage) -> AgentVersionPublished:
         # The very bytes that the config's digest names (law 10).
         manifest=msgspec.Raw(package.blobs[oci.config.digest]),
         size_bytes=package.size_bytes,
+        signer=signature.signer,
+        signature=signature.digest,
+    )
+
+
+def _require_digest(path: str, digest: str) -> None:
+    if not is_digest(digest):
+        raise InvalidArgument(f"{path}: got {digest[:80]!r}; expected sha256:<64 hex digits>", path=path)
+
+
+def _printable(request: agents_pb2.YankRequest) -> bool:
+    return request.name.isprintable() and request.version.isprintable()
+
+
+def _key_message(row: SignerRow) -> agents_pb2.SigningKey:
+    return agents_pb2.SigningKey(
+        public_key=row.public_key,
+        name=row.name,
+        trusted=row.trusted,
+        since_us=row.since_us,
+        reason=row.reason,
+        position=row.position,
     )
 
 
@@ -172,4 +261,8 @@ def _message(row: AgentRow) -> agents_pb2.AgentVersion:
         published_us=row.published_us,
         size_bytes=row.size_bytes,
         position=row.position,
+        signer=row.signer,
+        signature_digest=row.signature,
+        yanked_us=row.yanked_us,
+        yank_reason=row.yank_reason,
     )

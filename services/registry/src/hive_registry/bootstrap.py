@@ -11,6 +11,8 @@ from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
 from hive_common.bus.nats import connect, respond
 from hive_common.contracts.messages import HelloRequest, hello_subject
+from hive_common.control.kill_log import TYPES as KILL_TYPES
+from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
@@ -22,6 +24,7 @@ from hive_common.ops.startup import eventually
 from hive_common.ops.telemetry import Health, OpsServer
 from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from nats.aio.client import Client
 
@@ -30,6 +33,7 @@ from hive_registry.desk import ExecutorDesk, hello_refused
 from hive_registry.enrolment import EnrolmentDesk, Identities
 from hive_registry.executors import ExecutorsServicer
 from hive_registry.identities import Revocations, Signer
+from hive_registry.kills import ControlServicer, KillDesk
 from hive_registry.log_access import LogAccess
 from hive_registry.presence import SchedulerPresence
 from hive_registry.settings import IdentitySettings, RegistrySettings, settings_of
@@ -83,7 +87,13 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         heads = await stack.enter_async_context(LogReader(dsn))
         log = LogAccess(writer, heads, runner, wake, clock, config.owner, config.ns)
         views = Views(database, config.ns)
-        desk = ExecutorDesk(views, log, clock, settings.blobs_url)
+        kill_reader = await stack.enter_async_context(LogReader(dsn))
+        kills = KillLog(kill_reader, config.ns, config.kill_public_key)
+        await wake_on_head(client, kills.wake, types=KILL_TYPES)
+        await eventually(kills.catch_up, "kill orders in the log")
+        background(kills.follow(), "kill orders")
+        kill_desk = KillDesk(kills, views, log, client)
+        desk = ExecutorDesk(views, log, clock, settings.blobs_url, kills)
         identities = _identities(settings, views, clock)
         enrolment = EnrolmentDesk(
             views,
@@ -94,16 +104,21 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             nats_url=settings.nats_url or config.nats.url,
             blobs_url=settings.blobs_url,
             identities=identities,
+            kill_public_key=config.kill_public_key,
         )
         presence = SchedulerPresence(config.peers.get("scheduler"), key)
         stack.push_async_callback(presence.close)
 
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
-        executors = ExecutorsServicer(views, desk, enrolment, presence)
+        executors = ExecutorsServicer(views, desk, enrolment, presence, kills)
         executors_pb2_grpc.add_ExecutorsServicer_to_server(executors, server.server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(kill_desk, views), server.server)
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
-        agents_pb2_grpc.add_AgentsServicer_to_server(AgentsServicer(views, log, store), server.server)
+        agents_pb2_grpc.add_AgentsServicer_to_server(
+            AgentsServicer(views, log, store, kill_desk.check_agent), server.server
+        )
         await enrolment.enrol_locals(settings.local_executors)
+        await signers.trust_own(settings.author_keys)
         if identities is not None and settings.identities is not None:
             system = await _system(config, settings.identities, identities, stack)
             background(identities.revocations.run(system), "revocations")

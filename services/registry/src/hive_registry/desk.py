@@ -5,17 +5,15 @@ from typing import Final
 
 from hive_common.contracts.events import Event, ExecutorEnrolled
 from hive_common.contracts.messages import HelloReply, HelloRequest
+from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import InvalidArgument, NotFound, VersionConflict, body_of
 from hive_common.kernel.ids import is_id
 
 from hive_registry.domain.executors import UNKNOWN, ExecutorState, say_hello
-from hive_registry.log_access import LogAccess
+from hive_registry.log_access import TRIES_MAX, LogAccess
 from hive_registry.lookup import GatheredLookup
 from hive_registry.views import ExecutorRow, Views
-
-TRIES_MAX: Final = 5
-"""How often a decision is made anew when somebody else wrote to the same stream meanwhile."""
 
 MESSAGE_VERSION: Final = 1
 
@@ -28,13 +26,16 @@ class ExecutorDesk:
         log: writes.
         clock: tells when a hello came.
         blobs_url: base URL at which executors fetch and store blobs.
+        kills: what is stopped, which a hello is told.
     """
 
-    def __init__(self, views: Views, log: LogAccess, clock: Clock, blobs_url: str) -> None:
+    def __init__(self, views: Views, log: LogAccess, clock: Clock, blobs_url: str, kills: KillLog) -> None:
         self._lookup = GatheredLookup(views.executors)
         self._log = log
         self._clock = clock
         self._blobs_url = blobs_url
+        self._signers = signers
+        self._kills = kills
         self._last_hello_us: dict[str, int] = {}
 
     async def hello(self, executor: str, request: HelloRequest) -> HelloReply:
@@ -54,7 +55,8 @@ class ExecutorDesk:
             executor, executor, lambda state: say_hello(state, request.name, request.capabilities)
         )
         self._last_hello_us[executor] = self._clock.now_us()
-        return HelloReply(position=row.position, blobs_url=self._blobs_url, drained=row.drained)
+        kill = self._kills.verifier.signed
+        return HelloReply(position=row.position, blobs_url=self._blobs_url, drained=row.drained, kill=kill)
 
     async def change(
         self, executor: str, actor: str, decide: Callable[[ExecutorState], tuple[Event, ...]]

@@ -45,6 +45,7 @@ class EnrolmentDesk:
         nats_url: where executors connect.
         blobs_url: base URL of the gateway.
         identities: signs credentials; None where NATS is open.
+        kill_public_key: goes with the credentials, so that kill orders are obeyed.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class EnrolmentDesk:
         nats_url: str,
         blobs_url: str,
         identities: Identities | None,
+        kill_public_key: str = "",
     ) -> None:
         self._views = views
         self._log = log_access
@@ -67,6 +69,7 @@ class EnrolmentDesk:
         self._nats_url = nats_url
         self._blobs_url = blobs_url
         self._identities = identities
+        self._kill_public_key = kill_public_key
 
     async def issue(self, valid_s: int, owner_name: str, actor: str) -> executors_pb2.IssueTokenResponse:
         """Make a token. Its secret is in the answer, and nowhere else.
@@ -134,6 +137,7 @@ class EnrolmentDesk:
             expires_us=signed.expires_us,
             nats_url=self._nats_url,
             blobs_url=self._blobs_url,
+            kill_public_key=self._kill_public_key,
         )
 
     async def revoke(self, executor: str, reason: str, actor: str) -> ExecutorRow:

@@ -4,6 +4,7 @@ from typing import Any, Final, Protocol
 
 import grpc.aio
 from hive_common.artifacts.documents import nearest
+from hive_common.control.kill_log import KillLog
 from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound
 from hive_common.kernel.ids import is_id
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
@@ -35,13 +36,17 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         desk: changes.
         enrolment: who may take part.
         presence: who pulls at the moment.
+        kills: which of them are stopped.
     """
 
-    def __init__(self, views: Views, desk: ExecutorDesk, enrolment: EnrolmentDesk, presence: Presence) -> None:
+    def __init__(
+        self, views: Views, desk: ExecutorDesk, enrolment: EnrolmentDesk, presence: Presence, kills: KillLog
+    ) -> None:
         self._views = views
         self._desk = desk
         self._enrolment = enrolment
         self._presence = presence
+        self._kills = kills
 
     async def List(
         self, request: executors_pb2.ListRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -151,7 +156,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
             name=row.name,
             owner=row.owner,
             owner_name=row.owner_name,
-            state=_state_of(row, None if present is None else now.online),
+            state=self._state_of(row, None if present is None else now.online),
             revoked=row.revoked_us is not None,
             capabilities_json=row.capabilities or b"",
             registered_us=row.registered_us,
@@ -161,15 +166,16 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
             position=row.position,
         )
 
-
-def _state_of(row: ExecutorRow, online: bool | None) -> str:
-    if row.revoked_us is not None:
-        return "revoked"
-    if row.drained:
-        return "drained"
-    if online is None:
-        return "unknown"
-    return "online" if online else "offline"
+    def _state_of(self, row: ExecutorRow, online: bool | None) -> str:
+        if row.revoked_us is not None:
+            return "revoked"
+        if self._kills.verifier.stopped.executor(row.executor):
+            return "killed"
+        if row.drained:
+            return "drained"
+        if online is None:
+            return "unknown"
+        return "online" if online else "offline"
 
 
 def page_limit(limit: int) -> int:

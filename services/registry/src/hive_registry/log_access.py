@@ -1,7 +1,7 @@
 """Writing events of a stream and waiting until the registry's own views contain them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hive_common.contracts.events import SCHEMA, Event, encode
@@ -12,6 +12,9 @@ from hive_common.kernel.errors import DeadlineExceeded
 
 VIEW_WITHIN_S: Final = 10.0
 """How long a caller waits for the view after its event was committed."""
+
+TRIES_MAX: Final = 5
+"""How often a decision is made anew when somebody else wrote to the same stream meanwhile."""
 
 
 class Entry(NamedTuple):
@@ -71,8 +74,20 @@ class LogAccess:
         """
         return await self.append_all((Entry(stream, version, tuple(events), owner),), actor)
 
-    async def append_all(self, entries: Sequence[Entry], actor: str) -> int:
-        """Append to several streams, to all of them or to none. Returns and raises as `append`."""
+    async def append_all(
+        self, entries: Sequence[Entry], actor: str, expect: Mapping[str, int] | None = None
+    ) -> int:
+        """Append to several streams, to all of them or to none. Returns and raises as `append`.
+
+        Args:
+            expect: further streams, only read, that have to stand at this version.
+        """
+        position = await self.commit(entries, actor, expect)
+        await self._seen(position)
+        return position
+
+    async def commit(self, entries: Sequence[Entry], actor: str, expect: Mapping[str, int] | None = None) -> int:
+        """Append as `append_all` does, without waiting for the views, for what they do not show."""
         now_us = self._clock.now_us()
         appended = tuple(
             NewEvent(
@@ -89,9 +104,7 @@ class LogAccess:
             for entry in entries
             for offset, event in enumerate(entry.events, start=1)
         )
-        position = await self._writer.append(Append(appended))
-        await self._seen(position)
-        return position
+        return await self._writer.append(Append(appended, dict(expect or {})))
 
     async def catch_up(self) -> None:
         """Return when the views contain everything that is committed now. Raises what `append` raises."""
