@@ -354,7 +354,8 @@ class ModelCallFinished(Event, frozen=True):
 
     `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
     `nano_usd` is what it cost on priced routes, failed tries included; `estimated`: some of that is what was
-    reserved for it, since an answer did not say what it used. `agent` is the guest's, where the router looked.
+    reserved for it, since an answer did not say what it used. `block` is whose blocks of money paid for it.
+    `agent` is the guest's, where the router looked.
     """
 
     endpoint: str
@@ -378,6 +379,7 @@ class ModelCallFinished(Event, frozen=True):
     agent: str = ""
     nano_usd: int = 0
     estimated: bool = False
+    block: str = ""
 
 
 # --- key ---------------------------------------------------------------------------------------------------
@@ -436,8 +438,8 @@ class BudgetSet(Event, frozen=True):
 
 
 class BudgetReserved(Event, frozen=True):
-    """A block of money and tokens was set aside for calls of a day (UTC, `2026-11-26`). All of it counts as spent
-    until some of it is returned.
+    """Money and tokens were set aside for calls of a day (UTC, `2026-11-26`). All of it counts as spent until some
+    of it is returned. `block` names the router's process, which draws from what it has set aside.
     """
 
     subject: str
@@ -548,10 +550,10 @@ class KillOrdered(Event, frozen=True):
 
 
 class KvWrite(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One write; without a value the key is deleted. `value` is JSON."""
+    """One write; without a value the key is deleted. `value` is JSON, and may be `null`."""
 
     key: str
-    value: msgspec.Raw | None = None
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class KvStaged(Event, frozen=True):

@@ -68,7 +68,15 @@ FORK_DEPTH_MAX: Final = 8
 SCRATCH_BYTES_MAX: Final = 1024 * MIB
 """What else a manifest may ask for. What is kept stands in the log, so it is small."""
 
-CAPABILITY_TOKEN_CHARACTERS_MAX: Final = 64 * KIB
+KV_KEY_CHARACTERS_MAX: Final = 256
+KV_VALUE_BYTES_MAX: Final = 128 * KIB
+KV_STAGED_BYTES_MAX: Final = 512 * KIB
+KV_KEYS_MAX: Final = 1_000
+KV_PENDING_MAX: Final = 1_000
+"""One key and one value; what one attempt may write, which travels in one message; keys in one answer; and attempts
+that have written to a namespace and are not decided yet."""
+
+CAPABILITY_TOKEN_CHARACTERS_MAX: Final = 128 * KIB
 CAPABILITY_TOKEN_BLOCKS_MAX: Final = 16
 """A token is checked before anything else is known of its sender; manifests bound what it has to carry."""
 

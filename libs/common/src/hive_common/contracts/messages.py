@@ -5,7 +5,7 @@ Each body carries `v`. A receiver refuses a version it does not know, with `inva
 
 import msgspec
 
-from hive_common.contracts.events import AgentRef, Capabilities, Usage
+from hive_common.contracts.events import AgentRef, Capabilities, KvWrite, Usage
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import ErrorBody
 
@@ -197,8 +197,8 @@ class ModelCallRequest(Message, frozen=True, kw_only=True):
     """`hive.exec.<id>.call.model`: an executor asks for a model call, for a guest or for a program on its device.
 
     `op`, `body`, `parts` and `credit` as in `InferRequest`; `op` `models` asks for a list of `OfferedModel`. The
-    answer are `StreamChunk`s at the reply subject. `task` and `attempt` name the guest that asks; without them a
-    program on the device does.
+    answer are `StreamChunk`s at the reply subject. `token` is that of the attempt whose guest asks, with the first
+    part of a call: the router takes job, task and attempt from it. Without one a program on the device asks.
     """
 
     op: str
@@ -216,10 +216,14 @@ class ModelCallRequest(Message, frozen=True, kw_only=True):
     attempt: int = 0
     pin: str = ""
     tokens_max: int = 0
+    token: str = ""
 
 
 class ModelCallReport(Message, frozen=True, kw_only=True):
-    """`hive.exec.<id>.call.model-done`: a call that the device served itself. Answered when it is committed."""
+    """`hive.exec.<id>.call.model-done`: a call that the device served itself. Answered when it is committed.
+
+    `token` as in `ModelCallRequest`; it may have expired since.
+    """
 
     call: str
     endpoint: str
@@ -233,6 +237,7 @@ class ModelCallReport(Message, frozen=True, kw_only=True):
     task: str = ""
     attempt: int = 0
     pin: str = "any"
+    token: str = ""
     request: Value | None = None
     response: Value | None = None
 
@@ -240,6 +245,31 @@ class ModelCallReport(Message, frozen=True, kw_only=True):
 class Committed(Message, frozen=True, kw_only=True):
     """Answer of a service that has committed what it was told, or says why not."""
 
+    error: ErrorBody | None = None
+
+
+class KvRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.call.kv`: `op` `get` a key, `list` keys, or `stage` what an attempt wrote, all at once.
+
+    `token` says whose attempt it is and which namespace it may use. To stage the same again changes nothing.
+    """
+
+    op: str
+    token: str
+    namespace: str
+    key: str = ""
+    prefix: str = ""
+    after: str = ""
+    limit: int = 0
+    writes: tuple[KvWrite, ...] = ()
+
+
+class KvReply(Message, frozen=True, kw_only=True):
+    """Answer to `call.kv`: the value if there is one; keys in order, and whether there are `more` behind them."""
+
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    keys: tuple[str, ...] = ()
+    more: bool = False
     error: ErrorBody | None = None
 
 
