@@ -77,6 +77,7 @@ def test_tables_describe_no_field_that_there_is_not() -> None:
         messages.inbox_prefix("<id>"),
         messages.HEAD_SUBJECT,
         messages.LEADER_SUBJECT,
+        messages.KILL_SUBJECT,
         messages.EVENTS_STREAM,
         messages.EVENTS_SUBJECTS,
         messages.event_subject("<kind>", "<Type>"),
@@ -101,7 +102,7 @@ def test_every_subject_function_of_the_module_is_looked_at() -> None:
         "inbox_prefix",
         "event_subject",
     }
-    assert constants == {"HEAD_SUBJECT", "LEADER_SUBJECT", "EVENTS_STREAM", "EVENTS_SUBJECTS"}
+    assert constants == {"HEAD_SUBJECT", "LEADER_SUBJECT", "KILL_SUBJECT", "EVENTS_STREAM", "EVENTS_SUBJECTS"}
 
 
 def test_every_kind_and_failure_code_is_named() -> None:

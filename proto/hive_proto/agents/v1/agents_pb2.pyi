@@ -198,6 +198,170 @@ class SigningKey(_message.Message):
 Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
 
 @_typing.final
+class GrantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_JSON_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    UNTIL_US_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """of the agent; granted is what its newest version asks for, or less"""
+    permissions_json: _builtins.bytes
+    """A JSON object: each permission that is granted, with what is to be narrower than the manifest asks for, as it
+    would stand there; null: all of it. `{"http": {"hosts": ["a.example"]}, "scratch": null}`
+    """
+    ask: _builtins.bool
+    """a person is asked at each use"""
+    until_us: _builtins.int
+    """when it ends; 0: never"""
+    caller: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        permissions_json: _builtins.bytes = ...,
+        ask: _builtins.bool = ...,
+        until_us: _builtins.int = ...,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "caller", b"caller", "name", b"name", "permissions_json", b"permissions_json", "until_us", b"until_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRequest: _TypeAlias = GrantRequest  # noqa: Y015
+
+@_typing.final
+class UngrantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    reason: _builtins.str
+    caller: _builtins.str
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty: all that are granted"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        permissions: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "name", b"name", "permissions", b"permissions", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UngrantRequest: _TypeAlias = UngrantRequest  # noqa: Y015
+
+@_typing.final
+class GrantsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantsRequest: _TypeAlias = GrantsRequest  # noqa: Y015
+
+@_typing.final
+class GrantsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    """that newest version"""
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
+        """a row for each permission that is granted or asked for by the newest version"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        grants: _abc.Iterable[Global___Grant] | None = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantsResponse: _TypeAlias = GrantsResponse  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMISSION_FIELD_NUMBER: _builtins.int
+    GRANTED_JSON_FIELD_NUMBER: _builtins.int
+    ASKED_JSON_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    UNTIL_US_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GRANTED_US_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    permission: _builtins.str
+    granted_json: _builtins.bytes
+    """hive_common.contracts.permissions.Permissions, with this permission alone; empty: not granted"""
+    asked_json: _builtins.bytes
+    """what the newest version asks for; empty: it does not ask"""
+    words: _builtins.str
+    """what is granted, or else asked for, in words"""
+    ask: _builtins.bool
+    until_us: _builtins.int
+    state: _builtins.str
+    """granted, asked, expired, stale (the newest version asks for more), unused (it does not ask)"""
+    granted_us: _builtins.int
+    position: _builtins.int
+    """of the grant's event"""
+    def __init__(
+        self,
+        *,
+        permission: _builtins.str = ...,
+        granted_json: _builtins.bytes = ...,
+        asked_json: _builtins.bytes = ...,
+        words: _builtins.str = ...,
+        ask: _builtins.bool = ...,
+        until_us: _builtins.int = ...,
+        state: _builtins.str = ...,
+        granted_us: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "asked_json", b"asked_json", "granted_json", b"granted_json", "granted_us", b"granted_us", "permission", b"permission", "position", b"position", "state", b"state", "until_us", b"until_us", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
 class ListRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

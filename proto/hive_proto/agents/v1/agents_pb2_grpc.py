@@ -70,6 +70,21 @@ class AgentsStub:
                 request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
                 _registered_method=True)
+        self.Grant = channel.unary_unary(
+                '/hive.agents.v1.Agents/Grant',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
+                _registered_method=True)
+        self.Ungrant = channel.unary_unary(
+                '/hive.agents.v1.Agents/Ungrant',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.UngrantRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
+                _registered_method=True)
+        self.Grants = channel.unary_unary(
+                '/hive.agents.v1.Agents/Grants',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
+                _registered_method=True)
 
 
 class AgentsServicer:
@@ -121,6 +136,25 @@ class AgentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Grant(self, request, context):
+        """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Ungrant(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Grants(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +192,21 @@ def add_AgentsServicer_to_server(servicer, server):
                     servicer.Keys,
                     request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.FromString,
                     response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.SerializeToString,
+            ),
+            'Grant': grpc.unary_unary_rpc_method_handler(
+                    servicer.Grant,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.SerializeToString,
+            ),
+            'Ungrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ungrant,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.UngrantRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.SerializeToString,
+            ),
+            'Grants': grpc.unary_unary_rpc_method_handler(
+                    servicer.Grants,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +399,87 @@ class Agents:
             '/hive.agents.v1.Agents/Keys',
             hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
             hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Grant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Grant',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ungrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Ungrant',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.UngrantRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Grants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.agents.v1.Agents/Grants',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.GrantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

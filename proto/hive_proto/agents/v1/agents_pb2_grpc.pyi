@@ -43,6 +43,10 @@ class AgentsStub:
     """What the key signs may be published and run. Both are idempotent."""
     Distrust: _grpc.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]
     Keys: _grpc.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]
+    Grant: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GrantRequest, _agents_pb2.GrantsResponse]
+    """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event."""
+    Ungrant: _grpc.UnaryUnaryMultiCallable[_agents_pb2.UngrantRequest, _agents_pb2.GrantsResponse]
+    Grants: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GrantsRequest, _agents_pb2.GrantsResponse]
 
 @_typing.type_check_only
 class AgentsAsyncStub(AgentsStub):
@@ -59,6 +63,10 @@ class AgentsAsyncStub(AgentsStub):
     """What the key signs may be published and run. Both are idempotent."""
     Distrust: _aio.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]  # type: ignore[assignment]
     Keys: _aio.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]  # type: ignore[assignment]
+    Grant: _aio.UnaryUnaryMultiCallable[_agents_pb2.GrantRequest, _agents_pb2.GrantsResponse]  # type: ignore[assignment]
+    """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event."""
+    Ungrant: _aio.UnaryUnaryMultiCallable[_agents_pb2.UngrantRequest, _agents_pb2.GrantsResponse]  # type: ignore[assignment]
+    Grants: _aio.UnaryUnaryMultiCallable[_agents_pb2.GrantsRequest, _agents_pb2.GrantsResponse]  # type: ignore[assignment]
 
 class AgentsServicer(metaclass=_abc_1.ABCMeta):
     """Agents: published, immutable versions. Served by the registry, published by the gateway."""
@@ -114,5 +122,27 @@ class AgentsServicer(metaclass=_abc_1.ABCMeta):
         request: _agents_pb2.KeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agents_pb2.KeysResponse, _abc.Awaitable[_agents_pb2.KeysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Grant(
+        self,
+        request: _agents_pb2.GrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.GrantsResponse, _abc.Awaitable[_agents_pb2.GrantsResponse]]:
+        """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event."""
+
+    @_abc_1.abstractmethod
+    def Ungrant(
+        self,
+        request: _agents_pb2.UngrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.GrantsResponse, _abc.Awaitable[_agents_pb2.GrantsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Grants(
+        self,
+        request: _agents_pb2.GrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agents_pb2.GrantsResponse, _abc.Awaitable[_agents_pb2.GrantsResponse]]: ...
 
 def add_AgentsServicer_to_server(servicer: AgentsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -357,6 +357,7 @@ class Credentials(_message.Message):
     NATS_URL_FIELD_NUMBER: _builtins.int
     BLOBS_URL_FIELD_NUMBER: _builtins.int
     KILL_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    TOKEN_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     owner: _builtins.str
     """pseudonym"""
@@ -367,6 +368,8 @@ class Credentials(_message.Message):
     blobs_url: _builtins.str
     kill_public_key: _builtins.str
     """verifies kill orders: Ed25519, 32 bytes in base64; empty where none can be given"""
+    token_public_key: _builtins.str
+    """verifies capability tokens: Ed25519, 64 hex digits; empty where there are none"""
     def __init__(
         self,
         *,
@@ -377,10 +380,11 @@ class Credentials(_message.Message):
         nats_url: _builtins.str = ...,
         blobs_url: _builtins.str = ...,
         kill_public_key: _builtins.str = ...,
+        token_public_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_url", b"blobs_url", "executor_id", b"executor_id", "expires_us", b"expires_us", "kill_public_key", b"kill_public_key", "nats_jwt", b"nats_jwt", "nats_url", b"nats_url", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_url", b"blobs_url", "executor_id", b"executor_id", "expires_us", b"expires_us", "kill_public_key", b"kill_public_key", "nats_jwt", b"nats_jwt", "nats_url", b"nats_url", "owner", b"owner", "token_public_key", b"token_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
         origin: id of the device that the call comes from; empty for the gateway's host.
         job, task, attempt: of the guest that calls; empty and 0 for a program.
         tokens_max: what this call may generate, 0 without such a limit.
+        token: capability token of the attempt whose guest calls; it stays between executor and router.
         cloud: the key may use providers outside, within a budget.
     """
 
@@ -72,6 +73,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     task: str = ""
     attempt: int = 0
     tokens_max: int = 0
+    token: str = ""
     cloud: bool = False
 
 

@@ -46,7 +46,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What every service of the control plane needs.
 
     `peers` maps a service's name to the `host:port` of its gRPC server; `service_key_file` holds the key
-    that services show each other. `kill_public_key` verifies kill orders (`hive_common.control`): without it none is
+    that services show each other. `token_public_key` verifies capability tokens (`hive_common.permissions.tokens`):
+    without it none is good. `kill_public_key` verifies kill orders (`hive_common.control`): without it none is
     obeyed. `extra` is decoded by the service that it belongs to.
 
     Listeners without TLS stay on the loopback. With `engine_network`, which the containers of Compose set, they
@@ -66,6 +67,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     grpc_host: str = "127.0.0.1"
     peers: dict[str, str] = {}
     kill_public_key: str = ""
+    token_public_key: str = ""
     engine_network: bool = False
     log_level: str = "INFO"
     extra: dict[str, msgspec.Raw] = {}
