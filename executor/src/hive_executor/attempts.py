@@ -17,7 +17,6 @@ from hive_common.contracts.limits import (
 )
 from hive_common.contracts.messages import Assignment, AttemptKey, AttemptReport, LogLine
 from hive_common.contracts.values import Value, by_digest, fits_inline, inline
-from hive_common.inference.calls import Completer
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import (
     HiveError,
@@ -31,7 +30,7 @@ from hive_common.kernel.errors import (
 from hive_executor.agents import Agents
 from hive_executor.blobs import BlobClient
 from hive_executor.gate import Gate, Prefetch
-from hive_executor.host import granted
+from hive_executor.host import Means, granted, keep
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
 from hive_executor.sandbox import Limits, Outcome, RunnerPool
@@ -81,7 +80,7 @@ class Attempts:
         session: of this process; stands in every outcome.
         on_change: called when a slot is free again or an outcome is in the spool.
         on_started: takes a `started` report of an attempt that runs longer than 500 ms.
-        completer: serves the model calls of guests.
+        means: with what guests get what they were granted.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Attempts:
         clock: Clock,
         on_change: Callable[[], None],
         on_started: Callable[[AttemptReport], None],
-        completer: Completer,
+        means: Means,
     ) -> None:
         self._session = session
         self._agents = agents
@@ -113,7 +112,7 @@ class Attempts:
         self._clock = clock
         self._on_change = on_change
         self._on_started = on_started
-        self._completer = completer
+        self._means = means
         self._held: dict[AttemptKey, Held] = {}
         self._seen: OrderedDict[AttemptKey, None] = OrderedDict()
         self._unfinished = 0
@@ -270,7 +269,7 @@ class Attempts:
             log_bytes=LOG_BYTES_MAX,
         )
         try:
-            capabilities = granted(assignment, self._completer)
+            capabilities = granted(assignment, self._means)
         except PermissionDenied as error:
             return self._failed(held, PERMISSION_DENIED, error.message)
         live = self._live_logs.begin(assignment)
@@ -289,7 +288,13 @@ class Attempts:
             RUNNING.set(self._gate.running)
         self._prefetch.observe(outcome.wall_ms)
         ATTEMPT_DURATION.observe(outcome.wall_ms / 1000)
-        return await self._report_of(held, outcome)
+        report = await self._report_of(held, outcome)
+        if report.status == "succeeded":
+            try:
+                await keep(capabilities)
+            except PermissionDenied as error:
+                return self._failed(held, PERMISSION_DENIED, error.message, report.usage, report.log)
+        return report
 
     def _runs_long(self, held: Held, live: LiveLog) -> None:
         self._live_logs.open(live)

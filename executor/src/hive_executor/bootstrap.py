@@ -21,6 +21,10 @@ from hive_executor.config import ExecutorConfig
 from hive_executor.gate import Gate, Prefetch
 from hive_executor.gateway import Gateway
 from hive_executor.greeter import Greeter
+from hive_executor.host import Means
+from hive_executor.host.addresses import SystemResolver
+from hive_executor.host.http import HttpClient
+from hive_executor.host.kv import RegistryKv
 from hive_executor.identity import Identity, Renewal
 from hive_executor.inference.service import DeviceModels
 from hive_executor.link import Link
@@ -84,6 +88,7 @@ class Executor:
             config.blob_timeout_ms,
         )
         self._agents = Agents(self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache)
+        self._resolver = SystemResolver()
         self._models = DeviceModels(config, self._link, self._blobs.store)
         self._live_logs = LiveLogs(self._link)
         self._attempts = Attempts(
@@ -99,7 +104,7 @@ class Executor:
             clock=clock,
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
-            completer=self._models.completer,
+            means=Means(self._models.completer, HttpClient(self._resolver), RegistryKv(self._link)),
         )
         self._reporter = Reporter(
             self._link,
@@ -140,6 +145,7 @@ class Executor:
             # From here on: what there is may have run out, and NATS would not take it.
             renewing.start("renewal of credentials", self._renewal.run())
             stack.push_async_callback(self._agents.close)
+            stack.callback(self._resolver.close)
             # Models of this device answer its programs whatever is away.
             await self._models.open()
             stack.push_async_callback(self._models.close)

@@ -2,22 +2,26 @@
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
 from hive_common.artifacts.package import pack
 from hive_common.artifacts.schemas import violation
 from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
-from hive_common.contracts.permissions import ModelPermission
+from hive_common.contracts.permissions import Permissions
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.calls import Completer
 from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import new_id
 
 from hive_executor.agents import program_of
 from hive_executor.blobs import FolderCache
-from hive_executor.host import ModelAccess
+from hive_executor.host import Means, Of, allowed
+from hive_executor.host.addresses import SystemResolver
+from hive_executor.host.http import HttpClient
+from hive_executor.host.kv import FleetingKv
 from hive_executor.host.unreachable import Unreachable
 from hive_executor.sandbox import Capabilities, Limits, LogLine, Outcome, RunnerPool
 from hive_executor.sandbox.model import INVALID_OUTPUT
@@ -59,7 +63,7 @@ async def run_once(
     )
     with tempfile.TemporaryDirectory(prefix="hive-agent-") as scratch:
         program = await program_of(package, FolderCache(Path(scratch), _MODULES_BYTES_MAX))
-        async with _capabilities(manifest.asked.model, gateway) as granted:
+        async with _capabilities(manifest.asked, gateway) as granted:
             pool = RunnerPool(size=1, cache_dir=cache_dir)
             await pool.start()
             try:
@@ -70,21 +74,24 @@ async def run_once(
 
 
 @asynccontextmanager
-async def _capabilities(
-    permission: ModelPermission | None, gateway: BackEndConfig | None
-) -> AsyncIterator[Capabilities]:
-    if permission is None:
-        yield {}
-        return
+async def _capabilities(permissions: Permissions, gateway: BackEndConfig | None) -> AsyncIterator[Capabilities]:
+    """What the manifest asks for: whoever tries an agent out grants it that. Values are not kept."""
+    async with AsyncExitStack() as stack:
+        resolver = SystemResolver()
+        stack.callback(resolver.close)
+        completer = await _completer(gateway, stack) if permissions.model is not None else Unreachable("")
+        yield allowed(permissions, Means(completer, HttpClient(resolver), FleetingKv()), Of(task=new_id()))
+
+
+async def _completer(gateway: BackEndConfig | None, stack: AsyncExitStack) -> Completer:
     if gateway is None:
-        why = "there is no installation here, whose models could be called; start one with: hive up --with-model"
-        yield {"model": ModelAccess(Unreachable(why), permission, pin=permission.pin)}
-        return
-    async with BackEnds([gateway]) as back_ends:
-        completer: Completer = back_ends
-        if not back_ends.all[0].is_up:
-            completer = Unreachable(f"{gateway.url} does not answer; start the installation with: hive up")
-        yield {"model": ModelAccess(completer, permission, pin=permission.pin)}
+        return Unreachable(
+            "there is no installation here, whose models could be called; start one with: hive up --with-model"
+        )
+    back_ends = await stack.enter_async_context(BackEnds([gateway]))
+    if back_ends.all[0].is_up:
+        return back_ends
+    return Unreachable(f"{gateway.url} does not answer; start the installation with: hive up")
 
 
 def _check_input(schema: dict[str, object], input_: bytes) -> None:

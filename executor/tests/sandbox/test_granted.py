@@ -6,9 +6,16 @@ from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import ModelPermission
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
-from hive_executor.host import granted
+from hive_executor.host import Means, granted
+from hive_executor.host.addresses import SystemResolver
+from hive_executor.host.http import HttpClient
+from hive_executor.host.kv import FleetingKv
 
 from .scripted import Scripted
+
+
+def means(completer: Scripted) -> Means:
+    return Means(completer, HttpClient(SystemResolver()), FleetingKv())
 
 
 def assignment(model: ModelPermission | None, pin: str = "") -> Assignment:
@@ -17,8 +24,8 @@ def assignment(model: ModelPermission | None, pin: str = "") -> Assignment:
 
 
 def test_what_a_manifest_does_not_ask_for_is_not_there() -> None:
-    assert granted(assignment(None), Scripted()) == {}
-    assert granted(assignment(None, "own-devices"), Scripted()) == {}
+    assert granted(assignment(None), means(Scripted())) == {}
+    assert granted(assignment(None, "own-devices"), means(Scripted())) == {}
 
 
 async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> None:
@@ -28,11 +35,11 @@ async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> Non
         ("own-devices", "pool", "own-devices"),
     ):
         completer = Scripted()
-        model = granted(assignment(ModelPermission(("m",), 9, manifest), job), completer)["model"]
+        model = granted(assignment(ModelPermission(("m",), 9, manifest), job), means(completer))["model"]
         await model.call("chat", b"{}", 1_000)
         assert [call.pin for call in completer.calls] == [narrow]
 
 
 def test_pins_that_exclude_each_other_grant_nothing() -> None:
     with pytest.raises(PermissionDenied):
-        granted(assignment(ModelPermission(("m",), 9, "region:eu"), "own-devices"), Scripted())
+        granted(assignment(ModelPermission(("m",), 9, "region:eu"), "own-devices"), means(Scripted()))

@@ -1,10 +1,13 @@
 """What an agent finds under `from hive import …`."""
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
 
 from componentize_py_types import Err
+from wit_world.imports import http as _http_host
+from wit_world.imports import kv as _kv_host
 from wit_world.imports import log as _log_host
 from wit_world.imports import model as _model_host
 
@@ -47,12 +50,12 @@ class Log:
         self(message, *args, level="error")
 
 
-class ModelError(Exception):
-    """A model call that failed.
+class HostError(Exception):
+    """Something that was asked of the host failed.
 
     Attributes:
         code: `not_found`, `invalid_argument`, `payload_too_large`, `rate_limited`, `unavailable`,
-            `deadline_exceeded`, `budget_exhausted` (the manifest's `max_tokens` are used up) or `internal`.
+            `deadline_exceeded`, `budget_exhausted` (`max_tokens` or the quota of the manifest) or `internal`.
         message: one line for a person.
     """
 
@@ -60,6 +63,18 @@ class ModelError(Exception):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class ModelError(HostError):
+    """A model call that failed."""
+
+
+class HttpError(HostError):
+    """A request that got no answer. An answer with a status such as 404 is no error."""
+
+
+class KvError(HostError):
+    """A value that could not be read or written."""
 
 
 class Answer(dict[str, Any]):
@@ -109,11 +124,146 @@ class Model:
 
 
 def _asked(function: Callable[[str], str], model: str, **body: Any) -> Answer:
+    return Answer(_host(function, ModelError, {"model": model, **body} if model else body))
+
+
+class Response:
+    """The answer to a request.
+
+    Attributes:
+        status: such as 200.
+        url: where it came from, after redirects.
+        headers: by name in lower case; of a name that comes several times, the values with `, ` between them.
+        content: the body as bytes.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.status: int = answer["status"]
+        self.url: str = answer["url"]
+        self.headers: dict[str, str] = {}
+        for name, value in answer["headers"]:
+            before = self.headers.get(name.lower())
+            self.headers[name.lower()] = value if before is None else f"{before}, {value}"
+        if "body_base64" in answer:
+            self.content = base64.b64decode(answer["body_base64"])
+        else:
+            self.content = answer.get("body", "").encode()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is 200 to 299."""
+        return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        """The body as text; what is not UTF-8 in it becomes U+FFFD."""
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.content)
+
+
+class Http:
+    """Requests to the hosts that the manifest names. It takes the permission `http`.
+
+    Without it, for another host or method, or where a name leads into a network that is not granted, the attempt
+    ends with `permission_denied`; no exception of Python says so.
+    """
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: str | bytes | None = None,
+        json: Any = None,
+        timeout: float | None = None,
+        follow: bool = True,
+    ) -> Response:
+        """Send a request and return the whole answer, whatever its status.
+
+        Args:
+            method: such as `POST`.
+            url: `https://…`, or `http://…` where that is granted.
+            headers: those about the connection, `Host` and lengths are the host's to set.
+            body: text goes as UTF-8.
+            json: goes as the body instead, with its content type.
+            timeout: in seconds, for all of it; 30 without it.
+            follow: redirects, within what is granted.
+
+        Raises:
+            HttpError: there is no answer.
+        """
+        asked: dict[str, Any] = {"url": url, "method": method, "follow": follow}
+        asked["headers"] = dict(headers or {})
+        if json is not None:
+            body = _dumped(json)
+            if not any(name.lower() == "content-type" for name in asked["headers"]):
+                asked["headers"]["Content-Type"] = "application/json"
+        if isinstance(body, bytes):
+            asked["body_base64"] = base64.b64encode(body).decode()
+        elif body is not None:
+            asked["body"] = body
+        if timeout is not None:
+            asked["timeout_ms"] = max(1, int(timeout * 1000))
+        return Response(_host(_http_host.request, HttpError, asked))
+
+    def get(self, url: str, **options: Any) -> Response:
+        """Send a GET request; arguments and errors as in `request`."""
+        return self.request("GET", url, **options)
+
+    def post(self, url: str, **options: Any) -> Response:
+        """Send a POST request; arguments and errors as in `request`."""
+        return self.request("POST", url, **options)
+
+
+class Kv:
+    """What this agent keeps from one task to the next. It takes the permission `kv`; without it the attempt ends.
+
+    Values are what JSON can say. This attempt sees what it wrote; others see all of it once the attempt has
+    succeeded and its task took its result, and nothing of an attempt that failed.
+    """
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default`.
+
+        Raises:
+            KvError: it could not be read; so for the other methods.
+        """
+        return self._call(_kv_host.get, key=key).get("value", default)
+
+    def put(self, key: str, value: Any) -> None:
+        """Give a key a value."""
+        self._call(_kv_host.put, key=key, value=value)
+
+    def delete(self, key: str) -> None:
+        """Remove a key, which need not be there."""
+        self._call(_kv_host.delete, key=key)
+
+    def list(self, prefix: str = "") -> "list[str]":
+        """Return all keys that begin with `prefix`, in order."""
+        keys: list[str] = []
+        while True:
+            found = self._call(_kv_host.keys, prefix=prefix, after=keys[-1] if keys else "")
+            keys += found["keys"]
+            if not found["more"]:
+                return keys
+
+    def _call(self, function: Callable[[str], str], **request: Any) -> Any:
+        return _host(function, KvError, request)
+
+
+def _host(function: Callable[[str], str], error_type: type[HostError], request: dict[str, Any]) -> Any:
     try:
-        request = json.dumps({"model": model, **body} if model else body, ensure_ascii=False)
-        return Answer(json.loads(function(_utf8(request))))
+        return json.loads(function(_utf8(_dumped(request))))
     except Err as error:
-        raise ModelError(error.value.code, error.value.message) from None
+        raise error_type(error.value.code, error.value.message) from None
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _utf8(text: str) -> str:
@@ -123,5 +273,7 @@ def _utf8(text: str) -> str:
 
 log = Log()
 model = Model()
+http = Http()
+kv = Kv()
 
-__all__ = ["Answer", "ModelError", "log", "model"]
+__all__ = ["Answer", "HostError", "HttpError", "KvError", "ModelError", "Response", "http", "kv", "log", "model"]

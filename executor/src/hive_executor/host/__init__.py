@@ -1,32 +1,109 @@
 """What guests may ask of the host, one file for each permission, and which of it an attempt was granted."""
 
+from typing import NamedTuple
+
 from hive_common.contracts.messages import Assignment
-from hive_common.inference.calls import Completer, narrowest
+from hive_common.contracts.permissions import Permissions
+from hive_common.inference.calls import PIN_ANY, Completer, narrowest
+from hive_common.kernel.errors import HiveError
+from hive_common.permissions import denied
 
+from hive_executor.host.http import HttpAccess, HttpClient
+from hive_executor.host.kv import KvAccess, KvStore
 from hive_executor.host.model import ModelAccess
-from hive_executor.sandbox import Capabilities
+from hive_executor.sandbox import Capabilities, Capability
 
-__all__ = ["ModelAccess", "granted"]
+__all__ = ["HttpAccess", "KvAccess", "Means", "ModelAccess", "Of", "allowed", "granted", "keep"]
 
 
-def granted(assignment: Assignment, completer: Completer) -> Capabilities:
+class Means(NamedTuple):
+    """With what a device does for guests what they were granted.
+
+    Args:
+        completer: calls models.
+        http: sends requests.
+        kv: keeps values.
+    """
+
+    completer: Completer
+    http: HttpClient
+    kv: KvStore
+
+
+class Of(NamedTuple):
+    """Whose capabilities these are; without a task, of a try-out."""
+
+    job: str = ""
+    task: str = ""
+    attempt: int = 0
+    token: str = ""
+
+
+class _Asked:
+    """Stands where a person would be asked first, which nobody does yet."""
+
+    def __init__(self, permission: str) -> None:
+        self._permission = permission
+
+    async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
+        """Refuse."""
+        raise denied(
+            self._permission, "is granted with a question at each use (`--ask`), which is not supported yet"
+        )
+
+
+def granted(assignment: Assignment, means: Means) -> Capabilities:
     """Return what the guest of an attempt may ask for, and nothing else (law 6).
-
-    Publishing an agent counts as granting what its manifest asks for, as long as there are no grants of their own.
 
     Raises:
         PermissionDenied: job and manifest pin data to places that exclude each other.
     """
-    permission = assignment.agent.model
-    if permission is None:
-        return {}
-    return {
-        "model": ModelAccess(
-            completer,
-            permission,
-            pin=narrowest(assignment.pin, permission.pin),
-            job=assignment.job,
-            task=assignment.task,
-            attempt=assignment.attempt,
+    whose = Of(assignment.job, assignment.task, assignment.attempt, assignment.token)
+    return allowed(assignment.agent.permissions, means, whose, assignment.pin)
+
+
+def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") -> Capabilities:
+    """Return the capabilities that permissions allow.
+
+    Args:
+        permissions: all that is allowed.
+        means: of this device.
+        whose: who has them.
+        pin: of the job: where the data of its model calls may go.
+
+    Raises:
+        PermissionDenied: as `granted`.
+    """
+    found: dict[str, Capability] = {}
+    if (model := permissions.model) is not None:
+        found["model"] = ModelAccess(
+            means.completer,
+            model,
+            pin=narrowest(pin or PIN_ANY, model.pin),
+            job=whose.job,
+            task=whose.task,
+            attempt=whose.attempt,
         )
-    }
+    if permissions.http is not None:
+        found["http"] = HttpAccess(means.http, permissions.http, task=whose.task, attempt=whose.attempt)
+    if permissions.kv is not None:
+        found["kv"] = KvAccess(means.kv, permissions.kv, token=whose.token)
+    return found | {name: _Asked(name) for name in permissions.asks if name in found}
+
+
+async def keep(capabilities: Capabilities) -> None:
+    """Hand over what a guest that has succeeded wants to be kept.
+
+    Raises:
+        PermissionDenied: it may not keep that, or not so much: the attempt has not succeeded after all.
+        HiveError: it cannot be said whether it is kept; doing all of it again is safe.
+    """
+    kv = capabilities.get("kv")
+    if not isinstance(kv, KvAccess):
+        return
+    try:
+        await kv.stage()
+    except HiveError as error:
+        if error.retryable:
+            raise
+        raise denied("kv", f"does not cover what was written: {error.message}") from error

@@ -20,7 +20,11 @@ from hive_executor.sandbox.engine import INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEM
 from hive_executor.sandbox.frames import Done, HostAnswer, HostCall, Run
 
 LOG_INTERFACE: Final = "hive:agent/log@0.1.0"
-HOST_INTERFACES: Final = {"hive:agent/model@0.1.0": ("model", ("chat", "complete", "embed"))}
+HOST_INTERFACES: Final = {
+    "hive:agent/model@0.1.0": ("model", ("chat", "complete", "embed")),
+    "hive:agent/http@0.1.0": ("http", ("request",)),
+    "hive:agent/kv@0.1.0": ("kv", ("get", "keys", "put", "delete")),
+}
 """What agents may import besides: the permission it takes, and its functions, each `func(request: string) ->
 result<string, failure>`."""
 
