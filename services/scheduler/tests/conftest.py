@@ -14,7 +14,14 @@ import pytest
 from hive_common.artifacts.manifest import AgentManifest, manifest_json
 from hive_common.bus import nats as bus
 from hive_common.contracts import events, messages, values
-from hive_common.contracts.events import AgentVersionPublished, Capabilities, ExecutorRegistered
+from hive_common.contracts.events import (
+    AgentVersionPublished,
+    Capabilities,
+    ExecutorEnrolled,
+    ExecutorRegistered,
+    PermissionGranted,
+    PermissionRevoked,
+)
 from hive_common.contracts.messages import (
     Assignment,
     AttemptKey,
@@ -24,14 +31,18 @@ from hive_common.contracts.messages import (
     ReportReply,
     ReportRequest,
 )
+from hive_common.control.kill_log import stream_of
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import PostgresConfig, ServiceConfig, write_config
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.permissions import named
+from hive_common.permissions.grants import Grant
 from hive_common.rpc.client import bearer, call, open_channel
 from hive_common.testing.fixtures import Database
+from hive_common.testing.kills import KillKey
 from hive_common.testing.nats import EmbeddedNats
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_scheduler.bootstrap import main
@@ -39,6 +50,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 OWNER = derive_id("owner")
 KEY = "a-key-of-this-test"
+TOKEN_KEY = "5a" * 32
 REQUEST_S = 20.0
 
 
@@ -347,12 +359,28 @@ class Cluster:
         self.controls: list[Control] = []
         self.executors: list[FakeExecutor] = []
         self._clients: list[Any] = []
+        self.kill_key = KillKey()
+        self._speaker: Any = None
+        self.decisions: dict[str, int] = {}
+
+    async def order(self, signed: messages.KillOrder) -> None:
+        """Write a kill order as the registry does; `signed` is the newest one of `kill_key`."""
+        event = self.kill_key.event(signed)
+        position = await self.append(stream_of("default"), event.epoch, event)
+        await self.hint(position, "KillOrdered")
+
+    async def hint(self, position: int, *types: str) -> None:
+        hint = messages.HeadHint(position=position, types=types)
+        if self._speaker is None:
+            self._speaker = await bus.connect(self.nats.issuer.service("registry", self.folder), "registry")
+            self._clients.append(self._speaker)
+        await self._speaker.publish(messages.HEAD_SUBJECT, msgspec.json.encode(hint))
 
     def config(self, dsn: str | None = None, lease_ms: int = 0) -> ServiceConfig:
         info = conninfo_to_dict(dsn or self.database.role_dsn("scheduler"))
         secrets_dir = self.folder / "secrets"
         secrets_dir.mkdir(exist_ok=True)
-        for name, secret in (("postgres", str(info["password"])), ("key", KEY)):
+        for name, secret in (("postgres", str(info["password"])), ("key", KEY), ("token-key", TOKEN_KEY)):
             file = secrets_dir / name
             file.write_text(secret)
             file.chmod(0o600)
@@ -369,9 +397,13 @@ class Cluster:
             nats=self.nats.issuer.service("scheduler", secrets_dir),
             ops_port=free_port(),
             grpc_port=free_port(),
-            extra={"lease_ms": msgspec.Raw(b"%d" % lease_ms)} if lease_ms else {},
+            extra={
+                "token_key_file": msgspec.Raw(msgspec.json.encode(str(secrets_dir / "token-key"))),
+                **({"lease_ms": msgspec.Raw(b"%d" % lease_ms)} if lease_ms else {}),
+            },
             service_key_file=str(secrets_dir / "key"),
             artifacts_dir=str(self.folder / "artifacts"),
+            kill_public_key=self.kill_key.public,
         )
 
     def control(self, dsn: str | None = None, lease_ms: int = 0) -> Control:
@@ -395,8 +427,27 @@ class Cluster:
     async def register(self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",)) -> str:
         executor = new_id()
         capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, runtimes)
-        await self.append(executor, 1, ExecutorRegistered(name, capabilities))
+        await self.append(executor, 1, ExecutorEnrolled(name, f"nkey of {name}", OWNER))
+        await self.append(executor, 2, ExecutorRegistered(name, capabilities))
         return executor
+
+    async def grant(self, agent: str, *grants: Grant) -> int:
+        """Grant permissions as the registry does, and say so; one call for each agent and stretch of its stream."""
+        position = 0
+        for grant in grants:
+            (name,) = named(grant.granted)
+            event = PermissionGranted(agent, name, grant.granted, grant.asked, grant.ask, grant.until_us)
+            position = await self._decided(agent, event)
+        return position
+
+    async def revoke(self, agent: str, permission: str) -> int:
+        return await self._decided(agent, PermissionRevoked(agent, permission))
+
+    async def _decided(self, agent: str, event: events.Event) -> int:
+        self.decisions[agent] = self.decisions.get(agent, 0) + 1
+        position = await self.append(derive_id("grants", "default", agent), self.decisions[agent], event)
+        await self.hint(position, type(event).__name__)
+        return position
 
     async def append(self, stream: str, version: int, event: events.Event) -> int:
         async with await LogWriter.open(self.database.role_dsn("registry")) as writer:

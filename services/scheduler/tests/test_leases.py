@@ -7,6 +7,8 @@ import pytest
 from hive_common.contracts import events, values
 from hive_common.contracts.events import AgentRef, Capabilities, JobCancelRequested, JobSubmitted
 from hive_common.contracts.messages import AttemptKey, PullRequest
+from hive_common.control.kill_log import KillLog
+from hive_common.eventlog.log import LogReader
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import KnownExecutor
 from hive_scheduler.commits import Committer
@@ -16,6 +18,7 @@ from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.jobfile import parse_job
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.engine import Engine
+from hive_scheduler.permits import Permits
 
 TIMEOUT_MS = 5_000
 LEASE_MS = 6_000
@@ -68,7 +71,11 @@ class Bench:
         self.log = MemoryLog()
         self.engine = Engine("default", self.clock, Blobs(None))
         self.catalogue = NoCatalogue("e", "f")
-        self.dispatcher = Dispatcher(self.engine, Fleet(), self.catalogue, self.clock, 1, LEASE_MS)
+        kills = KillLog(LogReader("host=nowhere"), "default", "")
+        self.dispatcher = Dispatcher(
+            *(self.engine, Fleet(), self.catalogue, kills, Permits(self.catalogue, self.clock, None)),
+            *(self.clock, 1, LEASE_MS),
+        )
         self.engine.committer = Committer(self.log, self.dispatcher.seal, lambda batch: None)
         self.committing = asyncio.create_task(self.engine.committer.run())
         self.sequence = 0

@@ -10,8 +10,8 @@ from hive_common.artifacts.documents import nearest
 from hive_common.contracts.events import KillOrdered
 from hive_common.contracts.messages import KILL_SUBJECT, KillOrder
 from hive_common.control.kill_log import KillLog, stream_of
-from hive_common.control.orders import Order, in_words, options_of, target_of
-from hive_common.kernel.errors import Conflict, FailedPrecondition, NotFound, VersionConflict
+from hive_common.control.orders import Order, in_words, target_of
+from hive_common.kernel.errors import Conflict, NotFound, VersionConflict
 from hive_proto.control.v1 import control_pb2, control_pb2_grpc
 from nats.aio.client import Client
 
@@ -83,15 +83,7 @@ class KillDesk:
         """Refuse what would bring a stopped agent in. Raises FailedPrecondition."""
         entry = self.kills.verifier.stopped.agent(name, version)
         if entry is not None:
-            raise stopped(self.kills, entry)
-
-
-def stopped(kills: KillLog, entry: str) -> FailedPrecondition:
-    """Return the error of what an order stops."""
-    words = f"{in_words(entry)} is stopped {kills.words(entry)}"
-    return FailedPrecondition(
-        f"{words}; lift it with: hive unkill {options_of(entry)}", reason="killed", entry=entry
-    )
+            raise self.kills.refusal(entry)
 
 
 class ControlServicer(control_pb2_grpc.ControlServicer):

@@ -14,6 +14,7 @@ from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.startup import eventually
 from hive_common.ops.telemetry import Health, OpsServer
+from hive_common.permissions.tokens import Minter
 from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
@@ -32,9 +33,14 @@ LAG_MAX: Final = 10_000
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What `config.extra` may say to the scheduler. `lease_ms` is at least a second."""
+    """What `config.extra` may say to the scheduler. `lease_ms` is at least a second.
+
+    `token_key_file` (mode 0600) holds the root key of capability tokens; without it agents that ask for permissions
+    cannot be used.
+    """
 
     lease_ms: int = LEASE_MS
+    token_key_file: str = ""
 
     @classmethod
     def of(cls, config: ServiceConfig) -> "Settings":
@@ -129,7 +135,11 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     )
     try:
         conn, epoch = await lead(dsn, clock, state.stand_by)
-        leader = Leader(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms)
+        leader = Leader(
+            *(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms),
+            kill_public_key=config.kill_public_key,
+            minter=Minter(read_secret(settings.token_key_file)) if settings.token_key_file else None,
+        )
         rpc = RpcServer(config.grpc_host, config.grpc_port, key_check(read_secret(config.service_key_file)))
         jobs_pb2_grpc.add_JobsServicer_to_server(
             JobsService(

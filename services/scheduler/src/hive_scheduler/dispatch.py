@@ -15,6 +15,8 @@ import msgspec
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
+from hive_common.contracts.permissions import NONE
+from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
@@ -26,6 +28,7 @@ from hive_scheduler.domain.queue import PRIORITIES
 from hive_scheduler.domain.task import TaskState
 from hive_scheduler.engine import Engine
 from hive_scheduler.metrics import ATTEMPTS_LIVE, EXECUTORS_ONLINE, LOST, PLACEMENTS, PULLS, QUEUE_DEPTH
+from hive_scheduler.permits import Permits, is_plain, with_permissions
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,11 @@ OVERTIME_MS: Final = 10_000
 """An attempt that has not started may take this long until it does (modules are compiled at first use), and
 one that runs may stay this long beyond its timeout; after that it is given up."""
 ASSIGNMENT_BYTES: Final = 1 * KIB
-"""What an assignment takes in a reply besides its input: ids, agent and limits are bounded well below it."""
+"""What an assignment takes in a reply besides its input and its token: ids, agent and limits are bounded well
+below it."""
 REPLY_MARGIN_BYTES: Final = 32 * KIB
+
+PERMISSION_DENIED: Final = "permission_denied"
 
 Key = tuple[str, int]
 
@@ -79,6 +85,7 @@ class _Executor:
         self.slots_free = 0
         self.memory_free_bytes = 0
         self.draining = False
+        self.order_told = 0
 
 
 class Dispatcher:
@@ -88,6 +95,8 @@ class Dispatcher:
         engine: decides; this object becomes its listener.
         fleet: the devices to place on.
         catalogue: executors as the log has them.
+        kills: what is stopped.
+        permits: what agents may do.
         clock: leases run on its boot clock.
         epoch: of this leader.
         lease_ms: how long attempts of an executor stay live without a pull.
@@ -98,6 +107,8 @@ class Dispatcher:
         engine: Engine,
         fleet: Fleet,
         catalogue: Catalogue,
+        kills: KillLog,
+        permits: Permits,
         clock: Clock,
         epoch: int,
         lease_ms: int = LEASE_MS,
@@ -105,6 +116,8 @@ class Dispatcher:
         self._engine = engine
         self._fleet = fleet
         self._catalogue = catalogue
+        self._kills = kills
+        self._permits = permits
         self._clock = clock
         self._epoch = epoch
         self._lease_ms = lease_ms
@@ -138,6 +151,8 @@ class Dispatcher:
                 return PullReply(epoch=self._epoch, unknown=True)
         if self._catalogue.is_revoked(executor):
             raise refused(executor)
+        if request.kill_epoch > self._kills.verifier.epoch:
+            await self._kills.catch_up()
         state = self._executors.setdefault(executor, _Executor(executor))
         if request.session in state.past:
             return PullReply(epoch=self._epoch, superseded=True)
@@ -147,6 +162,7 @@ class Dispatcher:
             return await self._again(state, request)
         pull = self._register(state, request)
         self._reconcile(state, pull)
+        self._tell_of_order(state)
         self._engine.settle()
         return await asyncio.shield(pull.answered)
 
@@ -155,6 +171,7 @@ class Dispatcher:
             state.past.append(state.session)
         state.session = request.session
         state.sequence = 0
+        state.order_told = 0
         state.cancels.clear()
 
     async def _again(self, state: _Executor, request: PullRequest) -> PullReply:
@@ -194,7 +211,7 @@ class Dispatcher:
             if live.session != state.session:
                 self._lose(key, "session_ended")
             elif key not in held:
-                self._give_again(pull, key)
+                self._give_again(state, pull, key)
         state.cancels = {key: told for key, told in state.cancels.items() if key in held}
         self._sync(state)
         if pull.assignments:
@@ -219,10 +236,19 @@ class Dispatcher:
         now_ms = self._clock.boot_ms()
         return any(now_ms - told >= self._cancel_again_ms for told in state.cancels.values())
 
-    def _give_again(self, pull: _Pull, key: Key) -> None:
+    def _give_again(self, state: _Executor, pull: _Pull, key: Key) -> None:
         found = self._engine.find_task(key[0])
         assert found is not None, f"attempt {key} is live and its job is not open"
-        assignment = self._assignment(*found, key[1])
+        job, task = found
+        try:
+            token = self._token(state, job, task, key[1])
+        except PermissionDenied as error:
+            failure = tasks.Fail(
+                key[1], state.id, state.live[key].session, PERMISSION_DENIED, self._engine.now_us(), error.message
+            )
+            self._engine.report(job, task, failure)
+            return
+        assignment = self._assignment(job, task, key[1], token)
         size = _size_of(assignment)
         if pull.bytes + size <= PULL_REPLY_BYTES_MAX:
             pull.bytes += size
@@ -256,7 +282,37 @@ class Dispatcher:
             assignments=() if pull is None else tuple(pull.assignments),
             cancel=cancel,
             drained=known.drained,
+            kill=self._kills.verifier.signed if pull is not None and self._knows_less(pull) else None,
         )
+
+    # --- kill orders ---
+
+    def _knows_less(self, pull: _Pull) -> bool:
+        return pull.request.kill_epoch < self._kills.verifier.epoch
+
+    def order_taken(self) -> None:
+        """Tell everybody who does not have it of a new order, and let it count for placement."""
+        for state in self._executors.values():
+            self._sync(state)
+            self._tell_of_order(state)
+
+    def _tell_of_order(self, state: _Executor) -> None:
+        """Answer a pull of an executor that knows less; once for each order, since one may be unable to obey."""
+        pull, epoch = state.pull, self._kills.verifier.epoch
+        if pull is not None and self._knows_less(pull) and state.order_told < epoch:
+            state.order_told = epoch
+            if not pull.sealed:
+                self._answer_after_commit(state, pull)
+
+    def stop_executors(self) -> None:
+        """Give up what stopped executors have, and have them end it. Their tasks wait for others."""
+        stopped = self._kills.verifier.stopped
+        for state in self._executors.values():
+            if state.live and stopped.executor(state.id):
+                lost = list(state.live)
+                for key in lost:
+                    self._lose(key, tasks.KILLED)
+                self._cancel_after_commit(state, lost)
 
     # --- placement ---
 
@@ -283,26 +339,46 @@ class Dispatcher:
             self._sync(state)
             return popped is not None
         job, task = found
+        if self._engine.fail_if_stopped(job, task, self._kills):
+            self._sync(state)
+            return True
         pull = state.pull
         assert pull is not None, "a device without a pull has no slots"
-        if pull.bytes + _bytes_of(task) > PULL_REPLY_BYTES_MAX:
+        number = len(task.attempts) + 1
+        try:
+            token = self._token(state, job, task, number)
+        except PermissionDenied as error:
+            # Revoked or expired since the job was submitted: no attempt is given out, and none would be later.
+            refusal = tasks.Reject(PERMISSION_DENIED, error.message)
+            self._engine.apply(job, task.id, tasks.decide(task, refusal))
+            self._sync(state)
+            return True
+        if pull.bytes + _bytes_of(task) + len(token) > PULL_REPLY_BYTES_MAX:
             # Room for its input comes with the executor's next pull, or another device has it now.
             pull.sealed = True
             self._sync(state)
             self._engine.queue.push(priority, need, job.id, task.id)
             return True
-        self._assign(state, pull, job, task, picked)
+        self._assign(state, pull, job, task, picked, token)
         return True
 
-    def _assign(self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked) -> None:
+    def _token(self, state: _Executor, job: JobState, task: TaskState, attempt: int) -> str:
+        agent = job.agents[task.agent]
+        if is_plain(agent):
+            return ""
+        return self._permits.token(state.id, job, task, attempt, self._permits.permissions(agent))
+
+    def _assign(
+        self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked, token: str
+    ) -> None:
         assert state.session is not None
         command = tasks.Assign(state.id, state.session, self._lease_ms, self._engine.now_us(), picked.placement)
         number = len(task.attempts) + 1
         self.hold(state.id, state.session, task, number)
-        assignment = self._assignment(job, task, number)
+        assignment = self._assignment(job, task, number, token)
         first = not pull.assignments
         pull.assignments.append(assignment)
-        pull.bytes += _bytes_of(task)
+        pull.bytes += _size_of(assignment)
         state.slots_free -= 1
         PLACEMENTS.inc()
         effect = (lambda _: self._answer(state, pull)) if first else None
@@ -333,10 +409,11 @@ class Dispatcher:
                 drained=known.drained or state.draining,
                 online=state.id in self._leases,
                 revoked=known.revoked,
+                killed=self._kills.verifier.stopped.executor(state.id) is not None,
             )
         )
 
-    def _assignment(self, job: JobState, task: TaskState, attempt: int) -> Assignment:
+    def _assignment(self, job: JobState, task: TaskState, attempt: int, token: str) -> Assignment:
         agent = job.agents[task.agent]
         assert task.input is not None
         return Assignment(
@@ -344,19 +421,22 @@ class Dispatcher:
             attempt=attempt,
             job=job.id,
             step=task.step,
-            agent=self._without_schemas(agent),
+            agent=self._sent(agent),
             input=task.input,
             timeout_ms=task.timeout_ms,
             memory_bytes=agent.memory_bytes,
             fuel=agent.fuel,
             index=task.index,
             pin=job.spec.pin,
+            token=token,
         )
 
-    def _without_schemas(self, agent: AgentRef) -> AgentRef:
+    def _sent(self, agent: AgentRef) -> AgentRef:
+        """Return what executors get of an agent: what it may do stands in the token, and nowhere else."""
         found = self._refs.get(agent.digest)
         if found is None:
-            found = msgspec.structs.replace(agent, input_schema={}, output_schema={})
+            plain = with_permissions(agent, NONE)
+            found = msgspec.structs.replace(plain, input_schema={}, output_schema={})
             self._refs[agent.digest] = found
         return found
 
@@ -504,4 +584,4 @@ def _bytes_of(task: TaskState) -> int:
 
 def _size_of(assignment: Assignment) -> int:
     raw = assignment.input.raw
-    return ASSIGNMENT_BYTES + (0 if raw is None else len(raw))
+    return ASSIGNMENT_BYTES + len(assignment.token) + (0 if raw is None else len(raw))

@@ -16,6 +16,8 @@ from typing import Final, Protocol, TypeVar
 from hive_common.contracts import events
 from hive_common.contracts.events import Event
 from hive_common.contracts.limits import CHUNK_EVENTS_MAX, MIB
+from hive_common.control.kill_log import KillLog
+from hive_common.control.orders import in_words
 from hive_common.eventlog.log import NewEvent
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import HiveError, Unavailable
@@ -212,6 +214,16 @@ class Engine:
         if found is not None:
             job, task = found
             self.apply(job, task_id, tasks.decide(task, tasks.Lose(attempt, reason, self.now_us())))
+
+    def fail_if_stopped(self, job: JobState, task: TaskState, kills: KillLog) -> bool:
+        """Fail a task whose agent a kill order stops, and with it its job; say whether it was so."""
+        agent = job.agents[task.agent]
+        entry = kills.verifier.stopped.agent(agent.name, agent.version)
+        if entry is None or task.ended:
+            return False
+        reason = tasks.Reject(tasks.KILLED, f"{in_words(entry)} is stopped {kills.words(entry)}")
+        self.apply(job, task.id, tasks.decide(task, reason))
+        return True
 
     # --- progress ---
 

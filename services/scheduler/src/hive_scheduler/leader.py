@@ -20,6 +20,8 @@ from hive_common.contracts.messages import (
     ReportReply,
     ReportRequest,
 )
+from hive_common.control.kill_log import TYPES as KILL_TYPES
+from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_writer
 from hive_common.eventlog.projection import ProjectionRunner, create_projection_table
@@ -28,6 +30,7 @@ from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
 from hive_common.ops.migrate import migrate
+from hive_common.permissions.tokens import Minter
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from psycopg import AsyncConnection
@@ -42,6 +45,8 @@ from hive_scheduler.domain.task import LIVE, STATUSES
 from hive_scheduler.engine import Engine
 from hive_scheduler.feed import Feed
 from hive_scheduler.hub import Hub
+from hive_scheduler.kills import enforce
+from hive_scheduler.permits import Permits
 from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import recover
 from hive_scheduler.reports import Reports
@@ -100,6 +105,8 @@ class Leader:
         clock: of this machine.
         stop: set when a part fails: the process has to end.
         lease_ms: how long attempts of an executor stay live without a pull.
+        kill_public_key: verifies kill orders.
+        minter: makes capability tokens.
     """
 
     def __init__(
@@ -114,6 +121,8 @@ class Leader:
         clock: Clock,
         stop: Stop,
         lease_ms: int,
+        kill_public_key: str = "",
+        minter: Minter | None = None,
     ) -> None:
         self._conn = conn
         self._client = client
@@ -128,10 +137,14 @@ class Leader:
         self.engine = Engine(ns, clock, blobs)
         self._catalogue_reader = LogReader(dsn)
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed)
-        self.dispatcher = Dispatcher(self.engine, self.fleet, self.catalogue, clock, epoch, lease_ms)
+        self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
+        permits = Permits(self.catalogue, clock, minter)
+        self.dispatcher = Dispatcher(
+            self.engine, self.fleet, self.catalogue, self.kills, permits, clock, epoch, lease_ms
+        )
         self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked)
         self.submissions = Submissions(
-            self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner
+            *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits)
         )
         self.views_wake = asyncio.Event()
         self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
@@ -158,15 +171,18 @@ class Leader:
         self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
         await self.queries.open()
         await self.catalogue.catch_up()
+        await self.kills.catch_up()
         fold, position = await recover(self._conn, self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         for executor in self.catalogue.revoked():
             self.dispatcher.executor_changed(executor)
+        self._enforce()
         self._run(self.engine.committer.run(), "committer")
         self._run(self._watch_writer(self._writer), "leadership")
         self._run(self.views.run(), "views")
         self._run(self.catalogue.follow(), "catalogue")
+        self._run(self.kills.follow(), "kill orders")
         self._run(self._tick(), "tick")
         self._subscriptions = [
             await self._client.subscribe(HEAD_SUBJECT, cb=self._on_head),
@@ -229,7 +245,12 @@ class Leader:
     def _executor_changed(self, executor: str) -> None:
         self.dispatcher.executor_changed(executor)
 
+    def _enforce(self) -> None:
+        enforce(self.engine, self.dispatcher, self.kills)
+
     async def _on_head(self, message: Msg) -> None:
+        if concerns(message.data, KILL_TYPES):
+            self.kills.wake.set()
         if concerns(message.data, TYPES):
             # Somebody else's events: ours are none of these, and the views have ours from memory.
             self._catalogue_later()

@@ -11,6 +11,7 @@ from hive_common.contracts import events, values
 from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmitted
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
+from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import PAYLOAD_BYTES_MAX, LogReader
 from hive_common.inference.calls import narrowest
 from hive_common.kernel.clock import Clock
@@ -23,6 +24,7 @@ from hive_scheduler.domain.inputs import Evaluator, check_static
 from hive_scheduler.domain.job import BlobsNeeded, JobState
 from hive_scheduler.domain.jobfile import JobSpec, parse_job
 from hive_scheduler.engine import Engine
+from hive_scheduler.permits import Permits
 
 SPECS_MAX: Final = 256
 """Compiled job documents that are kept: the same document is often submitted again and again."""
@@ -82,6 +84,8 @@ class Submissions:
         specs: Specs,
         ns: str,
         owner: str,
+        kills: KillLog,
+        permits: Permits,
     ) -> None:
         self._engine = engine
         self._catalogue = catalogue
@@ -89,6 +93,8 @@ class Submissions:
         self._reader = reader
         self._clock = clock
         self._specs = specs
+        self._kills = kills
+        self._permits = permits
         self._ns = ns
         self._owner = owner
         self._coming: dict[str, asyncio.Lock] = {}
@@ -99,6 +105,7 @@ class Submissions:
         Raises:
             InvalidArgument, PayloadTooLarge: with `path` in its fields where it lies in the document.
             Conflict: the idempotency key was used for another request.
+            PermissionDenied: an agent asks for what is not granted; says the command that would grant it.
             Unavailable: not committed as far as this process knows; the same key makes asking again safe.
         """
         check_caller(request.caller)
@@ -174,7 +181,10 @@ class Submissions:
         agents = {agent: self._catalogue.agents[agent] for agent in spec.agents}
         for reference, agent in agents.items():
             _check_pins(spec.pin, reference, agent)
-        return agents
+            entry = self._kills.verifier.stopped.agent(agent.name, agent.version)
+            if entry is not None:
+                raise self._kills.refusal(entry)
+        return await self._permits.granted(agents)
 
     async def _input_of(self, spec: JobSpec, request: Submission) -> Value:
         if request.input_digest:

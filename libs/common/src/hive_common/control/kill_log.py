@@ -7,10 +7,10 @@ from typing import Final
 
 from hive_common.contracts import events
 from hive_common.contracts.messages import KillOrder
-from hive_common.control.orders import Order
+from hive_common.control.orders import Order, in_words, options_of
 from hive_common.control.verifier import Verifier
 from hive_common.eventlog.log import LogReader, Stored
-from hive_common.kernel.errors import HiveError
+from hive_common.kernel.errors import FailedPrecondition, HiveError
 from hive_common.kernel.ids import derive_id
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ class KillLog:
         if order is None:
             return "by a kill order"
         return f"by kill order {order.epoch}" + (f" ({order.reason})" if order.reason else "")
+
+    def refusal(self, entry: str) -> FailedPrecondition:
+        """Return the error of what an entry stops, with the command that lifts it."""
+        words = f"{in_words(entry)} is stopped {self.words(entry)}; lift that with: hive unkill {options_of(entry)}"
+        return FailedPrecondition(words, reason="killed", entry=entry)
 
     async def catch_up(self) -> None:
         """Read what is new. Raises Unavailable where the log cannot be read."""

@@ -35,6 +35,7 @@ class Device(msgspec.Struct, frozen=True):
     drained: bool = False
     online: bool = True
     revoked: bool = False
+    killed: bool = False
 
 
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +82,7 @@ def _battery_low(device: Device, weights: Weights) -> bool:
 
 STATE_STAGES: Final[tuple[tuple[str, _State], ...]] = (
     ("revoked", lambda device, weights: device.revoked),
+    ("killed", lambda device, weights: device.killed),
     ("offline", lambda device, weights: not device.online),
     ("drained", lambda device, weights: device.drained),
     ("battery_low", _battery_low),

@@ -47,14 +47,19 @@ LIVE: Final = frozenset({"assigned", "running"})
 BACKOFF_MAX_MS: Final = 5 * 60_000
 """The pause between attempts doubles up to this."""
 
-NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input", "permission_denied"})
+NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input", "permission_denied", "killed"})
 """Codes that another attempt cannot change: they depend on the agent, its grants or the task's input alone."""
+
+KILLED: Final = "killed"
+"""Why an attempt is lost when a kill order stops its executor; the task waits for another, however often. And the
+code of a task that fails because an order stops its agent."""
 
 _LOST_BECAUSE: Final = {
     "lease_expired": "the executor was not heard of any more (lease_expired)",
     "session_ended": "the executor was started anew (session_ended)",
     "overtime": "the executor did not say within its time how it ended (overtime)",
     "given_back": "the executor gave it back (given_back)",
+    KILLED: "a kill order stopped the executor (killed)",
 }
 
 
@@ -249,6 +254,8 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
             if task.ended or task.attempts[command.attempt].status not in LIVE:
                 return []
             lost: Event = AttemptLost(command.attempt, command.reason)
+            if command.reason == KILLED:
+                return [lost, *([] if len(task.live()) > 1 else [TaskRetryScheduled(command.now_us)])]
             return [lost, *_after(task, command.attempt, "lost", _lost_message(command.reason), command.now_us)]
         case Reject():
             return [] if task.ended else [TaskFailed(command.code, command.message)]
@@ -357,7 +364,8 @@ def evolve(task: TaskState, event: Event) -> None:
             _count(task, event.code)
         case AttemptLost():
             task.attempts[event.attempt].status = "lost"
-            _count(task, "lost")
+            if event.reason != KILLED:
+                _count(task, "lost")
         case AttemptLate():
             task.attempts[event.attempt].late = True
         case TaskReady():
