@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from hive_common.artifacts.manifest import AgentManifest
 from hive_common.contracts import values
-from hive_common.contracts.permissions import ModelPermission
 from hive_common.kernel.errors import Conflict, ErrorBody, InvalidArgument, NotFound
 from hive_common.rpc.client import bearer, call
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
@@ -241,7 +240,7 @@ async def test_a_static_input_that_breaks_the_schema_is_refused(cluster, control
         await control.submit(document)
 
 
-async def test_what_an_agent_may_ask_of_models_comes_with_its_assignment(cluster, control, one_step):
+async def test_a_job_whose_models_may_be_nowhere_is_refused(cluster, control, one_step):
     asked = {"model": {"names": ["small"], "max_tokens": 9, "pin": "region:eu"}}
     await cluster.publish(
         AgentManifest(name="asks", version="1.0.0", runtime="python", entry="agent.py", permissions=asked)
@@ -249,22 +248,18 @@ async def test_what_an_agent_may_ask_of_models_comes_with_its_assignment(cluster
     seen = []
 
     def run(assignment, given):
-        seen.append((assignment.agent.model, assignment.pin))
+        seen.append(assignment.pin)
         return {}
 
-    await cluster.executor("one", {"asks": run, "total": run})
+    await cluster.executor("one", {"total": run})
     task = {**one_step["tasks"][0], "agent": "asks@1.0.0", "input": {}}
-    document = {**one_step, "tasks": [task], "models": {"pin": "pool"}, "output": None}
-    assert (await control.finish(await control.submit(document))).state == "succeeded"
-    assert seen == [(ModelPermission(("small",), 9, "region:eu"), "pool")]
+    document = {**one_step, "tasks": [task], "models": {"pin": "own-devices"}, "output": None}
     with pytest.raises(InvalidArgument, match=r"\Amodels\.pin: `own-devices` and `region:eu`.*asks@1\.0\.0"):
-        await control.submit({**document, "models": {"pin": "own-devices"}})
+        await control.submit(document)
     # What has no permission has nothing to pin.
     total = {**task, "agent": "total@1.0.0"}
-    done = await control.finish(
-        await control.submit({**document, "tasks": [total], "models": {"pin": "own-devices"}})
-    )
-    assert (done.state, seen[-1]) == ("succeeded", (None, "own-devices"))
+    done = await control.finish(await control.submit({**document, "tasks": [total]}))
+    assert (done.state, seen) == ("succeeded", ["own-devices"])
 
 
 async def test_an_attempt_that_was_denied_a_permission_is_not_retried(cluster, control, one_step):

@@ -108,7 +108,7 @@ async def test_views_from_memory_equal_those_of_a_replay_of_the_log(cluster, con
         await control.submit({**document, "input": list(range(3)), "tasks": [task]}),
         await control.submit({**document, "input": list(range(300)), "tasks": [retried]}),
     ]
-    version = 1
+    version = 2
     for event in (ExecutorDrainRequested("a while"), ExecutorUndrained()) * 5:
         version += 1
         await cluster.append(executor.id, version, event)

@@ -9,11 +9,15 @@ from hive_common.artifacts import manifest as manifests
 from hive_common.contracts import events
 from hive_common.contracts.events import AgentRef, Capabilities
 from hive_common.eventlog.log import LogReader, Stored
+from hive_common.permissions.grants import Grant
 
 log = logging.getLogger(__name__)
 
 TYPES: Final = (
     "AgentVersionPublished",
+    "PermissionGranted",
+    "PermissionRevoked",
+    "ExecutorEnrolled",
     "ExecutorRegistered",
     "ExecutorCapabilitiesChanged",
     "ExecutorDrainRequested",
@@ -35,7 +39,7 @@ class KnownExecutor:
 
 
 class Catalogue:
-    """Agents by `name@version` and executors by id.
+    """Agents by `name@version` with what each asks for, grants by agent and permission, and executors by id.
 
     Args:
         reader: of the log.
@@ -48,6 +52,8 @@ class Catalogue:
         self._lock = asyncio.Lock()
         self.executors: dict[str, KnownExecutor] = {}
         self.agents: dict[str, AgentRef] = {}
+        self.grants: dict[str, dict[str, Grant]] = {}
+        self.keys: dict[str, str] = {}
         self.position = 0
         self.wake = asyncio.Event()
 
@@ -99,6 +105,16 @@ class Catalogue:
             case events.AgentVersionPublished():
                 self._publish(event)
                 return
+            case events.PermissionGranted():
+                grant = Grant(event.granted, event.asked, event.ask, event.until_us)
+                self.grants.setdefault(event.agent, {})[event.permission] = grant
+                return
+            case events.PermissionRevoked():
+                self.grants.get(event.agent, {}).pop(event.permission, None)
+                return
+            case events.ExecutorEnrolled():
+                self.keys[stored.stream] = event.public_key
+                return
             case events.ExecutorRegistered():
                 self.executors[stored.stream] = KnownExecutor(
                     stored.stream, stored.owner, event.name, event.capabilities
@@ -115,6 +131,7 @@ class Catalogue:
 
     def _publish(self, event: events.AgentVersionPublished) -> None:
         found = manifests.from_json(bytes(event.manifest), f"{event.name}@{event.version}")
+        asked = found.asked
         self.agents[found.reference] = AgentRef(
             name=found.name,
             version=found.version,
@@ -125,5 +142,9 @@ class Catalogue:
             fuel=found.resources.fuel,
             input_schema=found.input,
             output_schema=found.output,
-            model=found.asked.model,
+            model=asked.model,
+            http=asked.http,
+            kv=asked.kv,
+            fork=asked.fork,
+            scratch_bytes=asked.scratch_bytes,
         )

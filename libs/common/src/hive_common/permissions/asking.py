@@ -35,6 +35,7 @@ from hive_common.contracts.permissions import (
 )
 from hive_common.inference.calls import PIN_ANY, PINS, is_pin
 from hive_common.permissions.hosts import parse_host
+from hive_common.permissions.lattice import joined
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MODEL_NAME_CHARACTERS_MAX: Final = 256
@@ -96,10 +97,7 @@ def parse(asked: dict[str, Any], file: str, path: str = "permissions") -> Permis
     for name, value in asked.items():
         if value is None or (name != "model" and name in (*PERMISSIONS, *_FORMER) and not value):
             continue
-        one = parse_one(name, value, file, path)
-        found = msgspec.structs.replace(
-            found, **{field: getattr(one, field) for field in one.__struct_fields__ if getattr(one, field)}
-        )
+        found = joined(found, parse_one(name, value, file, path))
     return found
 
 

@@ -43,6 +43,18 @@ def only(permissions: Permissions, *names: str) -> Permissions:
     )
 
 
+def joined(first: Permissions, second: Permissions, asks: tuple[str, ...] = ()) -> Permissions:
+    """Return two sets that have no permission in common as one, in which a person is also asked for `asks`."""
+    return Permissions(
+        model=first.model or second.model,
+        http=first.http or second.http,
+        kv=first.kv or second.kv,
+        fork=first.fork or second.fork,
+        scratch_bytes=first.scratch_bytes or second.scratch_bytes,
+        asks=tuple(name for name in PERMISSIONS if name in (*first.asks, *second.asks, *asks)),
+    )
+
+
 def meet(first: Permissions, second: Permissions) -> Permissions:
     """Return what both allow. Whoever one of them says to ask is asked."""
     both = Permissions(

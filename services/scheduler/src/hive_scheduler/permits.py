@@ -1,0 +1,136 @@
+"""What agents may do: decided at submit, looked at again at each assignment, and said in a capability token."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from hive_common.contracts.events import AgentRef
+from hive_common.contracts.limits import CAPABILITY_TOKEN_CHARACTERS_MAX
+from hive_common.contracts.permissions import NONE, Permissions
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
+from hive_common.permissions.grants import effective
+from hive_common.permissions.tokens import Claims, Minter
+
+from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.task import TaskState
+
+TOKEN_GRACE_MS: Final = 5 * 60_000
+"""A token outlives the timeout of its attempt by this: before its guest starts, an attempt waits for its slot and
+its module is compiled. An attempt that is over is refused by other means long before."""
+
+
+class Permits:
+    """Decides what agents may do.
+
+    Args:
+        catalogue: knows grants, and the keys of executors.
+        clock: says whether a grant has expired.
+        minter: makes tokens; without one, agents that ask for anything cannot be used.
+    """
+
+    def __init__(self, catalogue: Catalogue, clock: Clock, minter: Minter | None) -> None:
+        self._catalogue = catalogue
+        self._clock = clock
+        self._minter = minter
+
+    async def granted(self, agents: Mapping[str, AgentRef]) -> dict[str, AgentRef]:
+        """Return the agents of a new job with what each may do.
+
+        Args:
+            agents: by `name@version`, with what each asks for.
+
+        Raises:
+            PermissionDenied: one of them asks for what is not granted; says the command that would grant it.
+            FailedPrecondition: this scheduler cannot make tokens.
+            Unavailable: the log cannot be read.
+        """
+        found = dict(agents)
+        asking = [(reference, agent) for reference, agent in agents.items() if agent.permissions != NONE]
+        if asking and self._minter is None:
+            raise FailedPrecondition(
+                f"{asking[0][0]} asks for permissions, and this scheduler has no key for capability tokens "
+                "(`extra.token_key_file` of its configuration)"
+            )
+        for reference, agent in asking:
+            try:
+                permissions = self._effective(agent)
+            except PermissionDenied:
+                # What was granted a moment ago may not be here yet.
+                await self._catalogue.catch_up()
+                permissions = self._effective(agent)
+            found[reference] = with_permissions(agent, permissions)
+        return found
+
+    def permissions(self, agent: AgentRef) -> Permissions:
+        """Return what an agent of a job may do now: what it was granted at submit and still is.
+
+        Raises:
+            PermissionDenied: something was revoked, or has expired, since.
+        """
+        return NONE if is_plain(agent) else self._effective(agent)
+
+    def token(self, executor: str, job: JobState, task: TaskState, attempt: int, permissions: Permissions) -> str:
+        """Return the token of an attempt; empty where it may do nothing.
+
+        Raises:
+            PermissionDenied: it cannot be made.
+        """
+        if permissions == NONE:
+            return ""
+        key = self._catalogue.keys.get(executor)
+        if self._minter is None or key is None:
+            raise PermissionDenied(
+                "no capability token can be made: "
+                + ("this scheduler has no key for it" if key else f"executor {executor} is not enrolled"),
+            )
+        token = self._minter.mint(
+            Claims(
+                executor=executor,
+                key=key,
+                job=job.id,
+                task=task.id,
+                attempt=attempt,
+                permissions=permissions,
+                expires_us=self._clock.now_us() + (task.timeout_ms + TOKEN_GRACE_MS) * 1_000,
+            )
+        )
+        if len(token) > CAPABILITY_TOKEN_CHARACTERS_MAX:
+            raise PermissionDenied(
+                f"the capability token would have {len(token)} characters, expected "
+                f"{CAPABILITY_TOKEN_CHARACTERS_MAX} at most: the manifest lists too much"
+            )
+        return token
+
+    def _effective(self, agent: AgentRef) -> Permissions:
+        grants = self._catalogue.grants.get(agent.name, {})
+        # A person who was to be asked when the job was submitted is asked, whatever was granted since.
+        asked = msgspec.structs.replace(agent.permissions, asks=())
+        found = effective(agent.name, agent.version, asked, grants, self._clock.now_us())
+        asks = tuple(name for name in agent.asks if name not in found.asks)
+        return msgspec.structs.replace(found, asks=(*found.asks, *asks)) if asks else found
+
+
+def is_plain(agent: AgentRef) -> bool:
+    """Say whether an agent may do nothing but compute; asked for every attempt, so it builds nothing."""
+    return (
+        agent.model is None
+        and agent.http is None
+        and agent.kv is None
+        and agent.fork is None
+        and agent.scratch_bytes == 0
+    )
+
+
+def with_permissions(agent: AgentRef, permissions: Permissions) -> AgentRef:
+    """Return the same agent with other permissions."""
+    return msgspec.structs.replace(
+        agent,
+        model=permissions.model,
+        http=permissions.http,
+        kv=permissions.kv,
+        fork=permissions.fork,
+        scratch_bytes=permissions.scratch_bytes,
+        asks=permissions.asks,
+    )
