@@ -5,20 +5,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hive_common.artifacts.keys import public_hex
 from hive_common.artifacts.package import AgentPackage, pack
+from hive_common.artifacts.signing import Signature, sign
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.events import Capabilities, ExecutorEnrolled, encode
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
-from hive_common.kernel.ids import new_id
+from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, ServiceConfig
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.identities import EVERYTHING, Issuer
 from hive_common.testing.services import key_of, running_service, service_config
-from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2 as pb
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_registry.bootstrap import main
@@ -27,6 +30,9 @@ from nats.aio.client import Client
 CAPABILITIES = Capabilities(
     os="linux", arch="x86_64", cores=4, memory_bytes=8 << 30, slots=4, runtimes=("python", "command")
 )
+AUTHOR = Ed25519PrivateKey.from_private_bytes(b"a" * 32)
+"""The installation's own key, which a registry of a test trusts from its start."""
+
 MANIFEST = """\
 apiVersion: hive/v1
 kind: Agent
@@ -97,11 +103,26 @@ class Registry:
             await self.store.put(blob)
         return package.digest
 
+    async def signed(self, digest: str, key: Ed25519PrivateKey = AUTHOR) -> Signature:
+        """Sign what has a digest, and put that into the store."""
+        signature = sign(digest, "square", key)
+        for blob in signature.blobs.values():
+            await self.store.put(blob)
+        return signature
+
+    async def push(self, digest: str, key: Ed25519PrivateKey = AUTHOR) -> agents_pb2.AgentVersion:
+        """Publish what has a digest, signed."""
+        signature = await self.signed(digest, key)
+        request = agents_pb2.PushRequest(manifest_digest=digest, signature_digest=signature.digest)
+        return await call(self.agents.Push(request, metadata=self.key))
+
     async def events(self, after: int = 1) -> list[Stored]:
-        """Return what the log holds, without its genesis event and what `enrol` wrote."""
+        """Return what the log holds, without its genesis event, the trust in `AUTHOR`, and what `enrol` wrote."""
         async with LogReader(self._database.dsn) as reader:
             found = await reader.read(after)
-        return [e for e in found if not (e.type == "ExecutorEnrolled" and e.stream in self._enrolled)]
+        author = derive_id("signer", "default", public_hex(AUTHOR))
+        hidden = {("ExecutorEnrolled", executor) for executor in self._enrolled} | {("SigningKeyTrusted", author)}
+        return [e for e in found if (e.type, e.stream) not in hidden]
 
     async def close(self) -> None:
         """Close the executors' connections."""
@@ -130,7 +151,11 @@ def identities(issuer: Issuer, folder: Path, valid_s: int = 3600) -> dict[str, A
 
 @pytest.fixture
 def config(database: Database, nats_server: NatsServer, tmp_path: Path) -> ServiceConfig:
-    extra = {"blobs_url": "http://127.0.0.1:8500", "identities": identities(nats_server.issuer, tmp_path)}
+    extra = {
+        "blobs_url": "http://127.0.0.1:8500",
+        "identities": identities(nats_server.issuer, tmp_path),
+        "author_keys": [{"name": "author", "public_key": public_hex(AUTHOR)}],
+    }
     return service_config("registry", database, nats_server, tmp_path, extra=extra)
 
 

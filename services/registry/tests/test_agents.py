@@ -5,21 +5,23 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hive_common.artifacts.keys import public_hex
 from hive_common.artifacts.manifest import manifest_json
 from hive_common.artifacts.package import AgentPackage
+from hive_common.artifacts.signing import sign, tag_of
 from hive_common.contracts.events import AgentVersionPublished, decode
 from hive_common.kernel.errors import Conflict, FailedPrecondition, HiveError, InvalidArgument, NotFound
 from hive_common.kernel.ids import derive_id
 from hive_common.rpc.client import call
 from hive_proto.agents.v1 import agents_pb2 as pb
 
-from .conftest import Registry
+from .conftest import AUTHOR, Registry
 
 Package = Callable[..., AgentPackage]
 
 
 async def push(registry: Registry, digest: str) -> pb.AgentVersion:
-    return await call(registry.agents.Push(pb.PushRequest(manifest_digest=digest), metadata=registry.key))
+    return await registry.push(digest)
 
 
 async def test_a_pushed_version_is_in_the_log_and_can_be_fetched(registry: Registry, package: Package) -> None:
@@ -38,6 +40,8 @@ async def test_a_pushed_version_is_in_the_log_and_can_be_fetched(registry: Regis
         digest=packed.digest,
         manifest=msgspec.Raw(manifest_json(packed.manifest)),
         size_bytes=packed.size_bytes,
+        signer=public_hex(AUTHOR),
+        signature=sign(packed.digest, "square", AUTHOR).digest,
     )
     got = await call(registry.agents.Get(pb.GetRequest(name="square", version="1.0.0"), metadata=registry.key))
     assert got == published
@@ -47,7 +51,9 @@ async def test_the_store_names_what_is_published(registry: Registry, package: Pa
     packed = package()
     await push(registry, await registry.upload(packed))
     index = json.loads((Path(registry.config.artifacts_dir) / "index.json").read_text())
-    (entry,) = index["manifests"]
+    entry, signed = index["manifests"]
+    assert signed["annotations"]["org.opencontainers.image.ref.name"] == tag_of(packed.digest)
+    assert signed["digest"] == sign(packed.digest, "square", AUTHOR).digest
     assert entry["digest"] == packed.digest
     assert entry["size"] == len(packed.blobs[packed.digest])
     assert entry["annotations"]["org.opencontainers.image.ref.name"] == "square:1.0.0"

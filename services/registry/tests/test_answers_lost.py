@@ -51,8 +51,10 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
         packed = package()
-        request = pb.PushRequest(manifest_digest=await registry.upload(packed))
-        positions = []
+        digest = await registry.upload(packed)
+        signature = await registry.signed(digest)
+        request = pb.PushRequest(manifest_digest=digest, signature_digest=signature.digest)
+        positions: list[int] = []
         while not positions:
             assert spared < CALLS_MAX
             calls = 0
@@ -60,12 +62,12 @@ async def test_a_push_is_repeated_until_no_answer_of_the_store_is_lost_and_is_pu
                 answer = await call(registry.agents.Push(request, metadata=registry.key))
             except Unavailable:
                 spared += 1
-                positions = []
+                positions: list[int] = []
             else:
                 positions.append(answer.position)
-        # All blobs of the package were read, and the version was named.
+        # All blobs of signature and package were read, two of them twice, and both were named.
         assert losing[0].lost.keys() == {"get", "tag"}
-        assert spared == len(packed.blobs) + 1
+        assert spared == len(packed.blobs) + len(signature.blobs) + 2 + 2
         (event,) = await registry.events()
         assert (event.type, event.position) == ("AgentVersionPublished", positions[0])
         assert (await registry.store.tags())["square:1.0.0"].digest == packed.digest

@@ -5,6 +5,7 @@ import grpc.aio
 import msgspec
 import psycopg
 import pytest
+from hive_common.artifacts.keys import public_hex
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.events import Capabilities, Power
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
@@ -21,18 +22,24 @@ from hive_proto.executors.v1 import executors_pb2 as pb
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_registry.bootstrap import main
 
-from .conftest import CAPABILITIES, Registry
+from .conftest import AUTHOR, CAPABILITIES, Registry
 
 
 async def test_a_hello_is_in_the_log_and_in_the_list_before_it_is_answered(registry: Registry) -> None:
     executor = await registry.joined()
     reply = await registry.hello(executor, "laptop")
-    assert reply == HelloReply(position=3, blobs_url="http://127.0.0.1:8500", drained=False)
+    assert reply == HelloReply(
+        position=4,
+        blobs_url="http://127.0.0.1:8500",
+        drained=False,
+        signers=(public_hex(AUTHOR),),
+        signers_position=2,
+    )
     (event,) = await registry.events()
-    assert (event.position, event.stream, event.version, event.type) == (3, executor, 2, "ExecutorRegistered")
+    assert (event.position, event.stream, event.version, event.type) == (4, executor, 2, "ExecutorRegistered")
     assert (event.actor, event.owner, event.ns) == (executor, registry.config.owner, "default")
     (listed,) = (await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))).executors
-    assert (listed.executor_id, listed.name, listed.slots, listed.position) == (executor, "laptop", 4, 3)
+    assert (listed.executor_id, listed.name, listed.slots, listed.position) == (executor, "laptop", 4, 4)
     assert listed.state == "unknown"
     assert listed.last_seen_us >= listed.registered_us == event.ts_us
     assert msgspec.json.decode(listed.capabilities_json, type=Capabilities) == CAPABILITIES
@@ -40,25 +47,25 @@ async def test_a_hello_is_in_the_log_and_in_the_list_before_it_is_answered(regis
 
 async def test_only_a_hello_that_says_something_new_is_an_event(registry: Registry) -> None:
     executor = await registry.joined()
-    assert (await registry.hello(executor)).position == 3
-    assert (await registry.hello(executor)).position == 3
-    assert (await registry.hello(executor, slots=8)).position == 4
-    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=80))).position == 5
-    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=75))).position == 5
+    assert (await registry.hello(executor)).position == 4
+    assert (await registry.hello(executor)).position == 4
+    assert (await registry.hello(executor, slots=8)).position == 5
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=80))).position == 6
+    assert (await registry.hello(executor, slots=8, power=Power(battery_percent=75))).position == 6
     assert [event.type for event in await registry.events()] == [
         "ExecutorRegistered",
         "ExecutorCapabilitiesChanged",
         "ExecutorCapabilitiesChanged",
     ]
     got = await call(registry.executors.Get(pb.GetRequest(executor_id=executor), metadata=registry.key))
-    assert (got.slots, got.position) == (8, 5)
+    assert (got.slots, got.position) == (8, 6)
 
 
 async def test_hellos_of_one_executor_at_the_same_time_register_it_once(registry: Registry) -> None:
     executor = await registry.joined()
     await registry.hello(await registry.joined())
     replies = await asyncio.gather(*(registry.hello(executor) for _ in range(10)))
-    assert {reply.position for reply in replies} == {5}
+    assert {reply.position for reply in replies} == {6}
     assert len(await registry.events()) == 2
 
 

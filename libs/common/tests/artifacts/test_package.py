@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from hive_common.artifacts import package as package_module
-from hive_common.artifacts.package import AgentPackage, OciManifest, inspect, pack, unpack
+from hive_common.artifacts.package import SOURCE_TYPE, AgentPackage, OciManifest, inspect, pack, unpack
+from hive_common.artifacts.runtimes import PYTHON_RUNTIME, PYTHON_RUNTIME_TYPE
 from hive_common.contracts.values import digest_of
 from hive_common.kernel.errors import InvalidArgument, NotFound, PayloadTooLarge
 
@@ -183,8 +184,8 @@ async def test_a_blob_that_is_not_what_its_digest_says_is_refused(make_agent: Ma
 def with_layer(packed: AgentPackage, layer: bytes) -> tuple[dict[str, bytes], str]:
     """The same agent with another layer, honestly described."""
     oci = msgspec.json.decode(packed.blobs[packed.digest], type=OciManifest)
-    described = msgspec.structs.replace(oci.layers[0], digest=digest_of(layer), size=len(layer))
-    manifest = msgspec.json.encode(msgspec.structs.replace(oci, layers=(described,)))
+    described = msgspec.structs.replace(oci.layers[-1], digest=digest_of(layer), size=len(layer))
+    manifest = msgspec.json.encode(msgspec.structs.replace(oci, layers=(*oci.layers[:-1], described)))
     return {**packed.blobs, digest_of(layer): layer, digest_of(manifest): manifest}, digest_of(manifest)
 
 
@@ -248,3 +249,24 @@ async def test_an_image_of_another_type_is_refused(make_agent: MakeAgent) -> Non
     data = packed.blobs[packed.digest].replace(b"hivefabric.agent.v1", b"example.thing.v1")
     with pytest.raises(InvalidArgument, match="artifactType"):
         await inspect(fetch_from({**packed.blobs, digest_of(data): data}), digest_of(data))
+
+
+async def test_all_python_agents_share_the_runtime_layer(make_agent: MakeAgent) -> None:
+    folder = make_agent()
+    first = pack(folder)
+    (folder / "agent.py").write_text(SOURCE + "X = 1\n")
+    second = pack(folder)
+    assert digest_of(PYTHON_RUNTIME) in first.blobs.keys() & second.blobs.keys()
+    oci = msgspec.json.decode(first.blobs[first.digest], type=OciManifest)
+    assert [layer.media_type for layer in oci.layers] == [PYTHON_RUNTIME_TYPE, SOURCE_TYPE]
+
+
+async def test_an_agent_for_another_runtime_is_refused_with_the_remedy(make_agent: MakeAgent) -> None:
+    packed = pack(make_agent())
+    other = PYTHON_RUNTIME.replace(b"3.", b"9.")
+    oci = msgspec.json.decode(packed.blobs[packed.digest], type=OciManifest)
+    described = msgspec.structs.replace(oci.layers[0], digest=digest_of(other), size=len(other))
+    manifest = msgspec.json.encode(msgspec.structs.replace(oci, layers=(described, oci.layers[1])))
+    blobs = {**packed.blobs, digest_of(other): other, digest_of(manifest): manifest}
+    with pytest.raises(InvalidArgument, match=r"layers\[0\]\.digest: .*pack the agent anew, or update HiveFabric"):
+        await unpack(fetch_from(blobs), digest_of(manifest))

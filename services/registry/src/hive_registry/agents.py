@@ -1,8 +1,8 @@
 """Agents: publishing, listing, finding and yanking versions, and the keys under which they are published."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import grpc.aio
 import msgspec
@@ -14,8 +14,9 @@ from hive_common.artifacts.package import (
     AgentPackage,
     Descriptor,
     OciManifest,
+    unpack,
 )
-from hive_common.artifacts.signing import Signature, tag_of
+from hive_common.artifacts.signing import Signature, check, read_signature, tag_of
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.contracts.events import AgentVersionPublished
 from hive_common.contracts.values import is_digest
@@ -28,6 +29,7 @@ from hive_registry.domain import signers
 from hive_registry.domain.versions import sort_key
 from hive_registry.executors import page_limit
 from hive_registry.log_access import TRIES_MAX, Entry, LogAccess
+from hive_registry.signers import SignerDesk
 from hive_registry.views import AgentRow, SignerRow, Views
 
 T = TypeVar("T")
@@ -43,33 +45,47 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         views: reads.
         log: writes.
         store: where pushed blobs are.
+        signers: knows the keys that are trusted.
         check_stopped: refuses an agent's name and version where a kill order stops it.
     """
 
     def __init__(
-        self, views: Views, log: LogAccess, store: ArtifactStore, check_stopped: Callable[[str, str], None]
+        self,
+        views: Views,
+        log: LogAccess,
+        store: ArtifactStore,
+        signers: SignerDesk,
+        check_stopped: Callable[[str, str], None],
     ) -> None:
         self._views = views
         self._log = log
         self._store = store
+        self._signers = signers
         self._check_stopped = check_stopped
         self._publishing = asyncio.Semaphore(PUBLISHING_MAX)
 
     async def Push(
         self, request: agents_pb2.PushRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> agents_pb2.AgentVersion:
-        """Publish a version whose blobs are in the store. The same digest again gives the same answer."""
+        """Publish a version whose blobs are in the store, under a trusted signature.
+
+        The same digest again gives the same answer.
+        """
         actor = actor_of(context, request.caller, "registry")
-        if not is_digest(request.manifest_digest):
+        _require_digest("manifest_digest", request.manifest_digest)
+        if not request.signature_digest:
             raise InvalidArgument(
-                f"manifest_digest: got {request.manifest_digest!r}; expected sha256:<64 hex digits>",
-                path="manifest_digest",
+                f"signature_digest: {request.manifest_digest} is not signed; expected the signature of its author: "
+                "push it with `hive agent push`, which signs it with the key of this installation, or of --key",
+                path="signature_digest",
             )
+        _require_digest("signature_digest", request.signature_digest)
         async with self._publishing:
-            package = await self._checked(request.manifest_digest)
+            signature = await self._signed(request.manifest_digest, request.signature_digest)
+            package = await self._stored(unpack(self._store.get, request.manifest_digest))
             self._check_stopped(package.manifest.name, package.manifest.version)
-            row = await self._published(package, actor)
-            await self._tag(package)
+            row = await self._published(package, signature, actor)
+            await self._tag(package, signature)
         return _message(row)
 
     async def List(
@@ -92,29 +108,23 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         """Return one version."""
         if not request.name or not request.version:
             raise InvalidArgument("name and version: expected both, such as square and 1.0.0")
-        if request.name.isprintable() and request.version.isprintable():
-            row = await self._views.agent(request.name, request.version)
-            if row is not None:
-                return _message(row)
-        raise await self._not_found(request.name, request.version)
+        return _message(await self._row(request.name, request.version))
 
     async def Yank(
         self, request: agents_pb2.YankRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> agents_pb2.AgentVersion:
         """Let no new job use a version."""
         actor = actor_of(context, request.caller, "registry")
-        for _ in range(TRIES_MAX):
-            row = await self._views.agent(request.name, request.version) if _printable(request) else None
-            if row is None:
-                raise await self._not_found(request.name, request.version)
-            events = signers.yank(row.yanked_us > 0, request.reason)
-            if not events:
-                break
+        row = await self._row(request.name, request.version)
+        events = signers.yank(row.yanked_us > 0, request.reason)
+        if events:
             stream = derive_id("agent", self._log.ns, row.name, row.version)
             try:
                 await self._log.append(stream, row.stream_version, events, actor)
             except VersionConflict:
+                # Somebody else yanked it at this moment, which is all that can happen to a version.
                 await self._log.catch_up()
+            row = await self._row(request.name, request.version)
         return _message(row)
 
     async def Trust(
@@ -149,10 +159,15 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
                 digest=missing,
             ) from error
 
-    async def _require(self, signature: Signature) -> None:
-        """Require all of a signature in the store, so that others can copy it from there."""
-        for digest in signature.blobs:
-            await self._stored(self._store.get(digest))
+    async def _signed(self, digest: str, signature_digest: str) -> Signature:
+        """Return the good, trusted signature of an artifact, of which nothing is looked at before."""
+        signature = await self._stored(read_signature(self._store.get, signature_digest))
+        check(signature, digest)
+        signers.require_trusted(await self._signers.state(signature.signer), digest, signature.signer)
+        for blob in signature.blobs:
+            # All of it has to be there, so that others can copy it from here.
+            await self._stored(self._store.get(blob))
+        return signature
 
     async def _published(self, package: AgentPackage, signature: Signature, actor: str) -> AgentRow:
         manifest, signer = package.manifest, signature.signer
@@ -197,6 +212,13 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         signed = Descriptor(media_type=MANIFEST_TYPE, digest=signature.digest, size=size)
         await self._store.tag(tag_of(package.digest), signed)
 
+    async def _row(self, name: str, version: str) -> AgentRow:
+        if name.isprintable() and version.isprintable():
+            row = await self._views.agent(name, version)
+            if row is not None:
+                return row
+        raise await self._not_found(name, version)
+
     async def _not_found(self, name: str, version: str) -> NotFound:
         versions = await self._views.version_names(name) if name.isprintable() else []
         if versions:
@@ -226,10 +248,6 @@ def _event_of(package: AgentPackage, signature: Signature) -> AgentVersionPublis
 def _require_digest(path: str, digest: str) -> None:
     if not is_digest(digest):
         raise InvalidArgument(f"{path}: got {digest[:80]!r}; expected sha256:<64 hex digits>", path=path)
-
-
-def _printable(request: agents_pb2.YankRequest) -> bool:
-    return request.name.isprintable() and request.version.isprintable()
 
 
 def _key_message(row: SignerRow) -> agents_pb2.SigningKey:

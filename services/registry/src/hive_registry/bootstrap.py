@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import msgspec
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
 from hive_common.bus.nats import connect, respond
-from hive_common.contracts.messages import HelloRequest, hello_subject
+from hive_common.contracts.messages import HelloRequest, KvRequest, call_subject, hello_subject
 from hive_common.control.kill_log import TYPES as KILL_TYPES
 from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import LogReader, LogWriter
@@ -22,6 +22,7 @@ from hive_common.ops.database import Database
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.startup import eventually
 from hive_common.ops.telemetry import Health, OpsServer
+from hive_common.permissions.tokens import Verifier
 from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
@@ -34,12 +35,16 @@ from hive_registry.enrolment import EnrolmentDesk, Identities
 from hive_registry.executors import ExecutorsServicer
 from hive_registry.identities import Revocations, Signer
 from hive_registry.kills import ControlServicer, KillDesk
+from hive_registry.kv import KvDesk, kv_refused
+from hive_registry.kv_views import KvProjection, KvViews
 from hive_registry.log_access import LogAccess
 from hive_registry.presence import SchedulerPresence
 from hive_registry.settings import IdentitySettings, RegistrySettings, settings_of
+from hive_registry.signers import SignerDesk
 from hive_registry.views import SCHEMA, RegistryProjection, Views
 
 SYSTEM_IDENTITY: Final = "registry-system"
+KV_POLL_S: Final = 5.0
 
 
 async def main(config: ServiceConfig, stop: Stop) -> None:
@@ -93,7 +98,8 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         await eventually(kills.catch_up, "kill orders in the log")
         background(kills.follow(), "kill orders")
         kill_desk = KillDesk(kills, views, log, client)
-        desk = ExecutorDesk(views, log, clock, settings.blobs_url, kills)
+        signers = SignerDesk(views, log)
+        desk = ExecutorDesk(views, log, clock, settings.blobs_url, kills, signers)
         identities = _identities(settings, views, clock)
         enrolment = EnrolmentDesk(
             views,
@@ -115,7 +121,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(kill_desk, views), server.server)
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
         agents_pb2_grpc.add_AgentsServicer_to_server(
-            AgentsServicer(views, log, store, kill_desk.check_agent), server.server
+            AgentsServicer(views, log, store, signers, kill_desk.check_agent), server.server
         )
         await enrolment.enrol_locals(settings.local_executors)
         await signers.trust_own(settings.author_keys)
@@ -125,8 +131,35 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         await server.start()
         stack.push_async_callback(server.stop)
         await respond(client, hello_subject("*"), HelloRequest, desk.hello, hello_refused)
+        if config.token_public_key:
+            desk_of_values = await _kept_values(config, client, writer, database, clock, health, background, stack)
+            await respond(client, call_subject("*", "kv"), KvRequest, desk_of_values.call, kv_refused)
         started.set()
         await stop.wait()
+
+
+async def _kept_values(
+    config: ServiceConfig,
+    client: Client,
+    writer: LogWriter,
+    database: Database,
+    clock: Clock,
+    health: Health,
+    background: Callable[[Coroutine[Any, Any, None], str], None],
+    stack: contextlib.AsyncExitStack,
+) -> KvDesk:
+    """A projection of its own: it sees the end of every task, and is in no hurry unless somebody asks."""
+    dsn = config.postgres.dsn()
+    wake = asyncio.Event()
+    await wake_on_head(client, wake, types=("KvStaged",))
+    reader = await stack.enter_async_context(LogReader(dsn))
+    runner = ProjectionRunner(dsn, reader, KvProjection(), SCHEMA, wake=wake, poll_s=KV_POLL_S)
+    observe_projection(runner, KvProjection.name, health)
+    background(runner.run(), "projection of kept values")
+    ends = await stack.enter_async_context(LogReader(dsn))
+    log = LogAccess(writer, ends, runner, wake, clock, config.owner, config.ns)
+    verifier = Verifier(config.token_public_key)
+    return KvDesk(KvViews(database, config.ns), log, ends, verifier, clock, config.owner, config.ns)
 
 
 def _identities(settings: RegistrySettings, views: Views, clock: Clock) -> Identities | None:

@@ -13,6 +13,7 @@ from hive_common.kernel.ids import is_id
 from hive_registry.domain.executors import UNKNOWN, ExecutorState, say_hello
 from hive_registry.log_access import TRIES_MAX, LogAccess
 from hive_registry.lookup import GatheredLookup
+from hive_registry.signers import SignerDesk
 from hive_registry.views import ExecutorRow, Views
 
 MESSAGE_VERSION: Final = 1
@@ -27,9 +28,18 @@ class ExecutorDesk:
         clock: tells when a hello came.
         blobs_url: base URL at which executors fetch and store blobs.
         kills: what is stopped, which a hello is told.
+        signers: knows whose agents may run, which a hello is told.
     """
 
-    def __init__(self, views: Views, log: LogAccess, clock: Clock, blobs_url: str, kills: KillLog) -> None:
+    def __init__(
+        self,
+        views: Views,
+        log: LogAccess,
+        clock: Clock,
+        blobs_url: str,
+        kills: KillLog,
+        signers: SignerDesk,
+    ) -> None:
         self._lookup = GatheredLookup(views.executors)
         self._log = log
         self._clock = clock
@@ -56,7 +66,15 @@ class ExecutorDesk:
         )
         self._last_hello_us[executor] = self._clock.now_us()
         kill = self._kills.verifier.signed
-        return HelloReply(position=row.position, blobs_url=self._blobs_url, drained=row.drained, kill=kill)
+        trusted, position = await self._signers.trusted()
+        return HelloReply(
+            position=row.position,
+            blobs_url=self._blobs_url,
+            drained=row.drained,
+            kill=kill,
+            signers=trusted,
+            signers_position=position,
+        )
 
     async def change(
         self, executor: str, actor: str, decide: Callable[[ExecutorState], tuple[Event, ...]]

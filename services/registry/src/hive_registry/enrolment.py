@@ -11,11 +11,11 @@ from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFo
 from hive_common.kernel.ids import derive_id, is_id, new_id
 from hive_proto.executors.v1 import executors_pb2
 
-from hive_registry.desk import TRIES_MAX, ExecutorDesk
+from hive_registry.desk import ExecutorDesk
 from hive_registry.domain.executors import UNKNOWN, check_enrolled, enrol_local, revoke
 from hive_registry.domain.tokens import NEVER_ISSUED, Enrolment, TokenState, digest_of_secret, enrol, issue
 from hive_registry.identities import Revocations, Signer
-from hive_registry.log_access import Entry, LogAccess
+from hive_registry.log_access import TRIES_MAX, Entry, LogAccess
 from hive_registry.settings import LocalExecutor
 from hive_registry.views import ExecutorRow, Views
 

@@ -14,6 +14,13 @@ class LocalExecutor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: str
 
 
+class AuthorKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The installation's own key for signing agents: trusted at start, unless something was decided about it."""
+
+    name: str
+    public_key: str
+
+
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What signs for executors, and what tells NATS whom it refuses. Files have mode 0600.
 
@@ -39,12 +46,14 @@ class RegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         blobs_url: base URL of the gateway as executors reach it, such as `http://127.0.0.1:8500`.
         nats_url: of NATS, likewise; empty for the one of `ServiceConfig`.
         local_executors: enrolled at start, with these keys.
+        author_keys: trusted at start.
         identities: None where NATS is open, as in tests: nobody can be enrolled by a token, or renewed.
     """
 
     blobs_url: str
     nats_url: str = ""
     local_executors: tuple[LocalExecutor, ...] = ()
+    author_keys: tuple[AuthorKey, ...] = ()
     identities: IdentitySettings | None = None
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from hive_common.contracts.events import (
     AgentVersionPublished,
+    AgentVersionYanked,
     Capabilities,
     ExecutorCapabilitiesChanged,
     ExecutorDrainRequested,
@@ -15,6 +16,8 @@ from hive_common.contracts.events import (
     ExecutorUndrained,
     JoinTokenIssued,
     JoinTokenUsed,
+    SigningKeyDistrusted,
+    SigningKeyTrusted,
     decode,
 )
 from hive_common.eventlog.log import Stored
@@ -23,6 +26,7 @@ from hive_common.ops.database import Database
 from psycopg import AsyncConnection
 
 from hive_registry.domain.executors import ExecutorState
+from hive_registry.domain.signers import SignerState
 from hive_registry.domain.tokens import TokenState
 from hive_registry.domain.versions import sort_key
 
@@ -33,6 +37,9 @@ NAMES_MAX: Final = 10_000
 REVOKED_MAX: Final = 8_000
 """Revoked keys that NATS is told, the latest ones: as many as fit into one message, and the credentials of all
 others ran out long ago."""
+
+SIGNERS_MAX: Final = 1_000
+"""Keys of authors that are listed: all that are trusted, and the latest of the others."""
 
 _ENROL = """
 WITH retired AS (
@@ -75,8 +82,24 @@ UPDATE registry.executors SET drained = %s, version = %s, position = %s WHERE ns
 """
 _PUBLISH = """
 INSERT INTO registry.agent_versions
-    (ns, owner, name, version, version_key, digest, manifest, size_bytes, published_us, position)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    (ns, stream, owner, stream_version, name, version, version_key, digest, manifest, size_bytes, published_us,
+     position, signer, signature)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+_YANK = """
+UPDATE registry.agent_versions SET yanked_us = %s, yank_reason = %s, stream_version = %s
+WHERE ns = %s AND stream = %s
+"""
+_TRUST = """
+INSERT INTO registry.signers (ns, stream, public_key, name, trusted, since_us, version, position)
+VALUES (%s, %s, %s, %s, true, %s, %s, %s)
+ON CONFLICT (ns, public_key) DO UPDATE SET
+    name = excluded.name, trusted = true, since_us = excluded.since_us, reason = '', version = excluded.version,
+    position = excluded.position
+"""
+_DISTRUST = """
+UPDATE registry.signers SET trusted = false, reason = %s, since_us = %s, version = %s, position = %s
+WHERE ns = %s AND stream = %s
 """
 
 _EXECUTOR = (
@@ -103,7 +126,10 @@ SELECT version, digest, expires_us, owner, owner_name, executor FROM registry.jo
 WHERE ns = %s AND token = %s
 """
 
-_AGENT = "name, version, digest, manifest, size_bytes, published_us, position"
+_AGENT = (
+    "name, version, digest, manifest, size_bytes, published_us, position, signer, signature, stream_version,"
+    " yanked_us, yank_reason"
+)
 _VERSION = f"SELECT {_AGENT} FROM registry.agent_versions WHERE ns = %s AND name = %s AND version = %s"  # noqa: S608
 _AGENTS = f"""
 SELECT {_AGENT} FROM registry.agent_versions
@@ -114,6 +140,11 @@ _VERSIONS = f"""
 SELECT {_AGENT} FROM registry.agent_versions
 WHERE ns = %s AND name = %s AND (version_key, version) > (%s, %s)
 ORDER BY version_key, version LIMIT %s
+"""  # noqa: S608
+_SIGNER = "public_key, name, trusted, since_us, reason, version, position"
+_BY_KEY = f"SELECT {_SIGNER} FROM registry.signers WHERE ns = %s AND public_key = %s"  # noqa: S608
+_SIGNERS = f"""
+SELECT {_SIGNER} FROM registry.signers WHERE ns = %s ORDER BY trusted DESC, since_us DESC, public_key LIMIT %s
 """  # noqa: S608
 _AGENT_NAMES = "SELECT DISTINCT name FROM registry.agent_versions WHERE ns = %s LIMIT %s"
 _VERSION_NAMES = """
@@ -171,6 +202,28 @@ class AgentRow(msgspec.Struct, frozen=True):
     size_bytes: int
     published_us: int
     position: int
+    signer: str
+    signature: str
+    stream_version: int
+    yanked_us: int
+    yank_reason: str
+
+
+class SignerRow(msgspec.Struct, frozen=True):
+    """A key that is or was trusted; `since_us` is when that was decided."""
+
+    public_key: str
+    name: str
+    trusted: bool
+    since_us: int
+    reason: str
+    version: int
+    position: int
+
+    @property
+    def state(self) -> SignerState:
+        """What decisions are made on."""
+        return SignerState(self.version, self.name, self.trusted, self.reason)
 
 
 class RegistryProjection:
@@ -187,6 +240,9 @@ class RegistryProjection:
         "JoinTokenIssued",
         "JoinTokenUsed",
         "AgentVersionPublished",
+        "AgentVersionYanked",
+        "SigningKeyTrusted",
+        "SigningKeyDistrusted",
     )
 
     async def apply(self, conn: AsyncConnection[Any], batch: Sequence[Stored]) -> None:
@@ -229,7 +285,14 @@ def _statement_of(stored: Stored) -> tuple[Any, Any]:
         case AgentVersionPublished():
             version = (event.name, event.version, sort_key(event.version), event.digest)
             what = (bytes(event.manifest), event.size_bytes, stored.ts_us, stored.position)
-            return _PUBLISH, (stored.ns, stored.owner, *version, *what)
+            signed = (event.signer, event.signature)
+            return _PUBLISH, (*key, stored.owner, stored.version, *version, *what, *signed)
+        case AgentVersionYanked():
+            return _YANK, (stored.ts_us, event.reason, stored.version, *key)
+        case SigningKeyTrusted():
+            return _TRUST, (*key, event.public_key, event.name, stored.ts_us, *moved)
+        case SigningKeyDistrusted():
+            return _DISTRUST, (event.reason, stored.ts_us, *moved, *key)
     raise UnknownEvent(f"position {stored.position}: the registry does not know {stored.type}")
 
 
@@ -288,6 +351,15 @@ class Views:
         """Return a page of one agent in order of precedence. `after` is (version key, version)."""
         rows = await self._database.fetch(_VERSIONS, (self._ns, name, *after, limit))
         return [AgentRow(*row) for row in rows]
+
+    async def signer(self, public_key: str) -> SignerRow | None:
+        """Return a key, or None."""
+        rows = await self._database.fetch(_BY_KEY, (self._ns, public_key))
+        return SignerRow(*rows[0]) if rows else None
+
+    async def signers(self) -> list[SignerRow]:
+        """Return keys, those that are trusted first, the latest decision first; at most `SIGNERS_MAX`."""
+        return [SignerRow(*row) for row in await self._database.fetch(_SIGNERS, (self._ns, SIGNERS_MAX))]
 
     async def agent_names(self) -> list[str]:
         """Return the names there are, up to `NAMES_MAX`."""

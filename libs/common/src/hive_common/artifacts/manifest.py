@@ -144,7 +144,7 @@ def from_json(data: bytes, file: str = "manifest") -> AgentManifest:
         manifest = msgspec.json.decode(data, type=AgentManifest)
     except msgspec.ValidationError as error:
         refuse_validation(error, file, AgentManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse(file, "", f"is not JSON: {error}", "an agent manifest")
     _check(manifest, file)
     return manifest

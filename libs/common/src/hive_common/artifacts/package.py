@@ -1,7 +1,8 @@
-"""An agent as an OCI artifact: one config blob (the manifest), one layer (sources or module), one manifest.
+"""An agent as an OCI artifact: one config blob (the manifest), a layer of code (sources or module), one manifest.
 
 Formats: OCI image manifest 1.1 with `artifactType`; sources are an uncompressed ustar archive whose bytes
-depend on names and contents alone, so that the same folder always has the same digest.
+depend on names and contents alone, so that the same folder always has the same digest. Below the sources lies the
+runtime layer, which all Python agents share (`runtimes`).
 """
 
 import ast
@@ -24,6 +25,7 @@ from hive_common.artifacts.manifest import (
     manifest_json,
     parse_manifest,
 )
+from hive_common.artifacts.runtimes import PYTHON_RUNTIME, PYTHON_RUNTIME_TYPE
 from hive_common.contracts.limits import (
     AGENT_MANIFEST_BYTES_MAX,
     AGENT_MODULE_BYTES_MAX,
@@ -46,6 +48,8 @@ _LAYER_BYTES_MAX: Final = {
     SOURCE_TYPE: AGENT_SOURCE_BYTES_MAX + AGENT_SOURCE_FILES_MAX * _TAR_OVERHEAD_BYTES + tarfile.RECORDSIZE,
     MODULE_TYPE: AGENT_MODULE_BYTES_MAX,
 }
+
+_PYTHON_RUNTIME_DIGEST: Final = digest_of(PYTHON_RUNTIME)
 
 Fetch = Callable[[str], Awaitable[bytes]]
 
@@ -98,11 +102,13 @@ class AgentArtifact(msgspec.Struct, frozen=True, kw_only=True):
     config: Descriptor
     layer: Descriptor
     manifest_size_bytes: int
+    runtime: Descriptor | None = None
 
     @property
     def size_bytes(self) -> int:
         """All blobs together."""
-        return self.manifest_size_bytes + self.config.size + self.layer.size
+        below = 0 if self.runtime is None else self.runtime.size
+        return self.manifest_size_bytes + self.config.size + self.layer.size + below
 
 
 def pack(folder: Path) -> AgentPackage:
@@ -143,10 +149,10 @@ async def inspect(fetch: Fetch, digest: str) -> AgentArtifact:
     Raises:
         InvalidArgument: not an agent, or a blob that is not what its digest or size says.
     """
-    data = await _fetched(fetch, digest, None)
+    data = await fetched(fetch, digest, None)
     try:
         oci = msgspec.json.decode(data, type=OciManifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         refuse(digest, "", f"is not an OCI image manifest: {error}", "the digest of a pushed agent")
     for path, got, wanted in (
         ("mediaType", oci.media_type, MANIFEST_TYPE),
@@ -155,17 +161,30 @@ async def inspect(fetch: Fetch, digest: str) -> AgentArtifact:
     ):
         if got != wanted:
             refuse(digest, path, f"got {got!r}", wanted)
-    manifest = from_json(await _fetched(fetch, oci.config.digest, oci.config.size), f"{digest}: config")
-    kind = SOURCE_TYPE if manifest.runtime == "python" else MODULE_TYPE
-    if [layer.media_type for layer in oci.layers] != [kind]:
-        refuse(digest, "layers", f"got {len(oci.layers)} layers", f"exactly one, of type {kind}")
-    layer = oci.layers[0]
+    manifest = from_json(await fetched(fetch, oci.config.digest, oci.config.size), f"{digest}: config")
+    kinds = [PYTHON_RUNTIME_TYPE, SOURCE_TYPE] if manifest.runtime == "python" else [MODULE_TYPE]
+    if (got_kinds := [layer.media_type for layer in oci.layers]) != kinds:
+        refuse(digest, "layers", f"got {got_kinds}", f"exactly {' and '.join(kinds)}")
+    *below, layer = oci.layers
+    if below and below[0].digest != _PYTHON_RUNTIME_DIGEST:
+        refuse(
+            digest,
+            "layers[0].digest",
+            f"the agent is built on the Python runtime {below[0].digest}, which this version of HiveFabric is not",
+            f"{_PYTHON_RUNTIME_DIGEST}; pack the agent anew, or update HiveFabric here",
+        )
+    place = f"layers[{len(below)}]"
     if not is_digest(layer.digest):
-        refuse(digest, "layers[0].digest", f"got {layer.digest!r}", "sha256:<64 hex digits>")
-    if not 0 < layer.size <= _LAYER_BYTES_MAX[kind]:
-        refuse(digest, "layers[0].size", f"got {layer.size}", f"1 to {_LAYER_BYTES_MAX[kind]} bytes")
+        refuse(digest, f"{place}.digest", f"got {layer.digest!r}", "sha256:<64 hex digits>")
+    if not 0 < layer.size <= _LAYER_BYTES_MAX[layer.media_type]:
+        refuse(digest, f"{place}.size", f"got {layer.size}", f"1 to {_LAYER_BYTES_MAX[layer.media_type]} bytes")
     return AgentArtifact(
-        manifest=manifest, digest=digest, config=oci.config, layer=layer, manifest_size_bytes=len(data)
+        manifest=manifest,
+        digest=digest,
+        config=oci.config,
+        layer=layer,
+        manifest_size_bytes=len(data),
+        runtime=below[0] if below else None,
     )
 
 
@@ -189,7 +208,9 @@ async def unpack(fetch: Fetch, digest: str) -> AgentPackage:
         return blobs[wanted]
 
     artifact = await inspect(fetch_once, digest)
-    layer = await _fetched(fetch_once, artifact.layer.digest, artifact.layer.size)
+    if artifact.runtime is not None:
+        await fetched(fetch_once, artifact.runtime.digest, artifact.runtime.size)
+    layer = await fetched(fetch_once, artifact.layer.digest, artifact.layer.size)
     manifest = artifact.manifest
     if manifest.runtime != "python":
         _check_module(layer, manifest.runtime, digest)
@@ -200,7 +221,12 @@ async def unpack(fetch: Fetch, digest: str) -> AgentPackage:
     return AgentPackage(manifest=manifest, digest=digest, blobs=blobs, files=files)
 
 
-async def _fetched(fetch: Fetch, digest: str, size: int | None) -> bytes:
+async def fetched(fetch: Fetch, digest: str, size: int | None) -> bytes:
+    """Return a blob, checked against its digest and, where it is not None, its size in bytes.
+
+    Raises:
+        InvalidArgument: it is not what its digest or size says.
+    """
     if not is_digest(digest):
         refuse(digest, "", "is not a digest", "sha256:<64 hex digits>")
     data = await fetch(digest)
@@ -220,19 +246,24 @@ def _build(
     module: bytes = b"",
 ) -> AgentPackage:
     config = manifest_json(manifest)
+    layers = {layer_type: layer}
+    if layer_type == SOURCE_TYPE:
+        layers = {PYTHON_RUNTIME_TYPE: PYTHON_RUNTIME, **layers}
     oci = msgspec.json.encode(
         OciManifest(
             schema_version=2,
             media_type=MANIFEST_TYPE,
             artifact_type=ARTIFACT_TYPE,
             config=Descriptor(media_type=CONFIG_TYPE, digest=digest_of(config), size=len(config)),
-            layers=(Descriptor(media_type=layer_type, digest=digest_of(layer), size=len(layer)),),
+            layers=tuple(
+                Descriptor(media_type=kind, digest=digest_of(data), size=len(data)) for kind, data in layers.items()
+            ),
         )
     )
     return AgentPackage(
         manifest=manifest,
         digest=digest_of(oci),
-        blobs={digest_of(blob): blob for blob in (layer, config, oci)},
+        blobs={digest_of(blob): blob for blob in (*layers.values(), config, oci)},
         files=files or {},
         module=module,
     )

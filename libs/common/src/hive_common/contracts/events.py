@@ -29,8 +29,8 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """An agent version as a job uses it, with what placement and limits need of its manifest.
 
     `model`, `http`, `kv`, `fork` and `scratch_bytes` are what it may do: what its manifest asks for and was granted
-    when the job was submitted. `asks` names the permissions for which a person is asked at each use. `signer` is the
-    key (Ed25519, in hex) that signed it, `signature` the digest of the manifest of that signature.
+    when the job was submitted. `asks` names the permissions for which a person is asked at each use. `signer` is
+    the key (Ed25519, in hex) that signed it, `signature` the digest of the manifest of that signature.
     """
 
     name: str
@@ -466,8 +466,8 @@ class BudgetReturned(Event, frozen=True):
 class AgentVersionPublished(Event, frozen=True):
     """A version of an agent. The stream is the version's; it never changes and is never published twice.
 
-    `signer` is the public key under whose signature it came, `signature` the digest of the OCI manifest that holds it;
-    events before there were signatures have neither.
+    `signer` is the public key under whose signature it came, `signature` the digest of the OCI manifest that holds
+    it; events before there were signatures have neither.
     """
 
     name: str
