@@ -51,7 +51,7 @@ hive.exec.ONE.log.t-1                      p     .    .        .      .       . 
 hive.exec.ONE.stream.c                     p     .    .        .      s       .      .        .
 hive.exec.ONE.call.model                   p     .    .        .      s       .      .        .
 hive.exec.ONE.call.model-done              p     .    .        .      s       .      .        .
-hive.exec.ONE.call.kv                      p     .    .        .      .       .      .        .
+hive.exec.ONE.call.kv                      p     s    .        .      .       .      .        .
 hive.exec.ONE.control                      b     .    .        .      .       .      .        .
 hive.exec.ONE.infer                        b     .    .        .      p       .      .        .
 hive.exec.TWO.hello                        .     s    .        .      .       .      .        .
@@ -61,6 +61,7 @@ hive.exec.TWO.log.t-1                      .     .    .        .      .       . 
 hive.exec.TWO.stream.c                     .     .    .        .      s       .      .        .
 hive.exec.TWO.call.model                   .     .    .        .      s       .      .        .
 hive.exec.TWO.call.model-done              .     .    .        .      s       .      .        .
+hive.exec.TWO.call.kv                      .     s    .        .      .       .      .        .
 hive.exec.TWO.control                      .     .    .        .      .       .      .        .
 hive.exec.TWO.infer                        .     .    .        .      p       .      .        .
 hive.control.kill                          s     p    .        .      .       .      .        .

@@ -52,14 +52,19 @@ class _Asked:
         )
 
 
-def granted(assignment: Assignment, means: Means) -> Capabilities:
+def granted(assignment: Assignment, permissions: Permissions, means: Means) -> Capabilities:
     """Return what the guest of an attempt may ask for, and nothing else (law 6).
+
+    Args:
+        assignment: of the attempt.
+        permissions: what its capability token says.
+        means: of this device.
 
     Raises:
         PermissionDenied: job and manifest pin data to places that exclude each other.
     """
     whose = Of(assignment.job, assignment.task, assignment.attempt, assignment.token)
-    return allowed(assignment.agent.permissions, means, whose, assignment.pin)
+    return allowed(permissions, means, whose, assignment.pin)
 
 
 def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") -> Capabilities:
@@ -83,6 +88,7 @@ def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") ->
             job=whose.job,
             task=whose.task,
             attempt=whose.attempt,
+            token=whose.token,
         )
     if permissions.http is not None:
         found["http"] = HttpAccess(means.http, permissions.http, task=whose.task, attempt=whose.attempt)

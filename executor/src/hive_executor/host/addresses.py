@@ -30,14 +30,19 @@ _CARRIERS: Final = tuple(
 _METADATA: Final = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "168.63.129.16")))
 """What tells programs in clouds their secrets. The last one is a public address, but only to look at."""
 
-_LOCAL: Final = tuple(
+_SPECIAL: Final = tuple(
     (kind, ipaddress.ip_network(network))
     for kind, network in (
         ("shared (RFC 6598)", "100.64.0.0/10"),
         ("6to4 relay (RFC 7526)", "192.88.99.0/24"),
         ("site-local (RFC 3879)", "fec0::/10"),
+        ("special (RFC 6890)", "192.0.0.0/24"),
+        ("special (RFC 6890)", "2001::/23"),
     )
 )
+"""IANA's registries of special addresses have more entries than this Python knows."""
+
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 
 
 class Resolver(Protocol):
@@ -103,9 +108,11 @@ def _private_kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address, *, has
         return "loopback"
     if address.is_link_local or has_zone:
         return "link-local"
-    for kind, network in (*_CARRIERS, *_LOCAL):
+    for kind, network in (*_CARRIERS, *_SPECIAL):
         if address.version == network.version and address in network:
             return kind
     if address.is_private:
         return "private"
+    if address.version == _GLOBAL_UNICAST.version and address not in _GLOBAL_UNICAST:
+        return "reserved"
     return "" if address.is_global and not address.is_reserved else "reserved"

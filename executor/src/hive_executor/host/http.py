@@ -69,6 +69,9 @@ _HOP_BY_HOP: Final = frozenset(
 )
 """They are about one connection, which is the host's (RFC 9110, section 7.6.1)."""
 _OF_THE_HOST: Final = frozenset({"host", "content-length", "accept-encoding", "expect", "idempotency-key"})
+_NOT_TOLD: Final = _HOP_BY_HOP | {"content-encoding", "content-length"}
+"""They are about the body as it travelled, and it is given whole and unpacked."""
+
 _ABOUT_BODY: Final = frozenset({"content-type", "content-language", "content-location"})
 _TO_ANYBODY: Final = _ABOUT_BODY | {
     "accept",
@@ -154,12 +157,11 @@ class HttpClient:
             Unavailable: it cannot be reached, its certificate is no good, or what it says is not HTTP.
             PayloadTooLarge: it says more than a guest may be told.
         """
-        if self._context is None:
-            self._context = await asyncio.to_thread(ssl.create_default_context)
         connector = aiohttp.TCPConnector(
             resolver=_Fixed(addresses),
             use_dns_cache=False,
-            ssl=self._context,
+            # True: a context of the library with `ssl.create_default_context`, and thus the store of the system.
+            ssl=self._context or True,
             force_close=True,
             socket_factory=lambda info: _socket_of(info, addresses),
         )
@@ -296,11 +298,9 @@ async def _exchange(session: aiohttp.ClientSession, request: Request) -> Answere
         request.method, request.url, headers=headers, data=data, allow_redirects=False
     ) as answer:
         body = await _read(answer)
-        named = tuple(
-            (name, value)
-            for name, value in answer.headers.items()
-            if name.lower() not in _HOP_BY_HOP | {"content-encoding", "content-length"}
-        )
+        # The raw ones: bytes beyond ASCII mean nothing (RFC 9110, section 5.5), and must not become surrogates.
+        read = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.raw_headers]
+        named = tuple((name, value) for name, value in read if name.lower() not in _NOT_TOLD)
         return Answered(answer.status, named, body, answer.headers.get("Location", ""))
 
 

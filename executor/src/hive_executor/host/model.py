@@ -4,7 +4,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
-from hive_common.contracts.permissions import ModelPermission
+from hive_common.contracts.permissions import ModelPermission, Permissions
 from hive_common.inference.bodies import decode
 from hive_common.inference.calls import PIN_ANY, Completer, Endpoint, ModelCall
 from hive_common.kernel.errors import (
@@ -13,10 +13,10 @@ from hive_common.kernel.errors import (
     InvalidArgument,
     NotFound,
     PayloadTooLarge,
-    PermissionDenied,
     Unavailable,
 )
 from hive_common.kernel.ids import new_id
+from hive_common.permissions import check_model
 
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX
 
@@ -45,7 +45,7 @@ class ModelAccess:
         completer: serves the calls.
         permission: what the manifest asks for.
         pin: where the data may go.
-        job, task, attempt: on whose account; empty and 0 for a try-out.
+        job, task, attempt, token: on whose account; empty and 0 for a try-out.
 
     Attributes:
         spent: tokens that were generated, or may have been.
@@ -60,6 +60,7 @@ class ModelAccess:
         job: str = "",
         task: str = "",
         attempt: int = 0,
+        token: str = "",
     ) -> None:
         self._completer = completer
         self._permission = permission
@@ -67,6 +68,7 @@ class ModelAccess:
         self._job = job
         self._task = task
         self._attempt = attempt
+        self._token = token
         self.spent = 0
 
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
@@ -100,6 +102,7 @@ class ModelAccess:
             task=self._task,
             attempt=self._attempt,
             tokens_max=reserved,
+            token=self._token,
         )
         return await self._complete(call, reserved)
 
@@ -107,12 +110,7 @@ class ModelAccess:
         asked: str | None = _value(body, "model", str, "the name of a model")
         names = self._permission.names
         if asked:
-            if asked not in names and ANY_MODEL not in names:
-                shown = ", ".join(names[:10])
-                raise PermissionDenied(
-                    f"the permission `model` is granted for {shown}, not for {asked[:80]!r} "
-                    "(`permissions.model.names`)"
-                )
+            check_model(Permissions(model=self._permission), asked)
             return asked
         if names[0] != ANY_MODEL:
             return names[0]
