@@ -1,0 +1,145 @@
+"""What the registry does with kept values: `hive.exec.<id>.call.kv`."""
+
+import asyncio
+from collections import defaultdict
+from typing import Final
+
+import msgspec
+from hive_common.contracts.events import AttemptFailed, AttemptLost, decode
+from hive_common.contracts.limits import KV_KEYS_MAX
+from hive_common.contracts.messages import KvReply, KvRequest
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.kernel.clock import Clock
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, VersionConflict, body_of
+from hive_common.kernel.ids import derive_id
+from hive_common.permissions import check_kv
+from hive_common.permissions.tokens import Claims, Verifier
+
+from hive_registry.domain.kv import check_writes, is_key, is_prefix, stage
+from hive_registry.kv_views import ENDS, KvViews
+from hive_registry.log_access import LogAccess
+
+MESSAGE_VERSION: Final = 1
+TRIES_MAX: Final = 5
+_ENDS_MAX: Final = 1_000
+
+
+class KvDesk:
+    """Answers executors, for the attempts whose tokens they show.
+
+    Args:
+        views: reads.
+        log: writes, and waits until the views contain what was written.
+        ends: reads how attempts ended.
+        verifier: of capability tokens.
+        clock: tells when they expire.
+        owner: pseudonym of whose namespaces they are.
+        ns: the namespace of the installation.
+    """
+
+    def __init__(
+        self, views: KvViews, log: LogAccess, ends: LogReader, verifier: Verifier, clock: Clock, owner: str, ns: str
+    ) -> None:
+        self._views = views
+        self._log = log
+        self._ends = ends
+        self._verifier = verifier
+        self._clock = clock
+        self._owner = owner
+        self._ns = ns
+        # One decision at a time for each namespace: they would only meet each other at its version.
+        self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def call(self, executor: str, request: KvRequest) -> KvReply:
+        """Answer one request.
+
+        Raises:
+            PermissionDenied: the token is none, another's, expired, or for another namespace.
+            InvalidArgument: the request.
+            BudgetExhausted: the quota.
+            FailedPrecondition: the attempt has ended.
+            Conflict: the attempt has staged something else before.
+            Unavailable: the log or the views cannot be reached.
+        """
+        if request.v != MESSAGE_VERSION:
+            raise InvalidArgument(f"v: got {request.v}; expected {MESSAGE_VERSION}", path="v")
+        claims = self._verifier.verify(request.token, executor=executor, now_us=self._clock.now_us())
+        check_kv(claims.permissions, request.namespace)
+        match request.op:
+            case "get":
+                return await self.get(request.namespace, request.key)
+            case "list":
+                return await self.list(request.namespace, request.prefix, request.after, request.limit)
+            case "stage":
+                return await self._stage(executor, claims, request)
+        raise InvalidArgument(f"op: got {request.op[:40]!r}; expected get, list or stage", path="op")
+
+    def stream_of(self, namespace: str) -> str:
+        """Return the stream of a namespace."""
+        return derive_id("kv", self._ns, self._owner, namespace)
+
+    async def get(self, namespace: str, key: str) -> KvReply:
+        """Return a value, as all attempts left it that have decided their task by now."""
+        if not is_key(key):
+            raise InvalidArgument(f"key: {key[:80]!r} is no key", path="key")
+        await self._log.catch_up()
+        value = await self._views.value(self.stream_of(namespace), key)
+        return KvReply() if value is None else KvReply(value=msgspec.Raw(value))
+
+    async def list(self, namespace: str, prefix: str, after: str, limit: int) -> KvReply:
+        """Return a page of keys."""
+        if not is_prefix(prefix) or not is_prefix(after):
+            raise InvalidArgument("prefix, after: expected what keys consist of", path="prefix")
+        if not 1 <= limit <= KV_KEYS_MAX:
+            raise InvalidArgument(f"limit: got {limit}; expected 1 to {KV_KEYS_MAX}", path="limit")
+        await self._log.catch_up()
+        found = await self._views.keys(self.stream_of(namespace), prefix, after, limit + 1)
+        return KvReply(keys=tuple(found[:limit]), more=len(found) > limit)
+
+    async def _stage(self, executor: str, claims: Claims, request: KvRequest) -> KvReply:
+        check_writes(request.writes)
+        assert claims.permissions.kv is not None
+        stream = self.stream_of(request.namespace)
+        keys = [write.key for write in request.writes]
+        async with self._deciding[stream]:
+            for tries_left in reversed(range(TRIES_MAX)):
+                await self._log.catch_up()
+                state = await self._views.namespace(stream, keys)
+                events = stage(
+                    state,
+                    request.namespace,
+                    claims.task,
+                    claims.attempt,
+                    request.writes,
+                    claims.permissions.kv.quota_bytes,
+                )
+                if not events:
+                    return KvReply()
+                await self._check_live(claims)
+                try:
+                    await self._log.append(stream, state.version, events, executor)
+                except VersionConflict:
+                    if not tries_left:
+                        raise
+                else:
+                    return KvReply()
+        raise AssertionError("unreachable")
+
+    async def _check_live(self, claims: Claims) -> None:
+        """Refuse what can never count, which would only take room."""
+        for end in await self._ends.read(0, _ENDS_MAX, types=ENDS, streams=[claims.task]):
+            if (
+                end.type.startswith("Task")
+                or msgspec.json.decode(end.payload or b"{}").get("attempt") == claims.attempt
+            ):
+                raise FailedPrecondition(f"attempt {claims.attempt} of task {claims.task} has ended")
+
+
+def _attempt_of(end: Stored) -> int:
+    event = decode(end.type, end.schema, end.payload or b"")
+    return event.attempt if isinstance(event, AttemptFailed | AttemptLost) else 0
+
+
+def kv_refused(error: BaseException) -> KvReply:
+    """Return the reply that carries an error."""
+    return KvReply(error=body_of(error))
