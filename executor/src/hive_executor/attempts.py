@@ -17,6 +17,7 @@ from hive_common.contracts.limits import (
 )
 from hive_common.contracts.messages import Assignment, AttemptKey, AttemptReport, LogLine
 from hive_common.contracts.values import Value, by_digest, fits_inline, inline
+from hive_common.control.orders import in_words
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import (
     HiveError,
@@ -33,6 +34,7 @@ from hive_executor.gate import Gate, Prefetch
 from hive_executor.host import Means, granted, keep
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
+from hive_executor.permits import Permits
 from hive_executor.sandbox import Limits, Outcome, RunnerPool
 from hive_executor.sandbox.model import INVALID_MODULE, INVALID_OUTPUT, OUTPUT_EXCEEDED, PERMISSION_DENIED
 from hive_executor.spool import Spool
@@ -57,6 +59,8 @@ class Ending(enum.Enum):
     """The scheduler is told, so that it can place the task elsewhere."""
     DISCARDED = "discarded"
     """The scheduler does not wait for an outcome."""
+    KILLED = "killed"
+    """By a kill order. The scheduler knows of it; where it gives the attempt again, it may run again."""
 
 
 class Held:
@@ -81,6 +85,8 @@ class Attempts:
         on_change: called when a slot is free again or an outcome is in the spool.
         on_started: takes a `started` report of an attempt that runs longer than 500 ms.
         means: with what guests get what they were granted.
+        permits: say what that is.
+        stopped: returns the kill order's entry by which an assignment is stopped, or None.
     """
 
     def __init__(
@@ -99,6 +105,8 @@ class Attempts:
         on_change: Callable[[], None],
         on_started: Callable[[AttemptReport], None],
         means: Means,
+        permits: Permits,
+        stopped: Callable[[Assignment], str | None],
     ) -> None:
         self._session = session
         self._agents = agents
@@ -113,6 +121,8 @@ class Attempts:
         self._on_change = on_change
         self._on_started = on_started
         self._means = means
+        self._permits = permits
+        self._stopped = stopped
         self._held: dict[AttemptKey, Held] = {}
         self._seen: OrderedDict[AttemptKey, None] = OrderedDict()
         self._unfinished = 0
@@ -157,6 +167,8 @@ class Attempts:
         self._unfinished += 1
         if self._is_closing:
             held.ending, held.reason = Ending.GIVEN_BACK, "the executor stops"
+        elif (entry := self._stopped(assignment)) is not None:
+            held.ending, held.reason = Ending.GIVEN_BACK, f"a kill order stops {in_words(entry)}"
         held.task = asyncio.create_task(self._attempt(held), name=f"attempt {key.task}-{key.attempt}")
         HELD.set(len(self._held))
 
@@ -168,6 +180,12 @@ class Attempts:
                 self._end(held, Ending.DISCARDED, "no longer wanted")
             else:
                 self._remember(key)
+
+    def kill_stopped(self) -> None:
+        """Kill what a kill order stops, now."""
+        for held in list(self._held.values()):
+            if self._stopped(held.assignment) is not None:
+                self._end(held, Ending.KILLED, "killed")
 
     def give_back(self, reason: str, *, waiting_only: bool = False) -> None:
         """Stop attempts and say that they were not done."""
@@ -224,7 +242,8 @@ class Attempts:
                 ATTEMPTS.labels("discarded", "").inc()
         finally:
             # What could not be kept must not be run again by this session either.
-            self._remember(held.key)
+            if held.ending is not Ending.KILLED:
+                self._remember(held.key)
             self._held.pop(held.key, None)
             HELD.set(len(self._held))
             self._on_change()
@@ -248,7 +267,7 @@ class Attempts:
             # A defect of this executor is no verdict on the agent; elsewhere it may succeed.
             log.exception("attempt %s-%d failed inside the executor", held.key.task, held.key.attempt)
             held.reason = f"the executor failed: {type(error).__name__}"
-        if held.ending is Ending.DISCARDED:
+        if held.ending in (Ending.DISCARDED, Ending.KILLED):
             return None
         return self._report(held, "cancelled", message=held.reason)
 
@@ -269,7 +288,7 @@ class Attempts:
             log_bytes=LOG_BYTES_MAX,
         )
         try:
-            capabilities = granted(assignment, self._means)
+            capabilities = granted(assignment, self._permits.permissions(assignment), self._means)
         except PermissionDenied as error:
             return self._failed(held, PERMISSION_DENIED, error.message)
         live = self._live_logs.begin(assignment)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from hive_common.contracts.events import Capabilities
+from hive_common.contracts.messages import Assignment
+from hive_common.control.orders import Stopped, in_words
 from hive_common.kernel.clock import Clock, SystemClock
 from hive_common.kernel.ids import new_id
 from hive_common.ops.lifecycle import Stop
@@ -27,10 +29,12 @@ from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import RegistryKv
 from hive_executor.identity import Identity, Renewal
 from hive_executor.inference.service import DeviceModels
+from hive_executor.kill import KillSwitch
 from hive_executor.link import Link
 from hive_executor.live_log import LiveLogs
 from hive_executor.lock import FolderLock
 from hive_executor.metrics import SANDBOX_LAYERS, SLOTS
+from hive_executor.permits import Permits
 from hive_executor.pulls import Lease, Pulls
 from hive_executor.reporter import Reporter
 from hive_executor.sandbox import RunnerPool, prepare_python_runtime
@@ -70,6 +74,7 @@ class Executor:
             size=slots, cache_dir=cache, log_sink=lambda text: log.warning("runner pool: %s", text)
         )
         self._link = Link(config.executor_id)
+        self._kill = KillSwitch(config.executor_id, config.kill_public_key, state, self._obey)
         self._greeter = Greeter(
             self._link,
             name=config.name,
@@ -77,6 +82,7 @@ class Executor:
             look=self._look,
             interval_ms=config.report_interval_ms,
             on_refused=lambda: self._renewal.soon(),
+            on_order=self._kill.told,
         )
         self._gateway = Gateway(
             lambda: config.blobs_url or self._greeter.blobs_url, self._identity.header, config.nats.ca_file
@@ -104,7 +110,9 @@ class Executor:
             clock=clock,
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
+            stopped=self._stopped_by,
             means=Means(self._models.completer, HttpClient(self._resolver), RegistryKv(self._link)),
+            permits=Permits(config.executor_id, self._identity.public_key, config.token_public_key, clock),
         )
         self._reporter = Reporter(
             self._link,
@@ -122,6 +130,7 @@ class Executor:
             spool=self._spool,
             lease=self._lease,
             clock=clock,
+            kill=self._kill,
             is_paused=self._is_paused,
             greet=self._greeter.again,
             on_refused=self._renewal.soon,
@@ -138,6 +147,7 @@ class Executor:
             await self._lock.acquire()
             stack.callback(self._lock.release)
             await asyncio.to_thread(self._spool.open)
+            self._kill.load()
             stack.push_async_callback(self._spool.close)
             stack.push_async_callback(self._gateway.close)
             stack.push_async_callback(self._blobs.close)
@@ -158,10 +168,12 @@ class Executor:
             stack.push_async_callback(self._link.close)
             if not await self._unless_stopped(self._link.open(self._config.nats)):
                 return
+            await self._kill.open(self._link)
             await self._models.connect()
             stack.push_async_callback(self._models.disconnect)
             async with _Background(self._stop) as background:
                 background.start("spool", self._spool.run())
+                background.start("kill orders", self._kill.run())
                 background.start("reporter", self._reporter.run())
                 background.start("greeter", self._greeter.run())
                 background.start("live logs", self._live_logs.run())
@@ -226,12 +238,26 @@ class Executor:
             await _cancelled(stopping)
 
     async def _watch_lease(self) -> None:
-        """Kill guests whose outcome nobody can be waiting for any more (law 9)."""
+        """Have guests stand still without a lease, and kill those that nobody can be waiting for (law 9)."""
         while True:
-            await asyncio.sleep(_LEASE_CHECK_S)
+            if self._lease.is_valid:
+                self._pool.resume()
+            else:
+                self._pool.pause()
+            await self._lease.ends_or_returns(_LEASE_CHECK_S)
             if self._lease.age_ms > self._config.offline_stop_ms and self._attempts.keys:
                 log.warning("no lease for %d ms: giving back what runs", self._lease.age_ms)
                 self._attempts.give_back(f"no lease could be renewed for {self._config.offline_stop_ms} ms")
+
+    def _stopped_by(self, assignment: Assignment) -> str | None:
+        agent = assignment.agent
+        return self._kill.stopped.attempt(self._config.executor_id, agent.name, agent.version, assignment.job)
+
+    def _obey(self, _: Stopped) -> None:
+        self._attempts.kill_stopped()
+        entry = self._kill.stops_device
+        self._models.refuse(f"a kill order stops {in_words(entry)}" if entry else "")
+        self._pulls.poke()
 
     async def _look(self) -> Capabilities:
         return await self._device.capabilities(self._models.found)

@@ -24,6 +24,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         state_dir: the spool and the lock of this one executor.
         cache_dir: blobs and compiled modules; executors of one user on one machine should share it.
         ops_port: loopback port of `/healthz`, `/readyz` and `/metrics`.
+        token_public_key: verifies capability tokens; without it guests may compute, and no more.
         blobs_url: base URL of the gateway; when empty, the one that the registry's hello reply names.
         owner: pseudonym of the device's owner.
         slots: guests that run at the same time; 0 takes the number of cores.
@@ -41,9 +42,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         spool_bytes_max: their size at which pulling stops.
         cache_bytes_max: fetched blobs and modules kept in `cache_dir`.
         blob_timeout_ms: how long fetching an input or storing an output is tried before the attempt is given back.
-        offline_stop_ms: without a renewed lease for so long, running guests are killed and given back.
+        offline_stop_ms: without a renewed lease for so long, guests, which stand still since it ran out, are killed
+            and given back.
         stop_grace_ms: how long running guests may go on after SIGTERM.
         report_interval_ms: how often capabilities are looked at again.
+        kill_public_key: verifies kill orders; without it none is obeyed.
         engine_network: as in `ServiceConfig`.
     """
 
@@ -55,6 +58,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ops_port: int
     ops_host: str = "127.0.0.1"
     blobs_url: str = ""
+    token_public_key: str = ""
     owner: str = ""
     slots: int = 0
     memory_bytes: int = 0
@@ -73,6 +77,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     offline_stop_ms: int = 30_000
     stop_grace_ms: int = 1_000
     report_interval_ms: int = 30_000
+    kill_public_key: str = ""
     engine_network: bool = False
     log_level: str = "INFO"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 from hive_common.bus import assertion
-from hive_common.bus.jwt import Credentials, claims_of, credentials_text, read_credentials
+from hive_common.bus.jwt import Credentials, claims_of, credentials_text, public_nkey, read_credentials
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import ErrorBody, HiveError, InvalidArgument, PermissionDenied, Unavailable
 from hive_common.ops.files import replace_file
@@ -54,6 +54,9 @@ class Identity:
         credentials_file: user JWT and seed, mode 0600.
         clock: gives assertions their time.
 
+    Attributes:
+        public_key: the nkey that others know this executor by.
+
     Raises:
         InvalidArgument: the file cannot be used.
     """
@@ -64,6 +67,7 @@ class Identity:
         self._clock = clock
         known = read_credentials(self._file)
         self._key = assertion.private_key(known.seed)
+        self.public_key = public_nkey(known.seed)
         self._claims = _claims(known.jwt)
         self._shown = ("", 0.0)
 

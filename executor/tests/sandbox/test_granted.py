@@ -3,7 +3,7 @@
 import pytest
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.messages import Assignment
-from hive_common.contracts.permissions import ModelPermission
+from hive_common.contracts.permissions import NONE, ModelPermission, Permissions
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
 from hive_executor.host import Means, granted
@@ -18,14 +18,19 @@ def means(completer: Scripted) -> Means:
     return Means(completer, HttpClient(SystemResolver()), FleetingKv())
 
 
-def assignment(model: ModelPermission | None, pin: str = "") -> Assignment:
-    agent = AgentRef("a", "1.0.0", "sha256:0", "python", 1, 1, 1, model=model)
-    return Assignment("t", 2, "j", "step", agent, inline(b"{}"), 1_000, 1, 1, pin=pin)
+def assignment(pin: str = "") -> Assignment:
+    # What stands beside an agent counts for nothing: the token does.
+    agent = AgentRef("a", "1.0.0", "sha256:0", "python", 1, 1, 1, model=ModelPermission(("*",), 99))
+    return Assignment("t", 2, "j", "step", agent, inline(b"{}"), 1_000, 1, 1, pin=pin, token="its token")
+
+
+def model(pin: str) -> Permissions:
+    return Permissions(model=ModelPermission(("m",), 9, pin))
 
 
 def test_what_a_manifest_does_not_ask_for_is_not_there() -> None:
-    assert granted(assignment(None), means(Scripted())) == {}
-    assert granted(assignment(None, "own-devices"), means(Scripted())) == {}
+    assert granted(assignment(), NONE, means(Scripted())) == {}
+    assert granted(assignment("own-devices"), NONE, means(Scripted())) == {}
 
 
 async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> None:
@@ -35,11 +40,11 @@ async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> Non
         ("own-devices", "pool", "own-devices"),
     ):
         completer = Scripted()
-        model = granted(assignment(ModelPermission(("m",), 9, manifest), job), means(completer))["model"]
-        await model.call("chat", b"{}", 1_000)
-        assert [call.pin for call in completer.calls] == [narrow]
+        access = granted(assignment(job), model(manifest), means(completer))["model"]
+        await access.call("chat", b"{}", 1_000)
+        assert [(call.pin, call.token, call.attempt) for call in completer.calls] == [(narrow, "its token", 2)]
 
 
 def test_pins_that_exclude_each_other_grant_nothing() -> None:
     with pytest.raises(PermissionDenied):
-        granted(assignment(ModelPermission(("m",), 9, "region:eu"), "own-devices"), means(Scripted()))
+        granted(assignment("own-devices"), model("region:eu"), means(Scripted()))

@@ -70,11 +70,9 @@ class RouterWay:
             stream=call.stream,
             credit=CREDIT,
             deadline_ms=call.deadline_ms,
-            job=call.job,
-            task=call.task,
-            attempt=call.attempt,
             pin=call.pin,
             tokens_max=call.tokens_max,
+            token=call.token,
         )
         return await self._ask(request, call.body, call.deadline_ms / 1000)
 
@@ -103,7 +101,8 @@ class RouterWay:
         )
         try:
             for number, part in enumerate(parts):
-                piece = msgspec.structs.replace(request, body=part, part=number, parts=len(parts))
+                token = "" if number else request.token
+                piece = msgspec.structs.replace(request, body=part, part=number, parts=len(parts), token=token)
                 await self._publish(piece)
         except BaseException:
             await receiver.aclose()

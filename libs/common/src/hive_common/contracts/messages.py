@@ -211,9 +211,6 @@ class ModelCallRequest(Message, frozen=True, kw_only=True):
     parts: int = 1
     credit: int = 0
     deadline_ms: int = 0
-    job: str = ""
-    task: str = ""
-    attempt: int = 0
     pin: str = ""
     tokens_max: int = 0
     token: str = ""
@@ -233,9 +230,6 @@ class ModelCallReport(Message, frozen=True, kw_only=True):
     completion_tokens: int = 0
     wall_ms: int = 0
     first_byte_ms: int = 0
-    job: str = ""
-    task: str = ""
-    attempt: int = 0
     pin: str = "any"
     token: str = ""
     request: Value | None = None
