@@ -17,6 +17,7 @@ from hive_common.rpc.client import call, stream
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.scripted import Script, ScriptedBackEnd
 from hive_common.testing.services import key_of, running_service, service_config
+from hive_common.testing.tokens import TokenKey
 from hive_proto.models.v1 import models_pb2 as pb
 from hive_proto.models.v1 import models_pb2_grpc
 from hive_router.bootstrap import main
@@ -152,12 +153,14 @@ class Router:
         return found
 
 
+TOKENS = TokenKey()
+
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Router]]
 
 
 @pytest.fixture
 def config(database: Database, nats_server: NatsServer, tmp_path: Path) -> ServiceConfig:
-    return service_config("router", database, nats_server, tmp_path)
+    return service_config("router", database, nats_server, tmp_path, token_public_key=TOKENS.public)
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ from hive_common.contracts.messages import (
     call_subject,
     inbox_prefix,
 )
+from hive_common.contracts.permissions import ModelPermission, Permissions
 from hive_common.contracts.values import Value, inline
 from hive_common.inference.calls import OfferedModel
 from hive_common.kernel.ids import new_id
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
+from hive_common.testing.tokens import TokenKey
 from prometheus_client import REGISTRY, generate_latest
 
-from .conftest import Log, Router, Start, capabilities
+from .conftest import TOKENS, Log, Router, Start, capabilities
 from .devices import Asking, Device, InferCall
 
 OWN = Model(name="own", backend="ollama")
@@ -43,13 +45,59 @@ async def test_a_device_calls_a_model_of_the_gateways_host(
 ) -> None:
     async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
         await joined(router, log, device)
-        asking = await device.ask("scripted", job="job-1", task="task-1", attempt=2).begin()
+        asking = await device.ask("scripted", token=TOKENS.token(device.id, attempt=2)).begin()
         chunks = await asking.all()
         assert (chunks[0].status, chunks[0].content_type, chunks[0].route) == (200, "application/json", "pool")
         assert msgspec.json.decode(said(chunks))["choices"][0]["message"]["content"] == text_of(16)
         stored, event = await log.call(asking.request.call)
         assert (stored.actor, stored.owner, stored.subject) == (device.id, "owner", "owner")
         assert (event.job, event.task, event.attempt, event.route) == ("job-1", "task-1", 2, "pool")
+
+
+async def test_a_device_that_shows_no_token_says_nothing_of_an_attempt(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        asking = device.ask("scripted")
+        # What earlier versions of executors said is their own word.
+        body = msgspec.json.decode(msgspec.json.encode(asking.request)) | {"job": "j", "task": "t", "attempt": 7}
+        await device.client.subscribe(asking.reply, cb=asking._receive)
+        await device.client.publish(call_subject(device.id, "model"), msgspec.json.encode(body), asking.reply)
+        await asking.all()
+        _, event = await log.call(asking.request.call)
+        assert (event.job, event.task, event.attempt) == ("", "", 0)
+
+
+def model(*names: str, max_tokens: int = 1_000, pin: str = "any") -> Permissions:
+    return Permissions(model=ModelPermission(names, max_tokens, pin))
+
+
+async def test_a_guest_may_call_what_its_token_says_and_nothing_else(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        mine = TOKENS.token(device.id)
+        refused = {
+            "another executor's": TOKENS.token(new_id()),
+            "has expired": TOKENS.token(device.id, expires_us=1),
+            "not of this installation": TokenKey().token(device.id),
+            "was changed": mine[:-20] + ("A" if mine[-20] != "A" else "B") + mine[-19:],
+            "granted for other, not for 'scripted'": TOKENS.token(device.id, model("other")),
+            "`model` is not granted": TOKENS.token(device.id, Permissions(scratch_bytes=1)),
+        }
+        for says, token in refused.items():
+            (only,) = await (await device.ask("scripted", token=token).begin()).all()
+            assert only.error is not None, says
+            assert (only.error.code, says in only.error.message) == ("permission_denied", True), only.error
+        assert not back_end.calls
+        pinned = TOKENS.token(device.id, model("*", pin="own-devices"))
+        (only,) = await (await device.ask("scripted", token=pinned, pin="region:eu").begin()).all()
+        assert only.error is not None and only.error.code == "permission_denied"
+        few = TOKENS.token(device.id, model("scripted", max_tokens=5))
+        await (await device.ask("scripted", token=few, tokens_max=1_000).begin()).all()
+        assert msgspec.json.decode(back_end.calls[-1].body)["max_tokens"] == 5
 
 
 async def test_a_device_streams_from_another_device_but_never_from_itself(start: Start, log: Log) -> None:
@@ -207,14 +255,19 @@ async def test_a_call_that_a_device_served_itself_is_recorded_once(start: Start,
     async with start() as router, router.device(new_id()) as device, router.device(new_id()) as other:
         await joined(router, log, device)
         await joined(router, log, other)
-        report = {"call": call_id, "completion_tokens": 9, "request": inline(b'{"a":1}'), "task": "task-1"}
+        report = {"call": call_id, "completion_tokens": 9, "request": inline(b'{"a":1}')}
+        # It may be told long after the attempt, when its token has expired.
+        report["token"] = TOKENS.token(device.id, attempt=3, expires_us=1)
         assert await done(device, **report) == Committed()
         stored, event = await log.call(call_id)
         assert (stored.actor, event.route, event.executor) == (device.id, "local", device.id)
-        assert (event.completion_tokens, event.request, event.task) == (9, inline(b'{"a":1}'), "task-1")
+        assert (event.completion_tokens, event.request) == (9, inline(b'{"a":1}'))
+        assert (event.job, event.task, event.attempt) == ("job-1", "task-1", 3)
         # It was told, but the answer was lost: the same again is as good.
         assert await done(device, **report) == Committed()
-        foreign = await done(other, **report)
+        stolen = await done(other, **report)
+        assert stolen.error is not None and stolen.error.code == "permission_denied"
+        foreign = await done(other, **{**report, "token": ""})
         assert foreign.error is not None and foreign.error.code == "conflict"
         explained = await router.explain(call_id)
         assert [(one.executor, one.route, one.tried) for one in explained.candidates] == [

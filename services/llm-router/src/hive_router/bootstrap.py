@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
@@ -24,20 +24,29 @@ from hive_proto.models.v1 import models_pb2_grpc
 from nats.aio.client import Client
 
 from hive_router.admission import Admission
+from hive_router.cloud import Cloud
 from hive_router.devices import Devices
 from hive_router.exchange import ExchangeServicer
 from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
 from hive_router.host import Host
+from hive_router.ledger import Ledger, MoneyProjection, UsageProjection
 from hive_router.metrics import observe_fleet
 from hive_router.models import ModelsServicer
 from hive_router.pool import Pool
+from hive_router.providers import Providers
 from hive_router.recorder import Recorder
 from hive_router.reports import Reports, report_refused
 from hive_router.settings import RouterSettings, settings_of
+from hive_router.spending import Spending
+from hive_router.tokens import CapabilityTokens
+from hive_router.treasury import Treasury
 from hive_router.views import SCHEMA, FleetProjection, Views
-from hive_router.waterfall import Waterfall
+from hive_router.waterfall import Outside, Waterfall
+
+USAGE_POLL_S: Final = 2.0
+"""Sums of what calls used are brought up to date so often; whoever asks for them has that done at once."""
 
 OnHead = Callable[[int, tuple[str, ...]], Awaitable[None]]
 
@@ -60,7 +69,8 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         ops = OpsServer(health, config.ops_host, config.ops_port)
         stack.push_async_callback(ops.stop)
         await ops.start()
-        views = await process.views()
+        database = await process.database()
+        views = Views(database, config.ns)
 
         fleet = Fleet()
         observe_fleet(fleet)
@@ -77,7 +87,15 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         devices = Devices(views, fleet, settings, config.peers.get("scheduler"), key, changed=admission.look_again)
         await process.follow(devices, wake)
 
+        money_wake, usage_wake = asyncio.Event(), asyncio.Event()
+        await wake_on_head(client, money_wake, types=MoneyProjection.types)
         writer, recorder = await process.records(head_announcer(client, wake))
+        reader = await stack.enter_async_context(LogReader(config.postgres.dsn()))
+        ledger = await process.ledger(database, reader, money_wake, usage_wake)
+        treasury = Treasury(writer, ledger.account, clock, owner=config.owner, ns=config.ns)
+        stack.push_async_callback(treasury.close)
+        treasury.know(await ledger.limits())
+        outside = await process.outside(fleet, treasury, ledger, reader)
         waterfall = Waterfall(
             fleet,
             admission,
@@ -87,17 +105,19 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             begun=recorder.begun,
             finished=recorder.finished,
             missing=host.look_for_missing,
+            outside=outside,
         )
-        executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings)
+        tokens = CapabilityTokens(config.token_public_key, clock)
+        executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings, tokens)
         stack.push_async_callback(executor_calls.close)
         devices.on_gone += [pool.gone, executor_calls.gone]
         await executor_calls.open()
-        reader = await stack.enter_async_context(LogReader(config.postgres.dsn()))
-        reports = Reports(writer, reader, recorder, devices, clock, config.ns)
+        reports = Reports(writer, reader, recorder, devices, clock, config.ns, tokens)
         await respond(client, call_subject("*", "model-done"), ModelCallReport, reports.report, report_refused)
 
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
-        servicer = ModelsServicer(waterfall, Explanations(recorder, reader, config.ns), config.owner)
+        explanations = Explanations(recorder, reader, config.ns)
+        servicer = ModelsServicer(waterfall, explanations, Spending(treasury, ledger), config.owner)
         models_pb2_grpc.add_ModelsServicer_to_server(servicer, server.server)
         models_pb2_grpc.add_ExchangeServicer_to_server(ExchangeServicer(servicer), server.server)
         stack.push_async_callback(server.stop)
@@ -130,14 +150,52 @@ class _Process:
         self._stop.guard(task)
         self._stack.push_async_callback(_ended, task)
 
-    async def views(self) -> Views:
+    async def database(self) -> Database:
         """Open the database."""
         database = Database(self._dsn, SCHEMA)
         self._stack.push_async_callback(database.close)
         await database.open(files("hive_router") / "migrations")
         self._health.add("postgres", database.problem)
         self.background(database.watch(), "database watch")
-        return Views(database, self._config.ns)
+        return database
+
+    async def ledger(
+        self, database: Database, head: LogReader, money_wake: asyncio.Event, usage_wake: asyncio.Event
+    ) -> Ledger:
+        """Follow the log for keys, budgets and usage."""
+        runners = []
+        for projection, wake in ((MoneyProjection(), money_wake), (UsageProjection(), usage_wake)):
+            reader = await self._stack.enter_async_context(LogReader(self._dsn))
+            runner = ProjectionRunner(self._dsn, reader, projection, SCHEMA, wake=wake, poll_s=USAGE_POLL_S)
+            observe_projection(runner, projection.name, self._health)
+            self.background(runner.run(), f"projection of {projection.name}")
+            runners.append(runner)
+
+        def look() -> None:
+            money_wake.set()
+            usage_wake.set()
+
+        now_us = SystemClock().now_us
+        return Ledger(database, head, runners[0], runners[1], look, self._config.ns, now_us)
+
+    async def outside(self, fleet: Fleet, treasury: Treasury, ledger: Ledger, reader: LogReader) -> Outside | None:
+        """Return the way to providers, where there are any."""
+        settings, config = self._settings, self._config
+        if not settings.providers:
+            return None
+        providers = Providers(settings.providers, settings.in_flight_max)
+        self._stack.push_async_callback(providers.close)
+        await providers.open(fleet)
+        cloud = Cloud(
+            treasury,
+            ledger,
+            reader,
+            owner=config.owner,
+            ns=config.ns,
+            owner_key=settings.owner_key,
+            owner_cloud=settings.owner_cloud,
+        )
+        return Outside(fleet, providers, cloud, treasury)
 
     async def nats(self, pool: Pool) -> Client:
         """Connect, and let the pool listen."""

@@ -21,6 +21,7 @@ from hive_router.devices import Devices
 from hive_router.metrics import ASKED
 from hive_router.recorder import Recorder
 from hive_router.settings import RouterSettings
+from hive_router.tokens import CapabilityTokens
 from hive_router.waterfall import Asker, RoutedAnswer, Waterfall
 
 log = logging.getLogger(__name__)
@@ -60,16 +61,24 @@ class ExecutorCalls:
         recorder: knows which ids were used.
         devices: knows whose device an executor is.
         settings: bounds.
+        tokens: read what guests show.
     """
 
     def __init__(
-        self, client: Client, waterfall: Waterfall, recorder: Recorder, devices: Devices, settings: RouterSettings
+        self,
+        client: Client,
+        waterfall: Waterfall,
+        recorder: Recorder,
+        devices: Devices,
+        settings: RouterSettings,
+        tokens: CapabilityTokens,
     ) -> None:
         self._client = client
         self._waterfall = waterfall
         self._recorder = recorder
         self._devices = devices
         self._settings = settings
+        self._tokens = tokens
         self._calls: dict[str, dict[str, _Asked]] = {}
 
     async def open(self) -> None:
@@ -171,7 +180,7 @@ class ExecutorCalls:
             raise InvalidArgument("model: expected a name", path="model")
         if not 0 < request.deadline_ms <= DEADLINE_MS_MAX:
             raise InvalidArgument(f"deadline_ms: expected 1 to {DEADLINE_MS_MAX}", path="deadline_ms")
-        return ModelCall(
+        call = ModelCall(
             id=request.call,
             endpoint=endpoint,
             model=request.model,
@@ -181,11 +190,9 @@ class ExecutorCalls:
             caller=self._devices.owner_of(asked.executor) or "",
             pin=narrowed(PIN_ANY, request.pin),
             origin=asked.executor,
-            job=request.job,
-            task=request.task,
-            attempt=request.attempt,
             tokens_max=request.tokens_max,
         )
+        return self._tokens.within(call, request.token) if request.token else call
 
     async def _serve(self, asked: _Asked, call: ModelCall | None) -> None:
         """Make the call, or list the models, and send what comes of it."""

@@ -35,8 +35,10 @@ class Fleet:
         self._index()
 
     def keep(self, ids: set[str]) -> None:
-        """Forget all back ends but these and those of the host."""
-        gone = [key for key, one in self._back_ends.items() if not one.is_host and key not in ids]
+        """Forget all devices of the pool but these."""
+        gone = [
+            key for key, one in self._back_ends.items() if not one.is_host and not one.provider and key not in ids
+        ]
         for key in gone:
             self._back_ends.pop(key).online = False
         if gone:

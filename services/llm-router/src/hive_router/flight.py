@@ -10,7 +10,10 @@ from hive_common.inference.calls import ModelCall
 from hive_common.inference.tally import Tally
 
 from hive_router.bodies import Prepared
+from hive_router.cloud import Passage
+from hive_router.domain.budgets import NOTHING
 from hive_router.domain.selection import Ask, BackEnd
+from hive_router.paying import Reserved
 
 
 class Flight:
@@ -30,6 +33,9 @@ class Flight:
         code: empty while it runs and where it succeeded, else of the error that ended it.
         streamed: its answer is a stream.
         finished: it has ended.
+        passage: whether it may go to providers, and whose budgets it counts against; None: none serve its model.
+        cost: what it has cost, so far; `estimated` where that is partly what was reserved.
+        hold: what is reserved for the try that runs.
     """
 
     __slots__ = (
@@ -38,14 +44,20 @@ class Flight:
         "_tried",
         "actor",
         "ask",
+        "block",
         "body",
         "call",
         "code",
+        "cost",
         "ended_us",
+        "estimated",
         "executor",
         "finished",
         "first_byte_ms",
+        "hold",
         "owner",
+        "passage",
+        "provider",
         "route",
         "start",
         "streamed",
@@ -73,12 +85,21 @@ class Flight:
             needs=body.needs,
         )
         self.tally = Tally(not call.counts_only, body.drop_usage)
-        self.route = self.executor = self.code = ""
+        self.route = self.executor = self.code = self.provider = self.block = ""
+        self.passage: Passage | None = None
+        self.hold: Reserved | None = None
+        self.cost = NOTHING
+        self.estimated = False
         self.first_byte_ms = self.wall_ms = self.ended_us = 0
         self.finished = self.streamed = False
         self._kept_bytes = 0
         self._candidates: list[ModelCandidate] = []
         self._tried: list[ModelCandidate] = []
+
+    def allowed(self, passage: Passage) -> None:
+        """Remember whether it may go to providers."""
+        self.passage = passage
+        self.ask = msgspec.structs.replace(self.ask, cloud_refusal=passage.refusal)
 
     def left_ms(self) -> int:
         """Return what is left of the call's time."""
@@ -90,7 +111,15 @@ class Flight:
 
     def going_to(self, backend: BackEnd, route: str) -> None:
         """Remember where the call goes."""
-        self.route, self.executor = route, backend.executor
+        self.route, self.executor, self.provider = route, backend.executor, backend.provider
+
+    def paid(self) -> None:
+        """Add what the try that has ended cost, if it was one that costs anything."""
+        if self.hold is not None:
+            self.cost = self.cost.plus(self.hold.cost)
+            self.estimated |= self.hold.estimated
+            self.block = self.hold.block
+            self.hold = None
 
     def came_of_it(self, backend: BackEnd, what: str) -> None:
         """Remember what came of trying a back end; it is not tried again."""
@@ -137,7 +166,7 @@ class Flight:
         return ModelCallFinished(
             endpoint=call.endpoint,
             model=call.model,
-            key=call.key,
+            key=call.key or (self.passage.key if self.passage else ""),
             route=self.route,
             executor=self.executor,
             code=self.code,
@@ -150,5 +179,10 @@ class Flight:
             task=call.task,
             attempt=call.attempt,
             candidates=self.candidates(),
+            provider=self.provider,
+            agent=self.passage.agent if self.passage else "",
+            nano_usd=self.cost.nano_usd,
+            estimated=self.estimated,
+            block=self.block,
             **values,
         )

@@ -21,6 +21,10 @@ QUEUED: Final = Gauge("hive_router_queued", "Calls that wait for a free back end
 BREAKERS: Final = Gauge("hive_router_breakers_open", "Back ends that are left alone because they failed")
 BACK_ENDS: Final = Gauge("hive_router_back_ends", "Back ends that are known and present", ["route"])
 RETRIES: Final = Counter("hive_router_retries_total", "Calls tried at a further back end, by code", ["code"])
+BLOCKS: Final = Counter("hive_router_budget_blocks_total", "Blocks of money that were set aside in the log")
+COST: Final = Counter(
+    "hive_router_cost_nano_usd_total", "What calls to providers have cost, in nano-USD", ["provider"]
+)
 RECORDS_WAITING: Final = Gauge("hive_router_records_waiting", "Finished calls that wait for the log")
 RECORDS_DROPPED: Final = Counter(
     "hive_router_records_dropped_total", "Finished calls that the log never got, by reason", ["reason"]
@@ -30,6 +34,10 @@ CHUNKS_REFUSED: Final = Counter(
 )
 
 ASKED: Final = Counter("hive_router_executor_calls_total", "Model calls that executors asked for", ["code"])
+
+TOKENS_REFUSED: Final = Counter(
+    "hive_router_capability_tokens_refused_total", "Calls of guests whose capability token was no good"
+)
 
 _OUTCOMES: Final = frozenset({*CATALOGUE, "cancelled"})
 """Devices name codes too, in what they report; only these become series."""
@@ -47,7 +55,10 @@ def observe_fleet(fleet: Fleet) -> None:
     """Show the back ends in the metrics of this process."""
     BREAKERS.set_function(lambda: sum(one.breaker.state != "closed" for one in fleet))
     BACK_ENDS.labels("local").set_function(lambda: sum(one.is_host for one in fleet))
-    BACK_ENDS.labels("pool").set_function(lambda: sum(one.online and not one.is_host for one in fleet))
+    BACK_ENDS.labels("pool").set_function(
+        lambda: sum(one.online and not one.is_host and not one.provider for one in fleet)
+    )
+    BACK_ENDS.labels("cloud").set_function(lambda: sum(bool(one.provider) for one in fleet))
 
 
 def label_of(model: str) -> str:

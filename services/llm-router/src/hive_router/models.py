@@ -11,6 +11,7 @@ from hive_common.kernel.ids import is_id
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 from hive_router.explanations import Explanations
+from hive_router.spending import Spending
 from hive_router.waterfall import Asker, Waterfall
 
 LIST_DEFAULT: Final = 200
@@ -31,10 +32,12 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
     Args:
         waterfall: makes the calls.
         explanations: of calls.
+        spending: answers what is asked about money.
         owner: pseudonym of the installation's owner, whose calls these are.
     """
 
-    def __init__(self, waterfall: Waterfall, explanations: Explanations, owner: str) -> None:
+    def __init__(self, waterfall: Waterfall, explanations: Explanations, spending: Spending, owner: str) -> None:
+        self._spending = spending
         self._waterfall = waterfall
         self._explanations = explanations
         self._owner = owner
@@ -92,6 +95,30 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
             raise InvalidArgument("call_id: expected a UUID", path="call_id")
         return _explanation(request.call_id, await self._explanations.of(request.call_id))
 
+    async def Usage(
+        self, request: models_pb2.UsageRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.UsageResponse:
+        """Sum up what calls have used."""
+        return await self._spending.usage(request)
+
+    async def Budgets(
+        self, request: models_pb2.BudgetsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.BudgetsResponse:
+        """Return limits, and what of them is used."""
+        return await self._spending.budgets(request)
+
+    async def SetBudget(
+        self, request: models_pb2.SetBudgetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.Budget:
+        """Set limits; they hold at once."""
+        return await self._spending.set_budget(request)
+
+    async def ReturnUnaccounted(
+        self, request: models_pb2.ReturnUnaccountedRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.Budget:
+        """Count as not spent what routers that died have left of their blocks."""
+        return await self._spending.return_unaccounted(request)
+
 
 def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> ModelCall:
     if not is_id(request.call_id):
@@ -112,6 +139,7 @@ def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> Mod
         key=request.key,
         pin=narrowed(PIN_ANY, request.pin),
         counts_only=request.counts_only,
+        cloud=request.cloud,
     )
 
 
@@ -124,6 +152,7 @@ def _model(offered: OfferedModel) -> models_pb2.Model:
         quantisation=offered.quantisation,
         context_tokens=offered.context_tokens,
         loaded=offered.loaded,
+        providers=offered.providers,
     )
 
 
@@ -136,6 +165,9 @@ def _explanation(call_id: str, event: ModelCallFinished) -> models_pb2.Explanati
         pin=event.pin,
         outcome=event.code or "succeeded",
         candidates=[_candidate(one) for one in event.candidates],
+        provider=event.provider,
+        nano_usd=event.nano_usd,
+        estimated=event.estimated,
     )
 
 

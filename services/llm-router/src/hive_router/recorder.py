@@ -63,7 +63,8 @@ class Recorder:
     def finished(self, flight: Flight) -> None:
         """Take a call that has ended. Returns at once."""
         size = flight.kept_bytes
-        if (
+        # What cost money is always kept: there is never more of it than blocks of money pay for.
+        if flight.cost.nano_usd == 0 and (
             len(self._waiting) >= self._settings.records_max
             or self._waiting_bytes + size > self._settings.record_bytes_max
         ):

@@ -16,6 +16,7 @@ from hive_router.devices import Devices
 from hive_router.domain.selection import LOCAL
 from hive_router.metrics import count
 from hive_router.recorder import Recorder, record
+from hive_router.tokens import Attempt, CapabilityTokens
 
 VALUE_BYTES_MAX: Final = 256 * 1024
 _CODE: Final = re.compile(r"[a-z_]{0,64}\Z")
@@ -32,10 +33,18 @@ class Reports:
         devices: knows whose device an executor is.
         clock: gives the events their time.
         ns: the namespace.
+        tokens: read what guests showed.
     """
 
     def __init__(
-        self, writer: LogWriter, reader: LogReader, recorder: Recorder, devices: Devices, clock: Clock, ns: str
+        self,
+        writer: LogWriter,
+        reader: LogReader,
+        recorder: Recorder,
+        devices: Devices,
+        clock: Clock,
+        ns: str,
+        tokens: CapabilityTokens,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -43,13 +52,14 @@ class Reports:
         self._devices = devices
         self._clock = clock
         self._ns = ns
+        self._tokens = tokens
 
     async def report(self, executor: str, report: ModelCallReport) -> Committed:
         """Commit a report. The same one again is as good as the first.
 
         Raises:
             InvalidArgument: it cannot be stored.
-            PermissionDenied: nobody knows the executor, or it was revoked.
+            PermissionDenied: nobody knows the executor, or it was revoked, or shows a token that is not its own.
             Conflict: the id belongs to another call.
             Unavailable: the log cannot be reached; report again later.
         """
@@ -59,7 +69,7 @@ class Reports:
         _check(report)
         if self._recorder.knows(report.call):
             raise Conflict(f"call {report.call} is one of the router's")
-        event = _event(executor, report)
+        event = _event(executor, report, self._tokens.attempt_of(executor, report.token))
         append = record(
             report.call,
             event,
@@ -96,7 +106,7 @@ def _check(report: ModelCallReport) -> None:
         raise InvalidArgument(f"pin: expected {PINS}", path="pin")
     if not _CODE.match(report.code):
         raise InvalidArgument("code: expected the code of an error", path="code")
-    for name in ("prompt_tokens", "completion_tokens", "wall_ms", "first_byte_ms", "attempt"):
+    for name in ("prompt_tokens", "completion_tokens", "wall_ms", "first_byte_ms"):
         if not 0 <= getattr(report, name) <= _NUMBER_MAX:
             raise InvalidArgument(f"{name}: expected 0 to {_NUMBER_MAX}", path=name)
     for name, value in (("request", report.request), ("response", report.response)):
@@ -112,7 +122,7 @@ def _check_value(name: str, value: Value | None) -> None:
         raise InvalidArgument(f"{name}: expected a value or its digest", path=name)
 
 
-def _event(executor: str, report: ModelCallReport) -> ModelCallFinished:
+def _event(executor: str, report: ModelCallReport, of: Attempt) -> ModelCallFinished:
     return ModelCallFinished(
         endpoint=report.endpoint,
         model=report.model,
@@ -124,9 +134,9 @@ def _event(executor: str, report: ModelCallReport) -> ModelCallFinished:
         completion_tokens=report.completion_tokens,
         wall_ms=report.wall_ms,
         first_byte_ms=report.first_byte_ms,
-        job=report.job,
-        task=report.task,
-        attempt=report.attempt,
+        job=of.job,
+        task=of.task,
+        attempt=of.attempt,
         pin=report.pin,
         candidates=(ModelCandidate(executor, LOCAL, tried=report.code or "succeeded"),),
         request=report.request,

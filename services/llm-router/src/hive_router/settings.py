@@ -2,6 +2,7 @@
 
 import msgspec
 from hive_common.inference.config import BackEndConfig
+from hive_common.inference.providers import ProviderConfig, check_providers
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig
 
@@ -28,6 +29,9 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             bodies.
         records_max, record_bytes_max: finished calls that wait for the log, and bytes of them; more are dropped.
         explained_max: explanations kept in memory.
+        providers: outside, which cost money.
+        owner_key, owner_cloud: name of the owner's key, which the registry does not know, and whether jobs that
+            were submitted with it may use providers.
     """
 
     model_urls: tuple[str | BackEndConfig, ...] = ()
@@ -46,6 +50,9 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     records_max: int = 10_000
     record_bytes_max: int = 64 * 1024 * 1024
     explained_max: int = 2_000
+    providers: tuple[ProviderConfig, ...] = ()
+    owner_key: str = ""
+    owner_cloud: bool = False
 
 
 def settings_of(config: ServiceConfig) -> RouterSettings:
@@ -61,4 +68,5 @@ def settings_of(config: ServiceConfig) -> RouterSettings:
                 f"configuration of the router, extra.model_urls: got {url!r}; expected HTTP URLs",
                 path="extra.model_urls",
             )
+    check_providers(settings.providers, "configuration of the router, extra.providers")
     return settings

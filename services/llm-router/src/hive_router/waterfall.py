@@ -10,6 +10,7 @@ from hive_common.inference.calls import Answer, Head, ModelCall, OfferedModel
 from hive_common.inference.errors import error_event
 from hive_common.inference.tally import raise_error_of
 from hive_common.kernel.errors import (
+    BudgetExhausted,
     DeadlineExceeded,
     HiveError,
     InvalidArgument,
@@ -22,10 +23,14 @@ from hive_common.kernel.errors import (
 
 from hive_router.admission import Admission, Place
 from hive_router.bodies import prepared
+from hive_router.cloud import Cloud
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
 from hive_router.flight import Flight
 from hive_router.metrics import RETRIES, count, first_byte
+from hive_router.paying import Reserved
+from hive_router.providers import Providers
+from hive_router.treasury import Treasury
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +68,41 @@ class RoutedAnswer:
         self.chunks = chunks
 
 
+class Outside:
+    """Providers, and the way of calls to them.
+
+    Args:
+        fleet: has the providers.
+        providers: make calls.
+        cloud: says which calls may.
+        treasury: reserves what they can cost.
+    """
+
+    def __init__(self, fleet: Fleet, providers: Providers, cloud: Cloud, treasury: Treasury) -> None:
+        self._fleet = fleet
+        self.providers = providers
+        self.cloud = cloud
+        self._treasury = treasury
+
+    def serves(self, model: str) -> bool:
+        """Say whether a provider has a model."""
+        return any(one.provider for one in self._fleet.serving(model))
+
+    async def reserve(self, flight: Flight, call: ModelCall, backend: BackEnd) -> ModelCall:
+        """Reserve what a call can cost at a provider, and return it as it goes there.
+
+        Raises:
+            BudgetExhausted: a budget does not leave so much.
+            InvalidArgument: nobody could tell what it would cost.
+            Unavailable: a block has to be reserved, and the log cannot be reached.
+        """
+        assert flight.passage is not None
+        bounded = self.providers.bounded(call, backend)
+        hold = await self._treasury.hold(flight.passage.subjects, bounded.need)
+        flight.hold = Reserved(hold, bounded, backend.provider, self._treasury.block)
+        return bounded.call
+
+
 class Waterfall:
     """Routes calls.
 
@@ -74,6 +114,7 @@ class Waterfall:
         begun: is told of each call as it begins.
         finished: is told of each call that has ended. It MUST NOT block.
         missing: looks for models that nobody had until now; may be awaited often.
+        outside: providers, and what lets calls go there; None without any.
     """
 
     def __init__(
@@ -87,6 +128,7 @@ class Waterfall:
         begun: Finished,
         finished: Finished,
         missing: Callable[[], Awaitable[None]],
+        outside: "Outside | None" = None,
     ) -> None:
         self._fleet = fleet
         self._admission = admission
@@ -95,6 +137,7 @@ class Waterfall:
         self._begun = begun
         self._finished = finished
         self._missing = missing
+        self._outside = outside
 
     async def complete(self, call: ModelCall, asker: Asker) -> Answer:
         """Begin a call (`Completer.complete`).
@@ -105,6 +148,7 @@ class Waterfall:
             RateLimited: too many wait.
             Unavailable: nobody who may have it can be reached; says why.
             DeadlineExceeded: its time is up.
+            BudgetExhausted, PermissionDenied: only a provider could serve it, and that may not cost what it would.
         """
         if not self._fleet.serving(call.model):
             await self._missing()
@@ -112,6 +156,8 @@ class Waterfall:
         self._begun(flight)
         try:
             async with asyncio.timeout_at(flight.until):
+                if self._outside is not None and self._outside.serves(call.model):
+                    flight.allowed(await self._outside.cloud.passage(call))
                 return await self._begin(flight)
         except TimeoutError:
             self._end(flight, DeadlineExceeded.code)
@@ -153,18 +199,26 @@ class Waterfall:
         assert body is not None
         call = msgspec.structs.replace(flight.call, body=body.body, deadline_ms=flight.left_ms())
         try:
-            answer = await self._ways[backend.is_host](call, backend)
+            if backend.provider:
+                assert self._outside is not None
+                call = await self._outside.reserve(flight, call, backend)
+                answer = await self._outside.providers.complete(call, backend)
+            else:
+                answer = await self._ways[backend.is_host](call, backend)
             # Its first piece comes before anything is answered: until then another back end may do better.
             streams = answer.head.content_type.startswith(SSE_TYPE)
             first = await (_begun(answer) if streams else _gathered(answer))
         except HiveError as error:
+            if flight.hold is not None:
+                flight.hold.failed(error)
+                flight.paid()
             self._admission.leave(place, _verdict(error))
             raise
-        except asyncio.CancelledError:
-            self._admission.leave(place, None)
-            raise
-        except Exception:
-            self._admission.leave(place, False)
+        except BaseException as error:
+            if flight.hold is not None:
+                flight.hold.unknown()
+                flight.paid()
+            self._admission.leave(place, None if isinstance(error, asyncio.CancelledError) else False)
             raise
         first_byte_s = asyncio.get_running_loop().time() - start
         first_byte(flight.route).observe(flight.first_byte())
@@ -173,6 +227,9 @@ class Waterfall:
             flight.streamed = True
             return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
         flight.tally.whole(first)
+        if flight.hold is not None:
+            flight.hold.answered(flight.tally)
+            flight.paid()
         self._admission.leave(place, True, first_byte_s)
         flight.came_of_it(backend, "succeeded")
         self._end(flight, "")
@@ -187,7 +244,7 @@ class Waterfall:
             backend.lacks.add((flight.call.model, str(error.fields.get("need"))))
         RETRIES.labels(error.code).inc()
         log.info("call %s: %s: %s", flight.call.id, backend.name, error.message)
-        if isinstance(error, NotFound | RateLimited | Unavailable | InvalidArgument):
+        if isinstance(error, NotFound | RateLimited | Unavailable | InvalidArgument | BudgetExhausted):
             return error
         # A key it does not take, or a defect there: nothing that the caller could mend.
         return Unavailable(f"{backend.name} cannot serve `{flight.call.model}`: {error.message}")
@@ -201,6 +258,9 @@ class Waterfall:
     def _stream_ended(
         self, flight: Flight, place: Place, first_byte_s: float, verdict: bool | None, code: str
     ) -> None:
+        if flight.hold is not None:
+            flight.hold.answered(flight.tally)
+            flight.paid()
         self._admission.leave(place, verdict, first_byte_s)
         flight.came_of_it(place.backend, code or "succeeded")
         self._end(flight, code)
@@ -333,7 +393,7 @@ def _verdict(error: HiveError) -> bool | None:
     """Whether an error speaks for or against the back end: True where it answered as it should."""
     if isinstance(error, InvalidArgument | NotFound):
         return True
-    return None if isinstance(error, DeadlineExceeded | RateLimited) else False
+    return None if isinstance(error, DeadlineExceeded | RateLimited | BudgetExhausted) else False
 
 
 def _offered(name: str, serving: Sequence[tuple[BackEnd, Any]]) -> OfferedModel:
@@ -347,4 +407,5 @@ def _offered(name: str, serving: Sequence[tuple[BackEnd, Any]]) -> OfferedModel:
         context_tokens=max(model.context_tokens for model in models),
         loaded=any(model.loaded for model in models),
         executors=tuple(sorted({backend.executor for backend, _ in serving if backend.executor})),
+        providers=tuple(sorted({backend.provider for backend, _ in serving if backend.provider})),
     )

@@ -145,7 +145,9 @@ class BackEnd:
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.url}: no answer within {call.deadline_ms} ms") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{self.url}: {_told(error)}", url=self.url) from error
+            # Whoever pays for calls has to know which ones cannot have begun.
+            reached = not isinstance(error, aiohttp.ClientConnectorError)
+            raise Unavailable(f"{self.url}: {_told(error)}", url=self.url, reached=reached) from error
         return _Answer(Head(response.status, response.headers.get("content-type", "")), chunks)
 
     async def _chunks(
@@ -248,12 +250,16 @@ class BackEnds:
     Args:
         back_ends: base URLs, or configurations with a key.
         calls_max: calls that may run at each of them at once.
+        looks: asks them what they serve; else whoever opens this sets their `found`.
 
     Raises:
         InvalidArgument: a key cannot be read.
     """
 
-    def __init__(self, back_ends: Iterable[str | BackEndConfig], calls_max: int = CALLS_MAX) -> None:
+    def __init__(
+        self, back_ends: Iterable[str | BackEndConfig], calls_max: int = CALLS_MAX, *, looks: bool = True
+    ) -> None:
+        self._looks = looks
         self._configs = [one if isinstance(one, BackEndConfig) else BackEndConfig(one) for one in back_ends]
         self._calls_max = calls_max
         self._session: aiohttp.ClientSession | None = None
@@ -275,7 +281,8 @@ class BackEnds:
         except HiveError:
             await self.close()
             raise
-        await self.look()
+        if self._looks:
+            await self.look()
 
     async def close(self) -> None:
         """Close all connections."""

@@ -31,7 +31,7 @@ BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 class OfferedModel(Model, frozen=True, omit_defaults=True):
-    """A model as it can be called, with the ids of the devices that serve it, and the names of providers outside."""
+    """A model as it can be called, with the ids of the devices and the names of the providers that serve it."""
 
     executors: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()

@@ -64,12 +64,12 @@ def refused(url: str, call: ModelCall, status: int, told: Told, retry_after_s: i
     if status == 404:
         return NotFound(f"{url}: {message}", model=call.model, nearest=())
     if status in (429, 503):
-        fields = {"retry_after_s": retry_after_s} if retry_after_s else {}
+        fields = {"status": status} | ({"retry_after_s": retry_after_s} if retry_after_s else {})
         return (RateLimited if status == 429 else Unavailable)(f"{url}: {message}", **fields)
     if status in (408, 504):
         return DeadlineExceeded(f"{url}: {message}")
     if status in (401, 403):
-        return Unavailable(f"{url}: it refuses the key that is configured for it: {message}")
+        return Unavailable(f"{url}: it refuses the key that is configured for it: {message}", status=status)
     if status == 413:
         return PayloadTooLarge(message)
     if 400 <= status < 500 or status == 501:

@@ -1,22 +1,31 @@
 """What a caller is told whose call can go nowhere."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from hive_common.contracts.events import ModelCandidate
 from hive_common.inference.calls import CONTEXT_LENGTH_EXCEEDED
-from hive_common.kernel.errors import HiveError, InvalidArgument, Unavailable
+from hive_common.kernel.errors import BudgetExhausted, HiveError, InvalidArgument, PermissionDenied, Unavailable
 
 from hive_router.domain.selection import (
     CLOUD,
     REASON_CAPABILITY,
     REASON_CONTEXT,
+    REASON_KEY,
     REASON_MODEL,
+    REASON_NO_BUDGET,
     REASON_ORIGIN,
+    REASON_PERMISSION,
     REASON_PIN,
     Ask,
 )
 
 _DETAILS_MAX = 5
+_REFUSED_AS: Final[dict[str, type[HiveError]]] = {
+    REASON_KEY: PermissionDenied,
+    REASON_PERMISSION: PermissionDenied,
+    REASON_NO_BUDGET: BudgetExhausted,
+}
 
 
 def refusal(ask: Ask, candidates: Sequence[ModelCandidate]) -> HiveError:
@@ -28,6 +37,9 @@ def refusal(ask: Ask, candidates: Sequence[ModelCandidate]) -> HiveError:
         one for one in candidates if one.route != CLOUD and one.rejected not in ("", REASON_MODEL, REASON_ORIGIN)
     ]
     allowed = [one for one in having if one.rejected != REASON_PIN]
+    outside = [one for one in candidates if one.route == CLOUD and one.backend and one.rejected != REASON_MODEL]
+    if not allowed and outside:
+        return _outside(ask, outside)
     if not allowed:
         return _nowhere(ask, pinned=bool(having))
     reasons = {one.rejected for one in allowed}
@@ -37,6 +49,20 @@ def refusal(ask: Ask, candidates: Sequence[ModelCandidate]) -> HiveError:
         return InvalidArgument(f"no device can serve this call of `{ask.model}`: {details}", **fields)
     pin = "" if ask.pin == "any" else f"{ask.pin}: "
     return Unavailable(f"{pin}no device can serve `{ask.model}` now: {details}", reason=min(reasons))
+
+
+def _outside(ask: Ask, providers: Sequence[ModelCandidate]) -> HiveError:
+    """Return the error for a model that only providers have, none of which may be called or can be now."""
+    by_reason = {one.rejected: one.detail for one in providers}
+    details = "; ".join(sorted({one.detail for one in providers})[:_DETAILS_MAX])
+    text = f"only providers serve `{ask.model}`: {details}"
+    for reason, kind in _REFUSED_AS.items():
+        if reason in by_reason:
+            return kind(text, reason=reason)
+    if by_reason.keys() <= {REASON_CAPABILITY, REASON_CONTEXT}:
+        fields = {"reason": CONTEXT_LENGTH_EXCEEDED if by_reason.keys() == {REASON_CONTEXT} else "unsupported"}
+        return InvalidArgument(text, **fields)
+    return Unavailable(text, reason=min(by_reason))
 
 
 def _nowhere(ask: Ask, pinned: bool) -> HiveError:

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.events import Model, ModelCandidate, Power
+from hive_common.inference.calls import PIN_ANY
 
 from hive_router.domain.breaker import CLOSED, Breaker, allows
 
@@ -22,9 +23,15 @@ REASON_QUEUE: Final = "queue"
 REASON_CAPABILITY: Final = "capability"
 REASON_CONTEXT: Final = "context"
 REASON_CLOUD_OFF: Final = "cloud_off"
+REASON_KEY: Final = "key"
+REASON_PERMISSION: Final = "permission"
+REASON_NO_BUDGET: Final = "no_budget"
 
 OTHERS_SHOWN_MAX: Final = 16
 """Back ends without the model that an explanation names."""
+
+_OUTSIDE: Final = -1_000.0
+"""In the score of a provider: whatever else is fit comes before it, whatever the weights."""
 
 _LATEST: Final = ":latest"
 _PROMPT_BYTES_PER_TOKEN: Final = 8
@@ -47,6 +54,16 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     battery_floor_percent: int = 20
 
 
+class CloudRefusal(msgspec.Struct, frozen=True):
+    """Why a call may not leave for a provider: the reason's name, and for people what is to be done."""
+
+    reason: str
+    detail: str
+
+
+_NOT_ASKED: Final = CloudRefusal(REASON_CLOUD_OFF, "nobody looked whether this call may")
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a call asks of a back end.
 
@@ -58,6 +75,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         prompt_bytes: of the text that the model has to read; 0 where that says nothing about tokens.
         needs: what the body uses that not every model can do, such as `tools`.
         tried: back ends that this call has tried.
+        cloud_refusal: why it may go to no provider; None: it may, by its key, permission and budget.
     """
 
     model: str
@@ -68,13 +86,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes: int = 0
     needs: frozenset[str] = frozenset()
     tried: frozenset[str] = frozenset()
+    cloud_refusal: CloudRefusal | None = _NOT_ASKED
 
 
 class BackEnd(msgspec.Struct, kw_only=True):
     """Something that serves models, as the router sees it now.
 
     Attributes:
-        id: unique: a base URL of the gateway's host, or an executor's id.
+        id: unique: a base URL of the gateway's host, an executor's id, or `cloud:` and a provider's name.
         executor: id of the device.
         name: for people.
         is_host: it is on the gateway's host.
@@ -83,6 +102,7 @@ class BackEnd(msgspec.Struct, kw_only=True):
         in_flight: calls that run.
         latency_ms: moving average of the time to the first byte; 0 before the first.
         lacks: (model, need) that it has refused.
+        provider: name, of one that costs money; empty for devices.
     """
 
     id: str
@@ -101,6 +121,7 @@ class BackEnd(msgspec.Struct, kw_only=True):
     latency_ms: float = 0.0
     breaker: Breaker = CLOSED
     lacks: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    provider: str = ""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -136,7 +157,9 @@ def aliases(name: str) -> tuple[str, ...]:
 
 
 def route_to(backend: BackEnd, ask: Ask, host_executors: frozenset[str]) -> str:
-    """Return `local` for a back end on the device that the call comes from, else `pool`."""
+    """Return `local` for a back end on the device that the call comes from, `cloud` for a provider, else `pool`."""
+    if backend.provider:
+        return CLOUD
     from_host = not ask.origin or ask.origin in host_executors
     return LOCAL if backend.is_host and from_host else POOL
 
@@ -145,7 +168,17 @@ def _origin(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
     return "the call comes from there" if ask.origin and backend.id == ask.origin else None
 
 
+def _cloud(reason: str) -> _Stage:
+    def stage(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
+        refusal = ask.cloud_refusal
+        return refusal.detail if backend.provider and refusal is not None and refusal.reason == reason else None
+
+    return stage
+
+
 def _pin(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
+    if backend.provider:
+        return None if ask.pin == PIN_ANY else f"pinned to {ask.pin}"
     if ask.pin == "own-devices" and backend.owner != ask.owner:
         return "not an own device"
     if ask.pin.startswith("region:") and backend.region != ask.pin.removeprefix("region:"):
@@ -203,6 +236,7 @@ STAGES: Final[tuple[tuple[str, _Stage], ...]] = (
     (REASON_ORIGIN, _origin),
     ("revoked", _revoked),
     (REASON_PIN, _pin),
+    *((reason, _cloud(reason)) for reason in (REASON_CLOUD_OFF, REASON_KEY, REASON_PERMISSION, REASON_NO_BUDGET)),
     ("offline", _offline),
     ("drained", _drained),
     ("power", _power),
@@ -219,7 +253,8 @@ def score(ask: Ask, backend: BackEnd, at: Circumstances) -> float:
     weights, power, model = at.weights, backend.power, model_of(backend, ask.model)
     on_battery = not power.charging and power.battery_percent is not None
     return (
-        weights.local * (route_to(backend, ask, at.host_executors) == LOCAL)
+        _OUTSIDE * bool(backend.provider)
+        + weights.local * (route_to(backend, ask, at.host_executors) == LOCAL)
         + weights.loaded * (model is not None and model.loaded)
         + weights.load * (1.0 - min(backend.in_flight / max(backend.slots, 1), 1.0))
         + weights.latency / (1.0 + backend.latency_ms / 1_000)
@@ -238,7 +273,9 @@ def select(ask: Ask, serving: Iterable[BackEnd], others: Sequence[BackEnd], at: 
     """
     fit: list[tuple[float, str, BackEnd]] = []
     rejected: list[ModelCandidate] = []
+    has_provider = False
     for backend in serving:
+        has_provider |= bool(backend.provider)
         if backend.id in ask.tried:
             continue
         for reason, stage in STAGES:
@@ -252,15 +289,16 @@ def select(ask: Ask, serving: Iterable[BackEnd], others: Sequence[BackEnd], at: 
     candidates = [_candidate(ask, backend, at, score=-negative) for negative, _, backend in fit]
     candidates += rejected
     candidates += [_candidate(ask, one, at, rejected=REASON_MODEL) for one in others[:OTHERS_SHOWN_MAX]]
-    candidates.append(cloud_candidate(ask.pin))
+    if not has_provider:
+        candidates.append(cloud_candidate(ask.pin))
     return Choice([backend for _, _, backend in fit], candidates)
 
 
 def cloud_candidate(pin: str) -> ModelCandidate:
-    """Return the record of the cloud, which is off."""
+    """Return the record of the cloud where no provider serves the model."""
     if pin != "any":
         return ModelCandidate("", CLOUD, rejected=REASON_PIN, detail=f"pinned to {pin}")
-    return ModelCandidate("", CLOUD, rejected=REASON_CLOUD_OFF, detail="no provider may be called")
+    return ModelCandidate("", CLOUD, rejected=REASON_CLOUD_OFF, detail="no provider is set up for it")
 
 
 def _candidate(

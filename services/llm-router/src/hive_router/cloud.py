@@ -1,0 +1,197 @@
+"""Whether a call may leave for a provider: by its key, its pin, its agent's permission, and a budget (law 7)."""
+
+from collections import OrderedDict
+from typing import Any, Final, Protocol
+
+import msgspec
+from hive_common.contracts.events import JobSubmitted, TaskAssigned, TaskCreated, decode
+from hive_common.contracts.permissions import ModelPermission
+from hive_common.eventlog.log import LogReader, Stored
+from hive_common.inference.calls import PIN_ANY, ModelCall
+from hive_common.kernel.ids import derive_id, is_id
+
+from hive_router.domain.budgets import subjects_of
+from hive_router.domain.selection import (
+    REASON_KEY,
+    REASON_NO_BUDGET,
+    REASON_PERMISSION,
+    REASON_PIN,
+    CloudRefusal,
+)
+from hive_router.ledger import Spender
+from hive_router.treasury import Treasury
+
+REMEMBERED: Final = 1_000
+"""Jobs and attempts whose facts are kept; they never change."""
+
+_TASK_EVENTS_MAX: Final = 1_000
+_LET_OWNER: Final = 'let it: `"cloud": true` under `models` in hive.json, and start again'
+_MAKE_ONE: Final = "make one that may: hive key create NAME --cloud --budget usd=5/month"
+
+
+class Spenders(Protocol):
+    """Knows keys (`Ledger`)."""
+
+    async def spender(self, pseudonym: str) -> Spender | None:
+        """Return the key of a caller, or None."""
+        ...
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """Whether a call may go to providers, whose budgets it counts against, and its agent."""
+
+    refusal: CloudRefusal | None
+    subjects: tuple[str, ...] = ()
+    key: str = ""
+    agent: str = ""
+
+
+class _Job(msgspec.Struct, frozen=True):
+    caller: str
+    pin: str
+    permissions: dict[str, ModelPermission | None]
+
+
+class _Models(msgspec.Struct, frozen=True):
+    pin: str = ""
+
+
+class _Document(msgspec.Struct, frozen=True):
+    models: _Models = _Models()
+
+
+class Cloud:
+    """Looks.
+
+    What a device says of a guest is not believed: the log says to whom an attempt was given, of which agent, for
+    whose job, and what that agent may do.
+
+    Args:
+        treasury: knows budgets.
+        spenders: knows keys.
+        reader: of the log.
+        owner: pseudonym of the installation's owner.
+        ns: the namespace.
+        owner_key: name of the owner's key, which is in no event.
+        owner_cloud: whether jobs submitted with it may use providers.
+    """
+
+    def __init__(
+        self,
+        treasury: Treasury,
+        spenders: Spenders,
+        reader: LogReader,
+        *,
+        owner: str,
+        ns: str,
+        owner_key: str,
+        owner_cloud: bool,
+    ) -> None:
+        self._treasury = treasury
+        self._spenders = spenders
+        self._reader = reader
+        self._ns = ns
+        self._owner_key = derive_id("caller", owner, owner_key)
+        self._owner = Spender(owner_key, owner_cloud, PIN_ANY, False)
+        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._attempts: OrderedDict[tuple[str, int], tuple[str, str, str]] = OrderedDict()
+
+    async def passage(self, call: ModelCall) -> Passage:
+        """Look. Raises Unavailable where the log has to be asked and cannot be."""
+        if call.pin != PIN_ANY:
+            return Passage(CloudRefusal(REASON_PIN, f"pinned to {call.pin}"))
+        found = await self._of_guest(call) if call.origin else self._of_key(call)
+        if found.refusal is not None or self._treasury.has_budget(found.subjects):
+            return found
+        whom = f"--key {found.key}" if found.key else "--total"
+        detail = f"no budget for it; set one: hive model budget set {whom} --usd 5 --per month"
+        return msgspec.structs.replace(found, refusal=CloudRefusal(REASON_NO_BUDGET, detail))
+
+    def _of_key(self, call: ModelCall) -> Passage:
+        subjects = subjects_of(call.key, call.job, "")
+        if not call.cloud:
+            detail = f"key `{call.key}` may not use providers; {self._remedy(call.key)}"
+            return Passage(CloudRefusal(REASON_KEY, detail), subjects)
+        return Passage(None, subjects, call.key)
+
+    async def _of_guest(self, call: ModelCall) -> Passage:
+        if not (is_id(call.task) and is_id(call.job)):
+            return _refused(REASON_KEY, "a program on a device shows no key; call the gateway with one")
+        attempt = await self._attempt(call.task, call.attempt)
+        if attempt is None or attempt[0] != call.origin or attempt[1] != call.job:
+            return _refused(REASON_PERMISSION, "this attempt was not given to this device")
+        reference = attempt[2]
+        job = await self._job(call.job)
+        permission = None if job is None else job.permissions.get(reference)
+        if job is None or permission is None:
+            return _refused(REASON_PERMISSION, f"{reference} has no permission `model`")
+        if call.model not in permission.names and "*" not in permission.names:
+            return _refused(
+                REASON_PERMISSION, f"the permission `model` of {reference} does not name `{call.model}`"
+            )
+        for pin, whose in ((permission.pin, reference), (job.pin or PIN_ANY, "the job")):
+            if pin != PIN_ANY:
+                return _refused(REASON_PIN, f"{whose} is pinned to {pin}")
+        spender = self._owner if job.caller == self._owner_key else await self._spenders.spender(job.caller)
+        if spender is None or spender.revoked or not spender.cloud:
+            name = "its key" if spender is None else f"key `{spender.name}`"
+            said = "was revoked" if spender is not None and spender.revoked else "may not use providers"
+            remedy = self._remedy("" if spender is None else spender.name)
+            return _refused(REASON_KEY, f"{name}, with which the job was submitted, {said}; {remedy}")
+        if spender.pin != PIN_ANY:
+            return _refused(REASON_PIN, f"key `{spender.name}` is pinned to {spender.pin}")
+        agent = reference.partition("@")[0]
+        return Passage(None, subjects_of(spender.name, call.job, agent), spender.name, agent)
+
+    def _remedy(self, key: str) -> str:
+        return _LET_OWNER if key == self._owner.name else _MAKE_ONE
+
+    async def _attempt(self, task: str, attempt: int) -> tuple[str, str, str] | None:
+        """Return executor, job and agent of an attempt, or None."""
+        key = (task, attempt)
+        known = self._attempts.get(key)
+        if known is not None:
+            return known
+        job = agent = executor = ""
+        for stored in await self._reader.read(0, _TASK_EVENTS_MAX, streams=[task]):
+            if stored.ns == self._ns and stored.type in ("TaskCreated", "TaskAssigned"):
+                match _event_of(stored):
+                    case TaskCreated() as created:
+                        job, agent = created.job, created.agent
+                    case TaskAssigned() as assigned if assigned.attempt == attempt:
+                        executor = assigned.executor
+        if not executor:
+            return None
+        found = (executor, job, agent)
+        _remember(self._attempts, key, found)
+        return found
+
+    async def _job(self, job: str) -> _Job | None:
+        known = self._jobs.get(job)
+        if known is not None:
+            return known
+        for stored in await self._reader.read(0, 1, streams=[job]):
+            if stored.ns != self._ns or stored.type != JobSubmitted.__name__:
+                return None
+            event = _event_of(stored)
+            if not isinstance(event, JobSubmitted):
+                return None
+            pin = msgspec.json.decode(event.document, type=_Document).models.pin
+            found = _Job(event.caller, pin, {name: agent.model for name, agent in event.agents.items()})
+            _remember(self._jobs, job, found)
+            return found
+        return None
+
+
+def _event_of(stored: Stored) -> Any:
+    return None if stored.payload is None else decode(stored.type, stored.schema, stored.payload)
+
+
+def _refused(reason: str, detail: str) -> Passage:
+    return Passage(CloudRefusal(reason, detail))
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    if len(cache) > REMEMBERED:
+        cache.popitem(last=False)
