@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hive_common.contracts.events import Capabilities, Power
-from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject
+from hive_common.contracts.messages import HelloReply, HelloRequest, KillOrder, hello_subject
 from hive_common.kernel.errors import HiveError, PermissionDenied
 
 from hive_executor.capabilities import is_news
@@ -24,6 +24,7 @@ class Greeter:
         look: returns the capabilities as they are now.
         interval_ms: how often it looks.
         on_refused: called when the registry does not take this executor.
+        on_order: called with the kill order that the registry has.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Greeter:
         look: Callable[[], Awaitable[Capabilities]],
         interval_ms: int,
         on_refused: Callable[[], None] = lambda: None,
+        on_order: Callable[[KillOrder | None], None] = lambda _: None,
     ) -> None:
         self._link = link
         self._name = name
@@ -42,6 +44,7 @@ class Greeter:
         self._look = look
         self._interval_ms = interval_ms
         self._on_refused = on_refused
+        self._on_order = on_order
         self._told: Capabilities | None = None
         self._wake = asyncio.Event()
         self.power = Power()
@@ -87,6 +90,7 @@ class Greeter:
         reply = await self._link.request(hello_subject(self._link.executor_id), body, HelloReply, ANSWER_S)
         if reply.error is not None:
             raise reply.error.raised()
+        self._on_order(reply.kill)
         self._told = capabilities
         self.blobs_url = reply.blobs_url or self.blobs_url
         self.greeted.set()

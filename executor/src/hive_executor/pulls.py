@@ -1,6 +1,7 @@
 """The pull loop: heartbeat, long poll for work, and the lease that comes back with it."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from hive_common.kernel.errors import PermissionDenied
 from nats.aio.msg import Msg
 
 from hive_executor.attempts import Attempts
+from hive_executor.kill import KillSwitch
 from hive_executor.link import Backoff, Link
 from hive_executor.metrics import PULL_DURATION, PULLS
 from hive_executor.spool import Spool
@@ -44,16 +46,29 @@ class Lease:
         self._clock = clock
         self._until_ms: int | None = None
         self._renewed_ms = clock.boot_ms()
+        self._news = asyncio.Event()
 
     def renew(self, sent_ms: int, lease_ms: int) -> None:
         """Take a renewal; it counts from `sent_ms`, when the pull was sent."""
+        was_valid = self.is_valid
         self._until_ms = max(self._until_ms or 0, sent_ms + lease_ms)
         self._renewed_ms = max(self._renewed_ms, sent_ms)
+        if not was_valid:
+            self._news.set()
 
     @property
     def is_valid(self) -> bool:
         """Say whether the lease has not run out."""
         return self._until_ms is not None and self._clock.boot_ms() < self._until_ms
+
+    async def ends_or_returns(self, within_s: float) -> None:
+        """Return when the lease runs out, when one that had is renewed, and after `within_s` at the latest."""
+        if self._until_ms is not None and self.is_valid:
+            within_s = min(within_s, (self._until_ms - self._clock.boot_ms()) / 1000)
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._news.wait()
 
     @property
     def age_ms(self) -> int:
@@ -69,6 +84,7 @@ class Pulls:
 
     Args:
         is_paused: whether the device wants no work now (battery).
+        kill: obeys what an answer says of kill orders, before anything else in it.
         on_superseded: called when another session of this executor has taken over.
         on_refused: called when the scheduler says that this executor may not pull.
         greet: makes the executor known to the control plane; awaited when the scheduler does not know it.
@@ -83,6 +99,7 @@ class Pulls:
         spool: Spool,
         lease: Lease,
         clock: Clock,
+        kill: KillSwitch,
         is_paused: Callable[[], bool],
         greet: Callable[[], object],
         on_superseded: Callable[[], None],
@@ -94,6 +111,7 @@ class Pulls:
         self._spool = spool
         self._lease = lease
         self._clock = clock
+        self._kill = kill
         self._is_paused = is_paused
         self._greet = greet
         self._on_superseded = on_superseded
@@ -136,7 +154,7 @@ class Pulls:
             await self._wait(0.5)
 
     def _slots_free(self) -> int:
-        if self.is_stopping or self.is_drained or self._is_paused():
+        if self.is_stopping or self.is_drained or self._kill.stops_device or self._is_paused():
             return 0
         return self._attempts.slots_free
 
@@ -157,6 +175,7 @@ class Pulls:
             held=self._attempts.keys,
             spooled=self._spool.keys,
             draining=self.is_stopping or self.is_drained,
+            kill_epoch=self._kill.epoch,
         )
         self._sent[self._sequence] = _Sent(self._clock.boot_ms(), time.perf_counter())
         if len(self._sent) > _SENT_MAX:
@@ -237,6 +256,7 @@ class Pulls:
             return "unknown"
         if not self._link.saw_epoch(reply.epoch):
             return "old_epoch"
+        self._kill.told(reply.kill)
         self._lease.renew(sent.boot_ms, reply.lease_ms)
         self.is_drained = reply.drained
         self._attempts.discard(reply.cancel)

@@ -26,6 +26,7 @@ from hive_common.contracts.messages import (
     AttemptReport,
     HelloReply,
     HelloRequest,
+    KillOrder,
     LeaderAnnouncement,
     LogBatch,
     Message,
@@ -209,6 +210,9 @@ class ControlPlane:
         self.is_known = True
         self.is_drained = False
         self.is_pulling_answered = True
+        self.lease_ms = LEASE_MS
+        self.kill: KillOrder | None = None
+        self.kill_of_hello: KillOrder | None = None
         self.superseded: set[str] = set()
         self.report_mode = "commit"
         self.verdicts: dict[AttemptKey, str] = {}
@@ -302,7 +306,7 @@ class ControlPlane:
         self.hellos.append(body)
         self.order.append("hello")
         self.is_known = True
-        return HelloReply(position=1, blobs_url=self.gateway.url)
+        return HelloReply(position=1, blobs_url=self.gateway.url, kill=self.kill_of_hello)
 
     async def _pull(self, executor: str, body: PullRequest) -> Message:
         assert executor == self.executor_id
@@ -342,7 +346,8 @@ class ControlPlane:
         return self._reply()
 
     def _reply(self, **fields: Any) -> PullReply:
-        return PullReply(epoch=self.epoch, lease_ms=LEASE_MS, drained=self.is_drained, **fields)
+        told = {"drained": self.is_drained, "kill": self.kill}
+        return PullReply(epoch=self.epoch, lease_ms=self.lease_ms, **told, **fields)
 
     async def _report(self, executor: str, body: ReportRequest) -> Message:
         assert executor == self.executor_id

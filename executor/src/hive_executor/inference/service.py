@@ -61,6 +61,10 @@ class DeviceModels:
         if self._port is not None:
             start("models port", self._port.run())
 
+    def refuse(self, reason: str) -> None:
+        """Serve no call of the pool from now on, and end those that run; an empty reason: serve them again."""
+        self._taker.refuse(reason)
+
     async def disconnect(self) -> None:
         """End calls of the pool, and tell what ended."""
         await self._taker.close()

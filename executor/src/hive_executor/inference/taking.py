@@ -56,6 +56,7 @@ class Taker:
         self._calls_max = calls_max
         self._calls: dict[str, _Taken] = {}
         self._subscription: Subscription | None = None
+        self._refused = ""
 
     async def open(self) -> None:
         """Take calls from now on."""
@@ -73,6 +74,13 @@ class Taker:
             if taken.task is not None:
                 await asyncio.wait({taken.task})
             await taken.sender.fail(Unavailable("the device stops"))
+
+    def refuse(self, reason: str) -> None:
+        """Take no call from now on, for this reason, and end those that run; empty: take them again."""
+        self._refused = reason
+        if reason:
+            for call in tuple(self._calls):
+                self._let_go(call)
 
     async def _receive(self, message: Msg) -> None:
         try:
@@ -98,6 +106,8 @@ class Taker:
             raise InvalidArgument(f"v is {request.v}; this device knows version 1")
         if request.op != "call" or request.endpoint not in ENDPOINTS:
             raise InvalidArgument(f"op is {request.op!r}, endpoint {request.endpoint!r}; this device knows neither")
+        if self._refused:
+            raise Unavailable(self._refused)
         taken = self._calls.get(request.call)
         if taken is None:
             if len(self._calls) >= self._calls_max:

@@ -55,7 +55,10 @@ class RunnerPool:
         self._retiring: set[asyncio.Task[None]] = set()
         self._place = find_place()
         self._python: Compiled | None = None
-        self._busy = 0
+        self._busy: set[RunnerProcess] = set()
+        self._going = asyncio.Event()
+        self._going.set()
+        self._pauses = 0
         self._restarts = 0
         self._closed = False
 
@@ -97,11 +100,26 @@ class RunnerPool:
         runners = list(self._runners)
         return {
             "size": self._size,
-            "busy": self._busy,
+            "busy": len(self._busy),
             "restarts": self._restarts,
             "pids": sorted(runner.pid for runner in runners),
             "layers": [name for name in LAYERS if runners and all(name in one.layers for one in runners)],
         }
+
+    def pause(self) -> None:
+        """Have all guests stand still, and let none begin, until `resume`. Doing so twice is no error."""
+        if self._going.is_set():
+            self._going.clear()
+            self._pauses += 1
+            for runner in self._busy:
+                runner.pause()
+
+    def resume(self) -> None:
+        """Let guests go on. Doing so twice is no error."""
+        if not self._going.is_set():
+            for runner in self._busy:
+                runner.resume()
+            self._going.set()
 
     async def run(
         self,
@@ -121,7 +139,8 @@ class RunnerPool:
             granted: what the guest may ask of the host.
 
         Raises:
-            Unavailable: no runner can be started, or the pool is closed.
+            Unavailable: no runner can be started, the pool is closed, or the guest's time ran out while it was made
+                to stand still, which is no fault of its own.
             FailedPrecondition: the CPython component cannot be built.
         """
         if len(input) > model.INPUT_BYTES_MAX:
@@ -148,8 +167,9 @@ class RunnerPool:
         on_log: Callable[[LogLine], None] | None,
         granted: Capabilities,
     ) -> Outcome | frames.Stale:
-        runner = await self._take()
-        self._busy += 1
+        runner = await self._take_going()
+        self._busy.add(runner)
+        pauses = self._pauses
         lines: list[LogLine] = []
 
         def collect(batch: list[LogLine]) -> None:
@@ -166,8 +186,15 @@ class RunnerPool:
             async with asyncio.timeout(limits.wall_ms / 1000 + KILL_SLACK_S):
                 reply = await runner.run(program, compiled, input_, limits, collect, host.answer)
             sound = True
-            return reply if isinstance(reply, frames.Stale) else _outcome(reply, lines, host.denied)
+            if isinstance(reply, frames.Stale):
+                return reply
+            outcome = _outcome(reply, lines, host.denied)
+            if outcome.code == model.TIMEOUT and self._pauses != pauses:
+                raise _stood_still()
+            return outcome
         except TimeoutError:
+            if self._pauses != pauses:
+                raise _stood_still() from None
             return _failed(
                 model.TIMEOUT,
                 f"still running after its limit of {limits.wall_ms} ms, and was killed",
@@ -179,11 +206,20 @@ class RunnerPool:
             await runner.kill()  # its keeper may still be saying why
             return _failed(model.RUNNER_DIED, str(error), detail=runner.said, log=lines, wall_ms=wall_ms)
         finally:
-            self._busy -= 1
+            self._busy.discard(runner)
             if sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
                 await self._give_back(runner)
             else:
                 await asyncio.shield(_background(self._retire(runner), self._retiring))
+
+    async def _take_going(self) -> RunnerProcess:
+        """Return a free runner at a moment when guests may go on."""
+        while True:
+            await self._going.wait()
+            runner = await self._take()
+            if self._going.is_set():
+                return runner
+            await self._give_back(runner)
 
     async def _take(self) -> RunnerProcess:
         async with self._waiting:
@@ -248,6 +284,10 @@ class RunnerPool:
             except Unavailable as error:
                 self._log_sink(error.message)
                 await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+def _stood_still() -> Unavailable:
+    return Unavailable("its time ran out while this executor had no lease, and let no guest go on")
 
 
 def _background(work: Coroutine[Any, Any, None], running: set["asyncio.Task[None]"]) -> "asyncio.Task[None]":

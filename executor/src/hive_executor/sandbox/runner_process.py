@@ -277,6 +277,20 @@ class RunnerProcess:
             with contextlib.suppress(OSError):
                 self._group.limit_memory(memory_bytes)
 
+    def pause(self) -> None:
+        """Have it stand still: nothing of a guest runs until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Its keeper reaps it, and goes too then; as long as that one is there, the id is nobody else's.
+        if self.alive and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
     async def kill(self) -> None:
         """End the process now, and reap it. Its last words stay in `said`."""
         # The keeper is the one that can end and reap it without a doubt about which process that is.
