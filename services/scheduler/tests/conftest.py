@@ -16,11 +16,14 @@ from hive_common.bus import nats as bus
 from hive_common.contracts import events, messages, values
 from hive_common.contracts.events import (
     AgentVersionPublished,
+    AgentVersionYanked,
     Capabilities,
     ExecutorEnrolled,
     ExecutorRegistered,
     PermissionGranted,
     PermissionRevoked,
+    SigningKeyDistrusted,
+    SigningKeyTrusted,
 )
 from hive_common.contracts.messages import (
     Assignment,
@@ -52,6 +55,8 @@ OWNER = derive_id("owner")
 KEY = "a-key-of-this-test"
 TOKEN_KEY = "5a" * 32
 REQUEST_S = 20.0
+AUTHOR = "a0" * 32
+"""The key that signed what `Cluster.publish` publishes."""
 
 
 class Control:
@@ -362,6 +367,7 @@ class Cluster:
         self.kill_key = KillKey()
         self._speaker: Any = None
         self.decisions: dict[str, int] = {}
+        self._trusts = False
 
     async def order(self, signed: messages.KillOrder) -> None:
         """Write a kill order as the registry does; `signed` is the newest one of `kill_key`."""
@@ -416,13 +422,34 @@ class Cluster:
         self.controls.append(control)
         return control
 
-    async def publish(self, *manifests: AgentManifest) -> None:
+    async def publish(self, *manifests: AgentManifest, signer: str = AUTHOR) -> None:
         for manifest in manifests:
             stream = derive_id("agent", "default", manifest.name, manifest.version)
             raw = manifest_json(manifest)
             digest = values.digest_of(raw)
-            event = AgentVersionPublished(manifest.name, manifest.version, digest, msgspec.Raw(raw))
+            signed = {"signer": signer, "signature": digest if signer else ""}
+            event = AgentVersionPublished(manifest.name, manifest.version, digest, msgspec.Raw(raw), **signed)
             await self.append(stream, 1, event)
+        if not self._trusts:
+            self._trusts = True
+            await self.trust(AUTHOR, "author")
+
+    async def trust(self, public_key: str, name: str, version: int = 1) -> int:
+        """Trust a signing key as the registry does; the first `publish` does it for `AUTHOR`."""
+        return await self._about(public_key, version, SigningKeyTrusted(public_key, name))
+
+    async def distrust(self, public_key: str, reason: str, version: int = 2) -> int:
+        return await self._about(public_key, version, SigningKeyDistrusted(reason))
+
+    async def yank(self, name: str, version: str, reason: str) -> int:
+        position = await self.append(derive_id("agent", "default", name, version), 2, AgentVersionYanked(reason))
+        await self.hint(position, "AgentVersionYanked")
+        return position
+
+    async def _about(self, public_key: str, version: int, event: events.Event) -> int:
+        position = await self.append(derive_id("signer", "default", public_key), version, event)
+        await self.hint(position, type(event).__name__)
+        return position
 
     async def register(self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",)) -> str:
         executor = new_id()

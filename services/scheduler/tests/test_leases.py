@@ -19,6 +19,7 @@ from hive_scheduler.domain.jobfile import parse_job
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.engine import Engine
 from hive_scheduler.permits import Permits
+from hive_scheduler.signers import Signers
 
 TIMEOUT_MS = 5_000
 LEASE_MS = 6_000
@@ -57,6 +58,8 @@ class NoCatalogue:
     def __init__(self, *executors: str) -> None:
         capabilities = Capabilities("linux", "x86_64", 4, 1 << 34, 4, ("python",))
         self.executors = {name: KnownExecutor(name, "owner", name, capabilities) for name in executors}
+        self.signers = Signers()
+        self.signers.trust("stream", "key", "author", 1)
 
     async def catch_up(self) -> None:
         pass
@@ -86,7 +89,7 @@ class Bench:
         document = msgspec.json.encode(
             {"apiVersion": "hive/v1", "kind": "Job", "name": "j", "tasks": [task], "limits": {"deadline": "1h"}}
         )
-        ref = AgentRef("a", "1.0.0", "sha256:0", "python", 1, TIMEOUT_MS, 1)
+        ref = AgentRef("a", "1.0.0", "sha256:0", "python", 1, TIMEOUT_MS, 1, signer="key", signature="s")
         event = JobSubmitted(
             name="j",
             document=msgspec.Raw(document),
@@ -269,7 +272,7 @@ async def test_large_inputs_do_not_make_a_reply_too_large(bench):
     document = msgspec.json.encode({"apiVersion": "hive/v1", "kind": "Job", "name": "j", "tasks": [task]})
     event = JobSubmitted(
         name="j", document=msgspec.Raw(document),
-        agents={"a@1.0.0": AgentRef("a", "1.0.0", "d", "python", 1, 1, 1)},
+        agents={"a@1.0.0": AgentRef("a", "1.0.0", "d", "python", 1, 1, 1, signer="key", signature="s")},
         input=values.inline(values.encode_json(["x" * 100_000] * 12)), request_digest="",
         deadline_us=bench.clock.now_us() + 10**10,
     )  # fmt: skip
@@ -323,3 +326,25 @@ async def test_a_pause_before_a_retry_lasts_as_long_however_the_wall_clock_is_se
     pull = bench.pull()
     await bench.pass_time(pause_us // 1_000 + 1_000)
     assert [one.attempt for one in (await pull).assignments] == [2]
+
+
+async def test_an_answer_names_the_last_decision_about_keys_and_a_new_one_is_told_at_once(bench):
+    pulling = bench.pull()
+    await bench.settled()
+    assert not pulling.done()
+    bench.catalogue.signers.distrust("stream", "stolen", 7)
+    bench.dispatcher.signers_changed()
+    await bench.settled()
+    assert pulling.result().signers == 7
+
+
+async def test_what_a_distrusted_key_signed_fails_instead_of_being_given_out(bench):
+    job = await bench.submit(2)
+    bench.catalogue.signers.distrust("stream", "stolen", 7)
+    bench.pull()
+    await bench.settled()
+    first, second = job.tasks.values()
+    assert (first.attempts, second.attempts) == ({}, {})
+    assert (first.status, second.status) == ("failed", "cancelled")
+    assert first.failure.code == "permission_denied"
+    assert "a@1.0.0: signed by the key key (author), which is not trusted: stolen" in first.failure.message

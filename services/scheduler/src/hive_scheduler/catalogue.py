@@ -11,10 +11,16 @@ from hive_common.contracts.events import AgentRef, Capabilities
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.permissions.grants import Grant
 
+from hive_scheduler.signers import Signers
+
 log = logging.getLogger(__name__)
+
+SIGNER_TYPES: Final = ("AgentVersionYanked", "SigningKeyTrusted", "SigningKeyDistrusted")
+"""What counts at once, and is read without waiting for more."""
 
 TYPES: Final = (
     "AgentVersionPublished",
+    *SIGNER_TYPES,
     "PermissionGranted",
     "PermissionRevoked",
     "ExecutorEnrolled",
@@ -44,16 +50,23 @@ class Catalogue:
     Args:
         reader: of the log.
         on_executor: called with the id of an executor about which something is new.
+        on_signers: called when keys of authors were trusted or distrusted.
     """
 
-    def __init__(self, reader: LogReader, on_executor: Callable[[str], None]) -> None:
+    def __init__(
+        self, reader: LogReader, on_executor: Callable[[str], None], on_signers: Callable[[], None] = lambda: None
+    ) -> None:
         self._reader = reader
         self._on_executor = on_executor
+        self._on_signers = on_signers
         self._lock = asyncio.Lock()
         self.executors: dict[str, KnownExecutor] = {}
         self.agents: dict[str, AgentRef] = {}
         self.grants: dict[str, dict[str, Grant]] = {}
         self.keys: dict[str, str] = {}
+        self.signers = Signers()
+        self.yanked: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
         self.position = 0
         self.wake = asyncio.Event()
 
@@ -103,7 +116,18 @@ class Catalogue:
         known = self.executors.get(stored.stream)
         match event:
             case events.AgentVersionPublished():
-                self._publish(event)
+                self._publish(event, stored.stream)
+                return
+            case events.AgentVersionYanked():
+                self.yanked[self._versions[stored.stream]] = event.reason
+                return
+            case events.SigningKeyTrusted():
+                self.signers.trust(stored.stream, event.public_key, event.name, stored.position)
+                self._on_signers()
+                return
+            case events.SigningKeyDistrusted():
+                self.signers.distrust(stored.stream, event.reason, stored.position)
+                self._on_signers()
                 return
             case events.PermissionGranted():
                 grant = Grant(event.granted, event.asked, event.ask, event.until_us)
@@ -129,9 +153,10 @@ class Catalogue:
                 known.revoked = True
         self._on_executor(stored.stream)
 
-    def _publish(self, event: events.AgentVersionPublished) -> None:
+    def _publish(self, event: events.AgentVersionPublished, stream: str) -> None:
         found = manifests.from_json(bytes(event.manifest), f"{event.name}@{event.version}")
         asked = found.asked
+        self._versions[stream] = found.reference
         self.agents[found.reference] = AgentRef(
             name=found.name,
             version=found.version,
@@ -147,4 +172,6 @@ class Catalogue:
             kv=asked.kv,
             fork=asked.fork,
             scratch_bytes=asked.scratch_bytes,
+            signer=event.signer,
+            signature=event.signature,
         )

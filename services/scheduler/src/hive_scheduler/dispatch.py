@@ -282,8 +282,15 @@ class Dispatcher:
             assignments=() if pull is None else tuple(pull.assignments),
             cancel=cancel,
             drained=known.drained,
+            signers=self._catalogue.signers.position,
             kill=self._kills.verifier.signed if pull is not None and self._knows_less(pull) else None,
         )
+
+    def signers_changed(self) -> None:
+        """Tell everybody that the keys have changed whose agents may run (Catalogue)."""
+        for state in self._executors.values():
+            if state.pull is not None and not state.pull.sealed:
+                self._answer_after_commit(state, state.pull)
 
     # --- kill orders ---
 
@@ -364,6 +371,7 @@ class Dispatcher:
 
     def _token(self, state: _Executor, job: JobState, task: TaskState, attempt: int) -> str:
         agent = job.agents[task.agent]
+        self._catalogue.signers.require(agent)
         if is_plain(agent):
             return ""
         return self._permits.token(state.id, job, task, attempt, self._permits.permissions(agent))

@@ -37,7 +37,7 @@ from psycopg import AsyncConnection
 
 from hive_scheduler import metrics
 from hive_scheduler.blobs import Blobs
-from hive_scheduler.catalogue import TYPES, Catalogue
+from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
@@ -136,7 +136,7 @@ class Leader:
         blobs = Blobs(store)
         self.engine = Engine(ns, clock, blobs)
         self._catalogue_reader = LogReader(dsn)
-        self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed)
+        self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed, self._signers_changed)
         self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
         permits = Permits(self.catalogue, clock, minter)
         self.dispatcher = Dispatcher(
@@ -245,12 +245,17 @@ class Leader:
     def _executor_changed(self, executor: str) -> None:
         self.dispatcher.executor_changed(executor)
 
+    def _signers_changed(self) -> None:
+        self.dispatcher.signers_changed()
+
     def _enforce(self) -> None:
         enforce(self.engine, self.dispatcher, self.kills)
 
     async def _on_head(self, message: Msg) -> None:
         if concerns(message.data, KILL_TYPES):
             self.kills.wake.set()
+        if concerns(message.data, SIGNER_TYPES):
+            self.catalogue.wake.set()
         if concerns(message.data, TYPES):
             # Somebody else's events: ours are none of these, and the views have ours from memory.
             self._catalogue_later()

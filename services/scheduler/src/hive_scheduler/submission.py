@@ -15,14 +15,21 @@ from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import PAYLOAD_BYTES_MAX, LogReader
 from hive_common.inference.calls import narrowest
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, PayloadTooLarge, PermissionDenied
+from hive_common.kernel.errors import (
+    Conflict,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    PermissionDenied,
+)
 from hive_common.kernel.ids import derive_id, is_id, new_id
 
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.domain.inputs import Evaluator, check_static
 from hive_scheduler.domain.job import BlobsNeeded, JobState
-from hive_scheduler.domain.jobfile import JobSpec, parse_job
+from hive_scheduler.domain.jobfile import JobSpec, Step, parse_job
 from hive_scheduler.engine import Engine
 from hive_scheduler.permits import Permits
 
@@ -174,17 +181,34 @@ class Submissions:
             if step.agent not in self._catalogue.agents:
                 close = nearest(step.agent, self._catalogue.agents)
                 hint = f"; did you mean {close}?" if close else ""
-                path = step.input.path.removesuffix(".input") + ".agent"
+                path = _agent_path(step)
                 raise InvalidArgument(
                     f"{path}: there is no agent {step.agent}{hint}", path=path, expected="a published name@version"
                 )
         agents = {agent: self._catalogue.agents[agent] for agent in spec.agents}
         for reference, agent in agents.items():
+            await self._require_usable(spec, reference, agent)
             _check_pins(spec.pin, reference, agent)
             entry = self._kills.verifier.stopped.agent(agent.name, agent.version)
             if entry is not None:
                 raise self._kills.refusal(entry)
         return await self._permits.granted(agents)
+
+    async def _require_usable(self, spec: JobSpec, reference: str, agent: AgentRef) -> None:
+        """Refuse a version that was yanked, or that nobody signed whose key is trusted."""
+        if reference in self._catalogue.yanked:
+            path = next(_agent_path(step) for step in spec.steps if step.agent == reference)
+            raise FailedPrecondition(
+                f"{path}: {reference} was yanked: {self._catalogue.yanked[reference]}; "
+                f"expected another version of it (hive agent list {agent.name})",
+                path=path,
+            )
+        try:
+            self._catalogue.signers.require(agent)
+        except PermissionDenied:
+            # A key that was trusted a moment ago may not be here yet.
+            await self._catalogue.catch_up()
+            self._catalogue.signers.require(agent)
 
     async def _input_of(self, spec: JobSpec, request: Submission) -> Value:
         if request.input_digest:
@@ -255,6 +279,10 @@ class Submissions:
         if not found or found[0].type != "JobSubmitted":
             raise NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
         return STATE_AFTER.get(found[-1].type, "running")
+
+
+def _agent_path(step: Step) -> str:
+    return step.input.path.removesuffix(".input") + ".agent"
 
 
 def check_caller(caller: str) -> None:
