@@ -16,7 +16,18 @@ from hive_gateway.keys import Caller, KeyRing
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
-from hive_gateway.routes import agents, audit, blobs, enrolment, executors, following, jobs, models, operations
+from hive_gateway.routes import (
+    agents,
+    audit,
+    blobs,
+    control,
+    enrolment,
+    executors,
+    following,
+    jobs,
+    models,
+    operations,
+)
 from hive_gateway.streams import Followers
 from hive_gateway.surfaces import Surfaces
 
@@ -57,6 +68,7 @@ def build_api(
         executors.router(peers),
         agents.router(peers),
         audit.router(peers),
+        control.router(peers),
         models.router(peers),
         blobs.router(store),
         operations.router(health, ca),

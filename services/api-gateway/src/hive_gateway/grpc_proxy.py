@@ -21,6 +21,7 @@ from hive_common.rpc.errors import TRAILER
 from hive_common.rpc.server import RpcServer
 from hive_proto.agents.v1 import agents_pb2
 from hive_proto.audit.v1 import audit_pb2
+from hive_proto.control.v1 import control_pb2
 from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
@@ -41,6 +42,7 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
         _service(jobs_pb2, "Jobs"): peers.scheduler,
         _service(executors_pb2, "Executors"): peers.registry,
         _service(agents_pb2, "Agents"): peers.registry,
+        _service(control_pb2, "Control"): peers.registry,
         _service(audit_pb2, "Audit"): peers.audit,
         _service(models_pb2, "Models"): peers.router,
     }

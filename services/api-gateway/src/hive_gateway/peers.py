@@ -11,6 +11,7 @@ from hive_common.rpc.client import bearer, open_channel
 from hive_common.rpc.errors import TRAILER, raised
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
+from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
 from hive_proto.models.v1 import models_pb2_grpc
@@ -147,6 +148,7 @@ class Peers:
         self.jobs = jobs_pb2_grpc.JobsStub(self.scheduler.channel)
         self.intake = jobs_pb2_grpc.IntakeStub(self.scheduler.channel)
         self.executors = executors_pb2_grpc.ExecutorsStub(self.registry.channel)
+        self.control = control_pb2_grpc.ControlStub(self.registry.channel)
         self.agents = agents_pb2_grpc.AgentsStub(self.registry.channel)
         self.log = audit_pb2_grpc.AuditStub(self.audit.channel)
         self.models = models_pb2_grpc.ModelsStub(self.router.channel)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from hive_proto.agents.v1 import agents_pb2
 from hive_proto.audit.v1 import audit_pb2
+from hive_proto.control.v1 import control_pb2
 from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
@@ -189,6 +190,26 @@ class IssuedToken(View, frozen=True, kw_only=True):
     expires_us: int
 
 
+class Stop(View, frozen=True, kw_only=True):
+    """Something that is stopped, by the order of `epoch`. `scope` says what `target` is; `name` is for people."""
+
+    scope: str
+    target: str
+    epoch: int
+    reason: str
+    issued_us: int
+    name: str
+
+
+class Standing(View, frozen=True, kw_only=True):
+    """What is stopped, and the newest signed order; `epoch` is 0 and `order` empty before the first one."""
+
+    epoch: int
+    order: str
+    signature: str
+    stops: tuple[Stop, ...]
+
+
 class Credentials(View, frozen=True, kw_only=True):
     """What an executor connects with: a user JWT for NATS, which its own key completes, and where to connect."""
 
@@ -198,6 +219,8 @@ class Credentials(View, frozen=True, kw_only=True):
     expires_us: int
     nats_url: str
     blobs_url: str
+    kill_public_key: str
+    token_public_key: str
 
 
 class ExecutorPage(View, frozen=True, kw_only=True):
@@ -411,6 +434,28 @@ def credentials(message: executors_pb2.Credentials) -> Credentials:
         expires_us=message.expires_us,
         nats_url=message.nats_url,
         blobs_url=message.blobs_url,
+        kill_public_key=message.kill_public_key,
+        token_public_key=message.token_public_key,
+    )
+
+
+def standing(message: control_pb2.Standing) -> Standing:
+    """Return the view of what is stopped."""
+    return Standing(
+        epoch=message.epoch,
+        order=message.order,
+        signature=message.signature,
+        stops=tuple(
+            Stop(
+                scope=one.scope,
+                target=one.target,
+                epoch=one.epoch,
+                reason=one.reason,
+                issued_us=one.issued_us,
+                name=one.name,
+            )
+            for one in message.stops
+        ),
     )
 
 
