@@ -88,6 +88,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         labels: for placement.
         model_urls: where servers of models may answer, as in `ModelSettings.urls`; empty takes Ollama's.
         small_model: a small real model is served on this machine.
+        token_public_key: verifies capability tokens of that installation.
     """
 
     gateway: str
@@ -99,6 +100,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     labels: dict[str, str] = {}
     model_urls: tuple[str | BackEndConfig, ...] = ()
     small_model: bool = False
+    token_public_key: str = ""
     version: int = SETTINGS_VERSION
 
 

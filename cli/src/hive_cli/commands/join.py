@@ -77,6 +77,7 @@ def join(
             slots=slots,
             labels={REGION: region} if region else {},
             model_urls=urls,
+            token_public_key=admission.credentials.token_public_key,
         )
         write_config(place.joined_file, settings)
     err.print(escape(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})"))

@@ -7,7 +7,8 @@ from typing import Any
 
 import psutil
 from hive_common.eventlog.roles import role_of
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, write_config
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, write_config
+from hive_common.permissions.tokens import public_key
 from hive_executor.config import ExecutorConfig
 
 from hive_cli.home import ExecutorEntry, Home, Settings
@@ -18,6 +19,7 @@ from hive_cli.supervisor.network import LOOPBACK, Network
 from hive_cli.supervisor.provision import (
     DATABASE,
     SERVICE_KEY,
+    TOKEN_KEY,
     postgres_secret,
     to_raw,
     write_private,
@@ -89,6 +91,7 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
         grpc_port=settings.ports[names.grpc_port(service)],
         service_key_file=str(home.secret_file(SERVICE_KEY)),
         artifacts_dir=str(home.artifacts_dir),
+        token_public_key=_token_public_key(home),
         engine_network=network.by_name,
         peers={
             peer: f"{network.host(peer)}:{settings.ports[names.grpc_port(peer)]}"
@@ -118,6 +121,8 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
     if service == names.ROUTER:
         host = [entry.id for entry in settings.executors]
         return {"model_urls": _model_urls(settings), "host_executors": host}
+    if service == names.SCHEDULER:
+        return {"token_key_file": str(home.secret_file(TOKEN_KEY))}
     return {}
 
 
@@ -151,7 +156,12 @@ def _executor(
         memory_bytes=psutil.virtual_memory().total // 2 // count,
         model_urls=_model_urls(settings),
         models_counts_only=settings.models.counts_only,
+        token_public_key=_token_public_key(home),
     )
+
+
+def _token_public_key(home: Home) -> str:
+    return public_key(read_secret(home.secret_file(TOKEN_KEY)))
 
 
 def _model_urls(settings: Settings) -> Urls:

@@ -24,6 +24,7 @@ from hive_cli.supervisor.postgres import prepare_database
 from hive_cli.supervisor.provision import (
     POSTGRES_ADMIN,
     SERVICE_KEY,
+    TOKEN_KEY,
     postgres_secret,
     provision,
     write_private,
@@ -65,6 +66,8 @@ def _parts(home: Home, settings: Settings) -> Iterator[tuple[str, list[Path], li
         files += [secret(credentials_name(identity)) for identity in service_identities(service)]
         if service == names.REGISTRY:
             files += [secret(OPERATOR), secret(SIGNING)]
+        if service == names.SCHEDULER:
+            files.append(secret(TOKEN_KEY))
         if service == names.GATEWAY:
             files.append(home.api_key_file)
         yield service, [home.config_file(service), *files], [home.artifacts_dir]

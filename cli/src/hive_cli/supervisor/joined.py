@@ -87,6 +87,7 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         memory_bytes=psutil.virtual_memory().total // 2,
         labels=settings.labels,
         models_port=settings.ports.get(MODELS, 0),
+        token_public_key=settings.token_public_key,
     )
     urls = with_small_model(settings.model_urls, settings.ports, settings.small_model)
     return msgspec.structs.replace(config, model_urls=urls) if urls else config

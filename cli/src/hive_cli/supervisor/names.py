@@ -7,10 +7,11 @@ GATEWAY = "gateway"
 AUDIT = "audit"
 REGISTRY = "registry"
 ROUTER = "router"
+SCHEDULER = "scheduler"
 SMALL_MODEL = "small-model"
 MODULES = {
     REGISTRY: "hive_registry",
-    "scheduler": "hive_scheduler",
+    SCHEDULER: "hive_scheduler",
     ROUTER: "hive_router",
     AUDIT: "hive_audit",
     GATEWAY: "hive_gateway",

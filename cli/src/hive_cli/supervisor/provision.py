@@ -21,6 +21,7 @@ DATABASE = "hive"
 POSTGRES_ADMIN = "postgres-admin"
 PASSFILE = "pgpass"
 SERVICE_KEY = "service-key"
+TOKEN_KEY = "token-key"  # noqa: S105 - the name of a file
 _SECRET_BYTES = 32
 FREE_BYTES_MIN = 200 * 1024 * 1024
 """What a first start writes (cluster and its log, 60 MB), and some for the work."""
@@ -161,6 +162,10 @@ def _make_secrets(home: Home) -> None:
     for path in (home.api_key_file, *(home.secret_file(name) for name in wanted)):
         if not path.exists():
             write_private(path, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
+    if not home.secret_file(TOKEN_KEY).exists():
+        from hive_common.permissions.tokens import new_key
+
+        write_private(home.secret_file(TOKEN_KEY), new_key() + "\n")
     password = read_secret(home.secret_file(POSTGRES_ADMIN))
     write_private(home.secret_file(PASSFILE), f"*:*:*:{SUPERUSER}:{password}\n")
 

@@ -111,6 +111,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             blobs_url=settings.blobs_url,
             identities=identities,
             kill_public_key=config.kill_public_key,
+            token_public_key=config.token_public_key,
         )
         presence = SchedulerPresence(config.peers.get("scheduler"), key)
         stack.push_async_callback(presence.close)

@@ -46,6 +46,7 @@ class EnrolmentDesk:
         blobs_url: base URL of the gateway.
         identities: signs credentials; None where NATS is open.
         kill_public_key: goes with the credentials, so that kill orders are obeyed.
+        token_public_key: likewise, so that capability tokens can be checked.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class EnrolmentDesk:
         blobs_url: str,
         identities: Identities | None,
         kill_public_key: str = "",
+        token_public_key: str = "",
     ) -> None:
         self._views = views
         self._log = log_access
@@ -70,6 +72,7 @@ class EnrolmentDesk:
         self._blobs_url = blobs_url
         self._identities = identities
         self._kill_public_key = kill_public_key
+        self._token_public_key = token_public_key
 
     async def issue(self, valid_s: int, owner_name: str, actor: str) -> executors_pb2.IssueTokenResponse:
         """Make a token. Its secret is in the answer, and nowhere else.
@@ -138,6 +141,7 @@ class EnrolmentDesk:
             nats_url=self._nats_url,
             blobs_url=self._blobs_url,
             kill_public_key=self._kill_public_key,
+            token_public_key=self._token_public_key,
         )
 
     async def revoke(self, executor: str, reason: str, actor: str) -> ExecutorRow:

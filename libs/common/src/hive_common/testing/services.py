@@ -30,6 +30,7 @@ def service_config(
     peers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
     kill_public_key: str = "",
+    token_public_key: str = "",
 ) -> ServiceConfig:
     """Return the configuration of one service, with secrets written below `folder`."""
     postgres = conninfo_to_dict(database.role_dsn(service))
@@ -50,6 +51,7 @@ def service_config(
         artifacts_dir=str(folder / "artifacts"),
         peers=dict(peers or {}),
         kill_public_key=kill_public_key,
+        token_public_key=token_public_key,
         extra={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in (extra or {}).items()},
     )
 
