@@ -14,7 +14,7 @@ from hive_common.artifacts.manifest import AgentManifest, Resources, manifest_js
 from hive_common.bus import nats as bus
 from hive_common.bus.jwt import credentials_text, new_seed, public_nkey
 from hive_common.contracts import events, messages, values
-from hive_common.contracts.events import AgentVersionPublished, Capabilities
+from hive_common.contracts.events import AgentVersionPublished, Capabilities, SigningKeyTrusted
 from hive_common.contracts.messages import (
     Assignment,
     AttemptKey,
@@ -187,11 +187,20 @@ class Plane:
 
     async def _publish(self) -> None:
         raw = manifest_json(AGENT)
-        event = AgentVersionPublished(AGENT.name, AGENT.version, values.digest_of(raw), msgspec.Raw(raw))
-        stream = derive_id("agent", "default", AGENT.name, AGENT.version)
+        digest, author = values.digest_of(raw), "a0" * 32
+        signed = {"signer": author, "signature": digest}
+        happened = {
+            derive_id("signer", "default", author): SigningKeyTrusted(author, "author"),
+            derive_id("agent", "default", AGENT.name, AGENT.version): AgentVersionPublished(
+                AGENT.name, AGENT.version, digest, msgspec.Raw(raw), **signed
+            ),
+        }
+        new = tuple(
+            NewEvent(stream, 1, type(event).__name__, 1, events.encode(event), 1, "registry", new_id())
+            for stream, event in happened.items()
+        )
         async with await LogWriter.open(self._database.role_dsn("registry")) as writer:
-            new = NewEvent(stream, 1, "AgentVersionPublished", 1, events.encode(event), 1, "registry", new_id())
-            await writer.append(Append((new,)))
+            await writer.append(Append(new))
 
     async def submit(self, n: int = 1, max_attempts: int = 1) -> str:
         """Submit a job of one task, and return its id."""
