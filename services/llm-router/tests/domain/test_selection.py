@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 from hive_common.contracts.events import Model, Power
-from hive_common.kernel.errors import InvalidArgument, Unavailable
+from hive_common.kernel.errors import BudgetExhausted, HiveError, InvalidArgument, PermissionDenied, Unavailable
 from hive_router.domain.breaker import Breaker
 from hive_router.domain.refusals import refusal
-from hive_router.domain.selection import STAGES, Ask, BackEnd, Choice, Circumstances, Weights, select
+from hive_router.domain.selection import STAGES, Ask, BackEnd, Choice, Circumstances, CloudRefusal, Weights, select
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,8 @@ def back_end(name: str, **changes: Any) -> BackEnd:
 
 
 def ask(**changes: Any) -> Ask:
-    return Ask(**{"model": "m", "endpoint": "chat", "pin": "any", "owner": "me", **changes})
+    fields = {"model": "m", "endpoint": "chat", "pin": "any", "owner": "me", "cloud_refusal": None}
+    return Ask(**{**fields, **changes})
 
 
 def chosen(wanted: Ask, *back_ends: BackEnd) -> Choice:
@@ -56,6 +57,11 @@ REJECTED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("breaker", {"breaker": Breaker(state="open", until_ms=1_001)}, {}, "again and again"),
     ("breaker", {"breaker": Breaker(state="half_open")}, {}, "again and again"),
     ("queue", {"in_flight": 4}, {}, "4 calls run there"),
+    ("pin", {"provider": "acme"}, {"pin": "pool"}, "pinned to pool"),
+    *(
+        (reason, {"provider": "acme"}, {"cloud_refusal": CloudRefusal(reason, "said so")}, "said so")
+        for reason in ("cloud_off", "key", "permission", "no_budget")
+    ),
 ]
 
 
@@ -73,6 +79,34 @@ def test_each_stage_rejects_by_its_name(
 
 def test_every_stage_is_tried_above() -> None:
     assert {reason for reason, *_ in REJECTED} == {name for name, _ in STAGES}
+
+
+def test_a_call_that_nobody_looked_at_goes_to_no_provider() -> None:
+    choice = chosen(Ask(model="m", endpoint="chat", pin="any", owner="me"), back_end("x", provider="acme"))
+    assert (choice.fit, choice.candidates[0].rejected) == ([], "cloud_off")
+
+
+def test_a_provider_comes_last_whatever_the_weights() -> None:
+    far = Circumstances(1_000, Weights(local=-50, load=50, latency=50))
+    busy = back_end("a", in_flight=3, latency_ms=60_000)
+    choice = select(ask(), [back_end("b", provider="acme"), busy], [], far)
+    assert [one.id for one in choice.fit] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("key", PermissionDenied),
+        ("permission", PermissionDenied),
+        ("no_budget", BudgetExhausted),
+        ("pin", Unavailable),
+    ],
+)
+def test_a_model_that_only_providers_have_is_refused_by_the_reason(reason: str, kind: type[HiveError]) -> None:
+    wanted = ask(pin="pool") if reason == "pin" else ask(cloud_refusal=CloudRefusal(reason, "because"))
+    found = refusal(wanted, chosen(wanted, back_end("x", provider="acme")).candidates)
+    assert type(found) is kind
+    assert found.fields["reason"] == reason
 
 
 def test_a_battery_of_ones_own_host_does_not_matter() -> None:
