@@ -89,6 +89,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         model_urls: where servers of models may answer, as in `ModelSettings.urls`; empty takes Ollama's.
         small_model: a small real model is served on this machine.
         token_public_key: verifies capability tokens of that installation.
+        kill_public_key: verifies its kill orders.
     """
 
     gateway: str
@@ -101,6 +102,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     model_urls: tuple[str | BackEndConfig, ...] = ()
     small_model: bool = False
     token_public_key: str = ""
+    kill_public_key: str = ""
     version: int = SETTINGS_VERSION
 
 
@@ -142,6 +144,11 @@ class Home:
     def api_key_file(self) -> Path:
         """Key of the owner for the gateway, mode 0600."""
         return self.root / "api-key"
+
+    @property
+    def kill_key_file(self) -> Path:
+        """Private key of kill orders, mode 0600. `hive kill` alone reads it; services have the public key."""
+        return self.secret_file("kill-key")
 
     @property
     def prometheus_file(self) -> Path:

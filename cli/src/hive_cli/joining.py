@@ -43,6 +43,7 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     blobs_url: str
     token_public_key: str = ""
+    kill_public_key: str = ""
 
     def __repr__(self) -> str:
         return f"Credentials({self.executor_id})"

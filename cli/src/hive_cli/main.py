@@ -9,7 +9,7 @@ import typer
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
-from hive_cli.commands import agent, audit, doctor, executor, extension, installation, job, join, model, run
+from hive_cli.commands import agent, audit, doctor, executor, extension, installation, job, join, kill, model, run
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
 
@@ -51,6 +51,8 @@ app.add_typer(executor.app, name="executor")
 app.add_typer(extension.app, name="extension")
 app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
+app.add_typer(kill.app, name="kill")
+app.command("unkill")(kill.unkill)
 
 
 @app.command("version")

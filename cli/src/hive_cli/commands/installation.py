@@ -11,6 +11,7 @@ from hive_common.kernel.errors import FailedPrecondition, HiveError, InvalidArgu
 from rich.markup import escape
 
 from hive_cli.commands.join import checked_url
+from hive_cli.commands.kill import stop_sentence
 from hive_cli.home import Home, elsewhere, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
@@ -185,6 +186,7 @@ def collect(home: Home) -> dict[str, Any]:
         ],
         "endpoints": _endpoints(home),
         "executors": _executors(home) if running and home.exists() else [],
+        "kills": _kills(home) if running and home.exists() else [],
         "public": _public(home),
         "joined": _joined(home),
     }
@@ -242,6 +244,15 @@ def _executors(home: Home) -> list[dict[str, Any]]:
     ]
 
 
+def _kills(home: Home) -> list[dict[str, Any]]:
+    """Return what kill orders stop; nothing where that cannot be asked."""
+    try:
+        with connect_to(home, _STATUS_PATIENCE_S) as api:
+            return list(api.get("/v1/control/kill")["stops"])
+    except HiveError:
+        return []
+
+
 def _print_status(home: Home, found: dict[str, Any]) -> None:
     from hive_cli.commands.metrics import read_figures
 
@@ -289,6 +300,8 @@ def _print_installation(found: dict[str, Any]) -> None:
         (one["name"], one["state"], f"{one['running']}/{one['slots']}", one["id"]) for one in found["executors"]
     )
     print_table(("executor", "state", "running", "id"), executors)
+    for one in found["kills"]:
+        err.print(f"[red]stopped[/red] {escape(stop_sentence(one))}")
 
 
 def _print_problems(state: InstallationState | None) -> None:

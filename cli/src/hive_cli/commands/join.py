@@ -78,6 +78,7 @@ def join(
             labels={REGION: region} if region else {},
             model_urls=urls,
             token_public_key=admission.credentials.token_public_key,
+            kill_public_key=admission.credentials.kill_public_key,
         )
         write_config(place.joined_file, settings)
     err.print(escape(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})"))

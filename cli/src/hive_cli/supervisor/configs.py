@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from hive_common.control import keys as kill_keys
 from hive_common.eventlog.roles import role_of
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, write_config
 from hive_common.permissions.tokens import public_key
@@ -92,6 +93,7 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
         service_key_file=str(home.secret_file(SERVICE_KEY)),
         artifacts_dir=str(home.artifacts_dir),
         token_public_key=_token_public_key(home),
+        kill_public_key=_kill_public_key(home),
         engine_network=network.by_name,
         peers={
             peer: f"{network.host(peer)}:{settings.ports[names.grpc_port(peer)]}"
@@ -157,7 +159,13 @@ def _executor(
         model_urls=_model_urls(settings),
         models_counts_only=settings.models.counts_only,
         token_public_key=_token_public_key(home),
+        kill_public_key=_kill_public_key(home),
     )
+
+
+def _kill_public_key(home: Home) -> str:
+    file = str(home.kill_key_file)
+    return kill_keys.public_text(kill_keys.private_key(read_secret(file), file))
 
 
 def _token_public_key(home: Home) -> str:

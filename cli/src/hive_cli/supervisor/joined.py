@@ -88,6 +88,7 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         labels=settings.labels,
         models_port=settings.ports.get(MODELS, 0),
         token_public_key=settings.token_public_key,
+        kill_public_key=settings.kill_public_key,
     )
     urls = with_small_model(settings.model_urls, settings.ports, settings.small_model)
     return msgspec.structs.replace(config, model_urls=urls) if urls else config

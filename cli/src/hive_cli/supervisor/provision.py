@@ -162,6 +162,10 @@ def _make_secrets(home: Home) -> None:
     for path in (home.api_key_file, *(home.secret_file(name) for name in wanted)):
         if not path.exists():
             write_private(path, secrets.token_urlsafe(_SECRET_BYTES) + "\n")
+    if not home.kill_key_file.exists():
+        from hive_common.control import keys as kill_keys
+
+        write_private(home.kill_key_file, kill_keys.new_key())
     if not home.secret_file(TOKEN_KEY).exists():
         from hive_common.permissions.tokens import new_key
 
