@@ -131,9 +131,7 @@ async def test_an_executor_that_knows_more_makes_the_scheduler_look(cluster, con
     assert reply.kill == signed
 
 
-async def test_an_order_that_nobody_signed_is_not_obeyed_even_from_the_log(
-    cluster, control, one_step
-) -> None:
+async def test_an_order_that_nobody_signed_is_not_obeyed_even_from_the_log(cluster, control, one_step) -> None:
     before = REFUSED.labels(FORGED)._value.get()
     forged = KillKey().kill("all")
     await cluster.append(stream_of("default"), 1, KillOrdered(1, forged.order, forged.signature))
