@@ -12,7 +12,7 @@ from hive_common.artifacts.signing import Signature, sign
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.bus.nats import connect, request
-from hive_common.contracts.events import Capabilities, ExecutorEnrolled, encode
+from hive_common.contracts.events import Capabilities, Event, ExecutorEnrolled, encode
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
 from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Stored
 from hive_common.kernel.ids import derive_id, new_id
@@ -50,6 +50,8 @@ class Registry:
         self.config = config
         self._nats = nats
         self.key = key_of(config)
+        self.channel = channel
+        self.channel = channel
         self.executors = executors_pb2_grpc.ExecutorsStub(channel)
         self.agents = agents_pb2_grpc.AgentsStub(channel)
         self.store = FolderStore(config.artifacts_dir)
@@ -80,6 +82,12 @@ class Registry:
         executor = new_id()
         await self.enrol([executor], name)
         return executor
+
+    async def append(self, stream: str, event: Event) -> None:
+        """Write the first event of a stream, as an earlier registry did."""
+        new = NewEvent(stream, 1, type(event).__name__, 1, encode(event), 1, "registry", self.config.owner)
+        async with await LogWriter.open(self._database.role_dsn("registry")) as writer:
+            await writer.append(Append((new,)))
 
     async def hello(self, executor: str, name: str = "laptop", **changes: Any) -> HelloReply:
         """Say hello the way an executor does: with its own inbox."""
@@ -174,11 +182,15 @@ def package(tmp_path: Path) -> Callable[..., AgentPackage]:
     """Returns a function that packs an agent with a name, a version and a source."""
 
     def make(
-        name: str = "square", version: str = "1.0.0", source: str = "def run(input): return {}\n"
+        name: str = "square",
+        version: str = "1.0.0",
+        source: str = "def run(input): return {}\n",
+        permissions: str = "{}",
     ) -> AgentPackage:
-        folder = tmp_path / "agents" / f"{name}-{version}-{abs(hash(source))}"
+        folder = tmp_path / "agents" / f"{name}-{version}-{abs(hash(source + permissions))}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.yaml").write_text(MANIFEST.format(name=name, version=version))
+        manifest = MANIFEST.format(name=name, version=version) + f"permissions: {permissions}\n"
+        (folder / "manifest.yaml").write_text(manifest)
         (folder / "agent.py").write_text(source)
         return pack(folder)
 
