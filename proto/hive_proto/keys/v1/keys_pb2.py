@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhive_proto/keys/v1/keys.proto\x12\x0chive.keys.v1\"m\n\rCreateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x04 \x01(\x08\x12\r\n\x05\x63loud\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\"9\n\x07\x43reated\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.hive.keys.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"/\n\x0cListResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.hive.keys.v1.Key\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"\x1d\n\x0b\x46indRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\".\n\x0c\x46indResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.hive.keys.v1.Key\"\xa0\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x04 \x01(\x08\x12\r\n\x05\x63loud\x18\x05 \x01(\x08\x12\x12\n\ncreated_us\x18\x06 \x01(\x03\x12\x12\n\nrevoked_us\x18\x07 \x01(\x03\x12\x11\n\tpseudonym\x18\x08 \x01(\t\x12\x10\n\x08position\x18\t \x01(\x03\x32\xb0\x02\n\x04Keys\x12<\n\x06\x43reate\x12\x1b.hive.keys.v1.CreateRequest\x1a\x15.hive.keys.v1.Created\x12=\n\x04List\x12\x19.hive.keys.v1.ListRequest\x1a\x1a.hive.keys.v1.ListResponse\x12\x32\n\x03Get\x12\x18.hive.keys.v1.GetRequest\x1a\x11.hive.keys.v1.Key\x12\x38\n\x06Revoke\x12\x1b.hive.keys.v1.RevokeRequest\x1a\x11.hive.keys.v1.Key\x12=\n\x04\x46ind\x12\x19.hive.keys.v1.FindRequest\x1a\x1a.hive.keys.v1.FindResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhive_proto/keys/v1/keys.proto\x12\x0chive.keys.v1\"}\n\rCreateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x04 \x01(\x08\x12\r\n\x05\x63loud\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\"9\n\x07\x43reated\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.hive.keys.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"/\n\x0cListResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.hive.keys.v1.Key\"\x1a\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\rRevokeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"\x1d\n\x0b\x46indRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\".\n\x0c\x46indResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.hive.keys.v1.Key\"\xa0\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05scope\x18\x02 \x01(\t\x12\x0b\n\x03pin\x18\x03 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x04 \x01(\x08\x12\r\n\x05\x63loud\x18\x05 \x01(\x08\x12\x12\n\ncreated_us\x18\x06 \x01(\x03\x12\x12\n\nrevoked_us\x18\x07 \x01(\x03\x12\x11\n\tpseudonym\x18\x08 \x01(\t\x12\x10\n\x08position\x18\t \x01(\x03\x32\xb0\x02\n\x04Keys\x12<\n\x06\x43reate\x12\x1b.hive.keys.v1.CreateRequest\x1a\x15.hive.keys.v1.Created\x12=\n\x04List\x12\x19.hive.keys.v1.ListRequest\x1a\x1a.hive.keys.v1.ListResponse\x12\x32\n\x03Get\x12\x18.hive.keys.v1.GetRequest\x1a\x11.hive.keys.v1.Key\x12\x38\n\x06Revoke\x12\x1b.hive.keys.v1.RevokeRequest\x1a\x11.hive.keys.v1.Key\x12=\n\x04\x46ind\x12\x19.hive.keys.v1.FindRequest\x1a\x1a.hive.keys.v1.FindResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hive_proto.keys.v1.keys_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEREQUEST']._serialized_start=47
-  _globals['_CREATEREQUEST']._serialized_end=156
-  _globals['_CREATED']._serialized_start=158
-  _globals['_CREATED']._serialized_end=215
-  _globals['_LISTREQUEST']._serialized_start=217
-  _globals['_LISTREQUEST']._serialized_end=260
-  _globals['_LISTRESPONSE']._serialized_start=262
-  _globals['_LISTRESPONSE']._serialized_end=309
-  _globals['_GETREQUEST']._serialized_start=311
-  _globals['_GETREQUEST']._serialized_end=337
-  _globals['_REVOKEREQUEST']._serialized_start=339
-  _globals['_REVOKEREQUEST']._serialized_end=400
-  _globals['_FINDREQUEST']._serialized_start=402
-  _globals['_FINDREQUEST']._serialized_end=431
-  _globals['_FINDRESPONSE']._serialized_start=433
-  _globals['_FINDRESPONSE']._serialized_end=479
-  _globals['_KEY']._serialized_start=482
-  _globals['_KEY']._serialized_end=642
-  _globals['_KEYS']._serialized_start=645
-  _globals['_KEYS']._serialized_end=949
+  _globals['_CREATEREQUEST']._serialized_end=172
+  _globals['_CREATED']._serialized_start=174
+  _globals['_CREATED']._serialized_end=231
+  _globals['_LISTREQUEST']._serialized_start=233
+  _globals['_LISTREQUEST']._serialized_end=276
+  _globals['_LISTRESPONSE']._serialized_start=278
+  _globals['_LISTRESPONSE']._serialized_end=325
+  _globals['_GETREQUEST']._serialized_start=327
+  _globals['_GETREQUEST']._serialized_end=353
+  _globals['_REVOKEREQUEST']._serialized_start=355
+  _globals['_REVOKEREQUEST']._serialized_end=416
+  _globals['_FINDREQUEST']._serialized_start=418
+  _globals['_FINDREQUEST']._serialized_end=447
+  _globals['_FINDRESPONSE']._serialized_start=449
+  _globals['_FINDRESPONSE']._serialized_end=495
+  _globals['_KEY']._serialized_start=498
+  _globals['_KEY']._serialized_end=658
+  _globals['_KEYS']._serialized_start=661
+  _globals['_KEYS']._serialized_end=965
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,7 @@ class CreateRequest(_message.Message):
     COUNTS_ONLY_FIELD_NUMBER: _builtins.int
     CLOUD_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     scope: _builtins.str
     """user | admin; empty is user"""
@@ -36,6 +37,8 @@ class CreateRequest(_message.Message):
     counts_only: _builtins.bool
     cloud: _builtins.bool
     caller: _builtins.str
+    digest: _builtins.str
+    """SHA-256, in hex, of a secret that whoever asks has made; empty: one is made here"""
     def __init__(
         self,
         *,
@@ -45,10 +48,11 @@ class CreateRequest(_message.Message):
         counts_only: _builtins.bool = ...,
         cloud: _builtins.bool = ...,
         caller: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cloud", b"cloud", "counts_only", b"counts_only", "name", b"name", "pin", b"pin", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cloud", b"cloud", "counts_only", b"counts_only", "digest", b"digest", "name", b"name", "pin", b"pin", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,6 +65,7 @@ class Created(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
+    """empty where the digest was given"""
     @_builtins.property
     def key(self) -> Global___Key: ...
     def __init__(
