@@ -28,6 +28,7 @@ from hive_registry.callers import actor_of
 from hive_registry.domain import signers
 from hive_registry.domain.versions import sort_key
 from hive_registry.executors import page_limit
+from hive_registry.grants import GrantDesk
 from hive_registry.log_access import TRIES_MAX, Entry, LogAccess
 from hive_registry.signers import SignerDesk
 from hive_registry.views import AgentRow, SignerRow, Views
@@ -46,6 +47,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         log: writes.
         store: where pushed blobs are.
         signers: knows the keys that are trusted.
+        grants: what people have granted.
         check_stopped: refuses an agent's name and version where a kill order stops it.
     """
 
@@ -55,12 +57,14 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         log: LogAccess,
         store: ArtifactStore,
         signers: SignerDesk,
+        grants: GrantDesk,
         check_stopped: Callable[[str, str], None],
     ) -> None:
         self._views = views
         self._log = log
         self._store = store
         self._signers = signers
+        self._grants = grants
         self._check_stopped = check_stopped
         self._publishing = asyncio.Semaphore(PUBLISHING_MAX)
 
@@ -126,6 +130,24 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
                 await self._log.catch_up()
             row = await self._row(request.name, request.version)
         return _message(row)
+
+    async def Grant(
+        self, request: agents_pb2.GrantRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.GrantsResponse:
+        """Let all versions of an agent do what the newest one asks for, or less."""
+        return await self._grants.grant(request, actor_of(context, request.caller, "registry"))
+
+    async def Ungrant(
+        self, request: agents_pb2.UngrantRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.GrantsResponse:
+        """Take it back: tasks that are not given out yet do not get it any more."""
+        return await self._grants.ungrant(request, actor_of(context, request.caller, "registry"))
+
+    async def Grants(
+        self, request: agents_pb2.GrantsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.GrantsResponse:
+        """Say what an agent asks for and was granted."""
+        return await self._grants.show(request.name)
 
     async def Trust(
         self, request: agents_pb2.TrustRequest, context: grpc.aio.ServicerContext[Any, Any]

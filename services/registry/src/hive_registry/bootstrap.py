@@ -27,13 +27,18 @@ from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
+from hive_proto.keys.v1 import keys_pb2_grpc
 from nats.aio.client import Client
 
 from hive_registry.agents import AgentsServicer
 from hive_registry.desk import ExecutorDesk, hello_refused
 from hive_registry.enrolment import EnrolmentDesk, Identities
 from hive_registry.executors import ExecutorsServicer
+from hive_registry.grant_views import GrantViews
+from hive_registry.grants import GrantDesk
 from hive_registry.identities import Revocations, Signer
+from hive_registry.key_views import KeyViews
+from hive_registry.keys import KeysServicer
 from hive_registry.kills import ControlServicer, KillDesk
 from hive_registry.kv import KvDesk, kv_refused
 from hive_registry.kv_views import KvProjection, KvViews
@@ -120,9 +125,11 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         executors = ExecutorsServicer(views, desk, enrolment, presence, kills)
         executors_pb2_grpc.add_ExecutorsServicer_to_server(executors, server.server)
         control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(kill_desk, views), server.server)
+        keys_pb2_grpc.add_KeysServicer_to_server(KeysServicer(KeyViews(database, config.ns), log), server.server)
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
+        grants = GrantDesk(views, GrantViews(database, config.ns), log, clock)
         agents_pb2_grpc.add_AgentsServicer_to_server(
-            AgentsServicer(views, log, store, signers, kill_desk.check_agent), server.server
+            AgentsServicer(views, log, store, signers, grants, kill_desk.check_agent), server.server
         )
         await enrolment.enrol_locals(settings.local_executors)
         await signers.trust_own(settings.author_keys)

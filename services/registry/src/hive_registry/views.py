@@ -16,6 +16,10 @@ from hive_common.contracts.events import (
     ExecutorUndrained,
     JoinTokenIssued,
     JoinTokenUsed,
+    KeyCreated,
+    KeyRevoked,
+    PermissionGranted,
+    PermissionRevoked,
     SigningKeyDistrusted,
     SigningKeyTrusted,
     decode,
@@ -25,10 +29,12 @@ from hive_common.kernel.errors import CorruptLog, UnknownEvent
 from hive_common.ops.database import Database
 from psycopg import AsyncConnection
 
+from hive_registry import grant_views
 from hive_registry.domain.executors import ExecutorState
 from hive_registry.domain.signers import SignerState
 from hive_registry.domain.tokens import TokenState
 from hive_registry.domain.versions import sort_key
+from hive_registry.key_views import key_statement
 
 SCHEMA: Final = "registry"
 NAMES_MAX: Final = 10_000
@@ -243,6 +249,9 @@ class RegistryProjection:
         "AgentVersionYanked",
         "SigningKeyTrusted",
         "SigningKeyDistrusted",
+        "KeyCreated",
+        "KeyRevoked",
+        *grant_views.TYPES,
     )
 
     async def apply(self, conn: AsyncConnection[Any], batch: Sequence[Stored]) -> None:
@@ -291,8 +300,12 @@ def _statement_of(stored: Stored) -> tuple[Any, Any]:
             return _YANK, (stored.ts_us, event.reason, stored.version, *key)
         case SigningKeyTrusted():
             return _TRUST, (*key, event.public_key, event.name, stored.ts_us, *moved)
+        case PermissionGranted() | PermissionRevoked():
+            return grant_views.statement_of(stored, event)
         case SigningKeyDistrusted():
             return _DISTRUST, (event.reason, stored.ts_us, *moved, *key)
+        case KeyCreated() | KeyRevoked():
+            return key_statement(stored, event)
     raise UnknownEvent(f"position {stored.position}: the registry does not know {stored.type}")
 
 
