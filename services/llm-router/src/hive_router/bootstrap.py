@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from hive_common.artifacts.store import FolderStore
 from hive_common.bus.heads import head_announcer, wake_on_head
 from hive_common.bus.nats import connect, respond
 from hive_common.contracts.messages import ModelCallReport, call_subject
+from hive_common.control.kill_log import TYPES as KILL_TYPES
+from hive_common.control.kill_log import KillLog
 from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
@@ -31,6 +34,7 @@ from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
 from hive_router.host import Host
+from hive_router.kills import refused
 from hive_router.ledger import Ledger, MoneyProjection, UsageProjection
 from hive_router.metrics import observe_fleet
 from hive_router.models import ModelsServicer
@@ -96,6 +100,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         stack.push_async_callback(treasury.close)
         treasury.know(await ledger.limits())
         outside = await process.outside(fleet, treasury, ledger, reader)
+        kills = await process.kills(client, lambda: waterfall.stop_refused())
         waterfall = Waterfall(
             fleet,
             admission,
@@ -106,6 +111,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             finished=recorder.finished,
             missing=host.look_for_missing,
             outside=outside,
+            refused=partial(refused, kills),
         )
         tokens = CapabilityTokens(config.token_public_key, clock)
         executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings, tokens)
@@ -220,6 +226,16 @@ class _Process:
         await devices.ask()
         self.background(devices.run(runner), "devices")
         self.background(devices.watch(), "presence")
+
+    async def kills(self, client: Client, on_order: Callable[[], None]) -> KillLog:
+        """Follow the kill orders of the log."""
+        reader = await self._stack.enter_async_context(LogReader(self._dsn))
+        kills = KillLog(reader, self._config.ns, self._config.kill_public_key)
+        await eventually(kills.catch_up, "kill orders in the log")
+        kills.on_order = lambda _: on_order()
+        await wake_on_head(client, kills.wake, types=KILL_TYPES)
+        self.background(kills.follow(), "kill orders")
+        return kills
 
     async def records(self, on_head: OnHead) -> tuple[LogWriter, Recorder]:
         """Open the log for what has ended."""

@@ -1,6 +1,7 @@
 """One call on its way: what is known of it so far, for the waterfall, its record and its explanation."""
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -8,6 +9,7 @@ import msgspec
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
 from hive_common.inference.calls import ModelCall
 from hive_common.inference.tally import Tally
+from hive_common.kernel.errors import HiveError
 
 from hive_router.bodies import Prepared
 from hive_router.cloud import Passage
@@ -33,6 +35,8 @@ class Flight:
         code: empty while it runs and where it succeeded, else of the error that ended it.
         streamed: its answer is a stream.
         finished: it has ended.
+        timer: of what is awaited for it now.
+        stopped: why it may not go on, where that is so.
         passage: whether it may go to providers, and whose budgets it counts against; None: none serve its model.
         cost: what it has cost, so far; `estimated` where that is partly what was reserved.
         hold: what is reserved for the try that runs.
@@ -60,9 +64,11 @@ class Flight:
         "provider",
         "route",
         "start",
+        "stopped",
         "streamed",
         "subject",
         "tally",
+        "timer",
         "until",
         "wall_ms",
     )
@@ -84,6 +90,8 @@ class Flight:
             prompt_bytes=body.prompt_bytes,
             needs=body.needs,
         )
+        self.timer: asyncio.Timeout | None = None
+        self.stopped: HiveError | None = None
         self.tally = Tally(not call.counts_only, body.drop_usage)
         self.route = self.executor = self.code = self.provider = self.block = ""
         self.passage: Passage | None = None
@@ -100,6 +108,20 @@ class Flight:
         """Remember whether it may go to providers."""
         self.passage = passage
         self.ask = msgspec.structs.replace(self.ask, cloud_refusal=passage.refusal)
+
+    def timed(self) -> asyncio.Timeout:
+        """Return what bounds the next thing that is awaited for it."""
+        self.timer = asyncio.timeout_at(self.until)
+        return self.timer
+
+    def stop(self, error: HiveError) -> None:
+        """End it now, as if its time were up, with this error."""
+        self.stopped = error
+        self.until = asyncio.get_running_loop().time()
+        if self.timer is not None:
+            # It may be over: then nothing is awaited, and the next thing ends as it begins.
+            with contextlib.suppress(RuntimeError):
+                self.timer.reschedule(self.until)
 
     def left_ms(self) -> int:
         """Return what is left of the call's time."""

@@ -54,6 +54,7 @@ class CapabilityTokens:
             job=claims.job,
             task=claims.task,
             attempt=claims.attempt,
+            agent=claims.agent,
             pin=narrowest(call.pin, permission.pin),
             tokens_max=0 if call.endpoint == "embeddings" else min(asked, permission.max_tokens),
         )

@@ -115,6 +115,7 @@ class Waterfall:
         finished: is told of each call that has ended. It MUST NOT block.
         missing: looks for models that nobody had until now; may be awaited often.
         outside: providers, and what lets calls go there; None without any.
+        refused: returns the error of a call that a kill order stops, or None.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Waterfall:
         finished: Finished,
         missing: Callable[[], Awaitable[None]],
         outside: "Outside | None" = None,
+        refused: Callable[[ModelCall], HiveError | None] = lambda _: None,
     ) -> None:
         self._fleet = fleet
         self._admission = admission
@@ -138,6 +140,8 @@ class Waterfall:
         self._finished = finished
         self._missing = missing
         self._outside = outside
+        self._refused = refused
+        self._flights: set[Flight] = set()
 
     async def complete(self, call: ModelCall, asker: Asker) -> Answer:
         """Begin a call (`Completer.complete`).
@@ -148,26 +152,38 @@ class Waterfall:
             RateLimited: too many wait.
             Unavailable: nobody who may have it can be reached; says why.
             DeadlineExceeded: its time is up.
-            BudgetExhausted, PermissionDenied: only a provider could serve it, and that may not cost what it would.
+            BudgetExhausted: only a provider could serve it, and that may not cost what it would.
+            PermissionDenied: likewise; or a kill order stops it.
         """
+        if (refused := self._refused(call)) is not None:
+            raise refused
         if not self._fleet.serving(call.model):
             await self._missing()
         flight = Flight(call, prepared(call), owner=asker.owner, subject=asker.subject, actor=asker.actor)
         self._begun(flight)
+        self._flights.add(flight)
         try:
-            async with asyncio.timeout_at(flight.until):
+            async with flight.timed():
                 if self._outside is not None and self._outside.serves(call.model):
                     flight.allowed(await self._outside.cloud.passage(call))
                 return await self._begin(flight)
         except TimeoutError:
-            self._end(flight, DeadlineExceeded.code)
-            raise DeadlineExceeded(f"no answer within {call.deadline_ms} ms") from None
+            late = flight.stopped or DeadlineExceeded(f"no answer within {call.deadline_ms} ms")
+            self._end(flight, late.code)
+            raise late from None
         except asyncio.CancelledError:
             self._end(flight, CANCELLED)
             raise
         except Exception as error:
             self._end(flight, body_of(error).code)
             raise
+
+    def stop_refused(self) -> None:
+        """End the calls on their way that a kill order stops."""
+        for flight in list(self._flights):
+            error = self._refused(flight.call)
+            if error is not None:
+                flight.stop(error)
 
     async def offered(self) -> list[OfferedModel]:
         """Return what can be called now, in order of name. Where devices disagree, sizes are the largest."""
@@ -251,6 +267,7 @@ class Waterfall:
 
     def _end(self, flight: Flight, code: str) -> None:
         flight.end(code)
+        self._flights.discard(flight)
         tally = flight.tally
         count(flight.call.model, flight.route, code, tally.prompt_tokens, tally.completion_tokens)
         self._finished(flight)
@@ -298,7 +315,8 @@ class _Stream(AsyncGenerator[bytes, None]):
             try:
                 piece = await self._next()
             except TimeoutError:
-                error = DeadlineExceeded(f"no whole answer within {self._flight.call.deadline_ms} ms")
+                late = DeadlineExceeded(f"no whole answer within {self._flight.call.deadline_ms} ms")
+                error = self._flight.stopped or late
                 return await self._broken(error, None)
             except HiveError as error:
                 return await self._broken(error, _verdict(error))
@@ -319,7 +337,7 @@ class _Stream(AsyncGenerator[bytes, None]):
         first, self._first = self._first, None
         if first is not None:
             return first
-        async with asyncio.timeout_at(self._flight.until):
+        async with self._flight.timed():
             return await anext(self._source, None)
 
     async def athrow(self, *exception: Any) -> bytes:

@@ -92,6 +92,7 @@ class Permits:
                 job=job.id,
                 task=task.id,
                 attempt=attempt,
+                agent=task.agent,
                 permissions=permissions,
                 expires_us=self._clock.now_us() + (task.timeout_ms + TOKEN_GRACE_MS) * 1_000,
             )

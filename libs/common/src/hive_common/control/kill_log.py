@@ -38,7 +38,7 @@ class KillLog:
     ) -> None:
         self._reader = reader
         self._stream = stream_of(ns)
-        self._on_order = on_order
+        self.on_order = on_order
         self._lock = asyncio.Lock()
         self._reasons: dict[str, Order] = {}
         self.verifier = Verifier(key)
@@ -95,7 +95,7 @@ class KillLog:
                 log.error("position %d: the kill order is not obeyed: %s", stored.position, error.message)
                 continue
             self._remember(order)
-            self._on_order(order)
+            self.on_order(order)
 
     def _remember(self, order: Order) -> None:
         if order.action == "kill":

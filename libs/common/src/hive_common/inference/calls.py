@@ -53,6 +53,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
         counts_only: keep no prompt and no completion.
         origin: id of the device that the call comes from; empty for the gateway's host.
         job, task, attempt: of the guest that calls; empty and 0 for a program.
+        agent: `name@version` of that guest, where its token says so.
         tokens_max: what this call may generate, 0 without such a limit.
         token: capability token of the attempt whose guest calls; it stays between executor and router.
         cloud: the key may use providers outside, within a budget.
@@ -72,6 +73,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
     task: str = ""
     attempt: int = 0
+    agent: str = ""
     tokens_max: int = 0
     token: str = ""
     cloud: bool = False

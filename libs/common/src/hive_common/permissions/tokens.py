@@ -46,6 +46,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
         executor: id of the executor that may use it.
         key: that executor's public nkey.
         job, task, attempt: whose token it is.
+        agent: `name@version` of what runs in it.
         permissions: what that attempt may do.
         expires_us: from then on it says nothing.
     """
@@ -57,6 +58,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     permissions: Permissions
     expires_us: int
+    agent: str = ""
 
 
 class _Narrowed(msgspec.Struct, frozen=True, kw_only=True):
