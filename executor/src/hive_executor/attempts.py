@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
+from hive_common.artifacts.signing import untrusted
 from hive_common.contracts.events import Usage
 from hive_common.contracts.limits import (
     DETAIL_BYTES_MAX,
@@ -31,7 +32,7 @@ from hive_common.kernel.errors import (
 from hive_executor.agents import Agents
 from hive_executor.blobs import BlobClient
 from hive_executor.gate import Gate, Prefetch
-from hive_executor.host import Means, granted, keep
+from hive_executor.host import Means, granted, keep, scratch
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
 from hive_executor.permits import Permits
@@ -59,6 +60,8 @@ class Ending(enum.Enum):
     """The scheduler is told, so that it can place the task elsewhere."""
     DISCARDED = "discarded"
     """The scheduler does not wait for an outcome."""
+    DISTRUSTED = "distrusted"
+    """Nobody trusts any more who signed its agent: the attempt has failed."""
     KILLED = "killed"
     """By a kill order. The scheduler knows of it; where it gives the attempt again, it may run again."""
 
@@ -181,6 +184,14 @@ class Attempts:
             else:
                 self._remember(key)
 
+    def end_untrusted(self, trusts: Callable[[str], bool]) -> None:
+        """Kill what was signed by a key that is not trusted any more, now."""
+        for held in list(self._held.values()):
+            agent = held.assignment.agent
+            if not trusts(agent.signer):
+                reason = untrusted(f"{agent.name}@{agent.version}", agent.signer).message
+                self._end(held, Ending.DISTRUSTED, reason)
+
     def kill_stopped(self) -> None:
         """Kill what a kill order stops, now."""
         for held in list(self._held.values()):
@@ -260,6 +271,8 @@ class Attempts:
             task.uncancel()
         except (InvalidArgument, NotFound) as error:
             return self._failed(held, INVALID_MODULE, error.message)
+        except PermissionDenied as error:
+            return self._failed(held, PERMISSION_DENIED, error.message)
         except HiveError as error:
             log.warning("attempt %s-%d given back: %s", held.key.task, held.key.attempt, error.message)
             held.reason = error.message
@@ -267,6 +280,8 @@ class Attempts:
             # A defect of this executor is no verdict on the agent; elsewhere it may succeed.
             log.exception("attempt %s-%d failed inside the executor", held.key.task, held.key.attempt)
             held.reason = f"the executor failed: {type(error).__name__}"
+        if held.ending is Ending.DISTRUSTED:
+            return self._failed(held, PERMISSION_DENIED, held.reason)
         if held.ending in (Ending.DISCARDED, Ending.KILLED):
             return None
         return self._report(held, "cancelled", message=held.reason)
@@ -288,18 +303,28 @@ class Attempts:
             log_bytes=LOG_BYTES_MAX,
         )
         try:
-            capabilities = granted(assignment, self._permits.permissions(assignment), self._means)
+            permissions = self._permits.permissions(assignment)
+            capabilities = granted(assignment, permissions, self._means)
+            scratch_bytes = scratch(permissions)
         except PermissionDenied as error:
             return self._failed(held, PERMISSION_DENIED, error.message)
         live = self._live_logs.begin(assignment)
         timer: asyncio.TimerHandle | None = None
         try:
-            async with self._gate.admitted(assignment.memory_bytes):
+            # Files of a guest are in memory.
+            async with self._gate.admitted(assignment.memory_bytes + scratch_bytes):
                 held.started_us = self._clock.now_us()
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(STARTED_AFTER_MS / 1000, self._runs_long, held, live)
                 RUNNING.set(self._gate.running)
-                outcome = await self._pool.run(program, input_, limits, on_log=live.write, granted=capabilities)
+                outcome = await self._pool.run(
+                    program,
+                    input_,
+                    limits,
+                    on_log=live.write,
+                    granted=capabilities,
+                    scratch_bytes=scratch_bytes,
+                )
         finally:
             if timer is not None:
                 timer.cancel()

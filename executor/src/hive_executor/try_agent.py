@@ -48,6 +48,7 @@ async def run_once(
     Raises:
         InvalidArgument: the folder is not an agent, or the input breaks its schema.
         FailedPrecondition: the Python runtime cannot be built.
+            It also is raised where the manifest asks for files, and the system limits the size of no folder.
         Unavailable: no runner comes up.
     """
     package = pack(folder)
@@ -67,7 +68,14 @@ async def run_once(
             pool = RunnerPool(size=1, cache_dir=cache_dir)
             await pool.start()
             try:
-                outcome = await pool.run(program, input_, limits, on_log=on_log, granted=granted)
+                outcome = await pool.run(
+                    program,
+                    input_,
+                    limits,
+                    on_log=on_log,
+                    granted=granted,
+                    scratch_bytes=manifest.asked.scratch_bytes,
+                )
             finally:
                 await pool.close()
     return _checked_output(manifest.output, outcome)

@@ -1,12 +1,20 @@
 """Which capabilities an attempt is granted."""
 
+import msgspec
 import pytest
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.messages import Assignment
-from hive_common.contracts.permissions import NONE, ModelPermission, Permissions
+from hive_common.contracts.permissions import (
+    NONE,
+    ForkPermission,
+    HttpPermission,
+    KvPermission,
+    ModelPermission,
+    Permissions,
+)
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
-from hive_executor.host import Means, granted
+from hive_executor.host import Means, granted, scratch
 from hive_executor.host.addresses import SystemResolver
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import FleetingKv
@@ -48,3 +56,27 @@ async def test_the_narrower_pin_of_job_and_manifest_goes_with_each_call() -> Non
 def test_pins_that_exclude_each_other_grant_nothing() -> None:
     with pytest.raises(PermissionDenied):
         granted(assignment("own-devices"), model("region:eu"), means(Scripted()))
+
+
+EVERYTHING = Permissions(
+    model=ModelPermission(("m",), 9),
+    http=HttpPermission(("a.test",)),
+    kv=KvPermission("notes", 1),
+    fork=ForkPermission(("a",), 1),
+    scratch_bytes=4096,
+)
+
+
+def test_each_permission_has_its_capability() -> None:
+    assert set(granted(assignment(), EVERYTHING, means(Scripted()))) == {"model", "http", "kv"}
+    assert scratch(EVERYTHING) == 4096
+    assert scratch(NONE) == 0
+
+
+async def test_what_a_person_would_have_to_be_asked_for_is_refused_by_name() -> None:
+    asking = msgspec.structs.replace(EVERYTHING, asks=("http", "scratch"))
+    capabilities = granted(assignment(), asking, means(Scripted()))
+    with pytest.raises(PermissionDenied, match=r"`http` .*not supported yet"):
+        await capabilities["http"].call("request", b'{"url": "https://a.test/"}', 1_000)
+    with pytest.raises(PermissionDenied, match=r"`scratch` .*not supported yet"):
+        scratch(asking)

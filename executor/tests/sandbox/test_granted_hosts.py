@@ -1,4 +1,4 @@
-"""What guests get of `http`, and what ends their attempt: from the code of an agent, through a runner, to sockets."""
+"""What guests get of `http`, and what ends their attempt: from an agent's code, through a runner, to sockets."""
 
 import json
 from collections.abc import Callable

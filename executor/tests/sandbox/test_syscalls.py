@@ -66,7 +66,8 @@ def column(machine: str) -> int:
 def test_numbers_are_those_of_the_kernel(machine: str) -> None:
     known = numbers(machine)
     at = column(machine)
-    mine = {name: pair[at] for name, pair in syscalls._PLAIN.items() if pair[at] is not None}
+    calls = syscalls._PLAIN | syscalls._WRITING
+    mine = {name: pair[at] for name, pair in calls.items() if pair[at] is not None}
     assert {name: number for name, number in mine.items() if known.get(name) != number} == {}
     absent = {name for name, pair in syscalls._PLAIN.items() if pair[at] is None}
     assert not absent & set(known)
@@ -137,6 +138,23 @@ def test_each_call_is_let_through_or_refused_as_its_name_says(machine: str) -> N
     assert seen["let through"] == {name for name, pair in syscalls._PLAIN.items() if pair[at] is not None}
     assert {"execve", "socket", "connect", "ptrace", "mount", "kill", "unshare", "setns", "bpf", "io_uring_setup",
             "process_vm_writev", "pidfd_open", "openat2", "unlinkat", "symlinkat"} <= seen["refused"]  # fmt: skip
+
+
+@MACHINES
+def test_files_take_these_calls_besides_and_no_other(machine: str) -> None:
+    arch, _, at = syscalls._MACHINES[machine]
+    usual, writing = (syscalls._program(arch, at, PID, writes=writes) for writes in (False, True))
+    assert len(writing) <= 4_096, "BPF_MAXINSNS"
+    nothing, all_bits = dict.fromkeys(range(6), 0), dict.fromkeys(range(6), 0xFFFFFFFF)
+    differ = {
+        name
+        for name, number in numbers(machine).items()
+        for arguments in (nothing, all_bits)
+        if verdict(usual, arch, number, arguments) != verdict(writing, arch, number, arguments)
+    }
+    assert differ == set(syscalls._WRITING)
+    for name in syscalls._WRITING:
+        assert verdict(writing, arch, numbers(machine)[name], all_bits) == ALLOW
 
 
 @MACHINES

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import Permissions
 from hive_common.inference.calls import PIN_ANY, Completer, narrowest
-from hive_common.kernel.errors import HiveError
+from hive_common.kernel.errors import HiveError, PermissionDenied
 from hive_common.permissions import denied
 
 from hive_executor.host.http import HttpAccess, HttpClient
@@ -13,7 +13,7 @@ from hive_executor.host.kv import KvAccess, KvStore
 from hive_executor.host.model import ModelAccess
 from hive_executor.sandbox import Capabilities, Capability
 
-__all__ = ["HttpAccess", "KvAccess", "Means", "ModelAccess", "Of", "allowed", "granted", "keep"]
+__all__ = ["HttpAccess", "KvAccess", "Means", "ModelAccess", "Of", "allowed", "granted", "keep", "scratch"]
 
 
 class Means(NamedTuple):
@@ -47,9 +47,11 @@ class _Asked:
 
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
         """Refuse."""
-        raise denied(
-            self._permission, "is granted with a question at each use (`--ask`), which is not supported yet"
-        )
+        raise _unasked(self._permission)
+
+
+def _unasked(permission: str) -> PermissionDenied:
+    return denied(permission, "is granted with a question at each use (`--ask`), which is not supported yet")
 
 
 def granted(assignment: Assignment, permissions: Permissions, means: Means) -> Capabilities:
@@ -95,6 +97,17 @@ def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") ->
     if permissions.kv is not None:
         found["kv"] = KvAccess(means.kv, permissions.kv, token=whose.token)
     return found | {name: _Asked(name) for name in permissions.asks if name in found}
+
+
+def scratch(permissions: Permissions) -> int:
+    """Return how many bytes of files a guest may have; 0 for none.
+
+    Raises:
+        PermissionDenied: a person would have to be asked.
+    """
+    if "scratch" in permissions.asks:
+        raise _unasked("scratch")
+    return permissions.scratch_bytes
 
 
 async def keep(capabilities: Capabilities) -> None:

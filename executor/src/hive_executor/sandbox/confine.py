@@ -25,6 +25,10 @@ CGROUP: Final = "cgroup limits"
 LAYERS: Final = (NAMESPACES, PROCESSES, EMPTY_ROOT, SYSCALL_FILTER, CGROUP)
 """What a system can add to the engine's own isolation; `python -m hive_executor.sandbox.layers` tells."""
 
+SCRATCH: Final = "/scratch"
+SCRATCH_FILES_MAX: Final = 4_096
+"""Where a runner may have files, and how many with folders: names take memory that no size counts."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -106,7 +110,7 @@ def part_mounts() -> None:
     _checked(_libc().unshare(_CLONE_NEWNS), "unshare")
 
 
-def close_off(layers: list[str], *, visible: Path | None, mount_point: Path) -> list[str]:
+def close_off(layers: list[str], *, visible: Path | None, mount_point: Path, scratch_bytes: int = 0) -> list[str]:
     """Give up files and system calls, as far as the system can do that; after `isolate` and `die_with_parent`.
 
     What is open or mapped stays, but nothing can be imported any more, and no process started.
@@ -115,20 +119,22 @@ def close_off(layers: list[str], *, visible: Path | None, mount_point: Path) -> 
         layers: those that this process has already.
         visible: the one folder that is still there, under its path, read-only.
         mount_point: any empty folder; it stays empty for everybody else.
+        scratch_bytes: of files that can be made below `SCRATCH`, in memory that goes with the process; none with 0.
+            Only there with `EMPTY_ROOT`.
 
     Returns:
         The layers that this process now has, in the order of `LAYERS`.
     """
     data_bytes()  # opens what it will read
     found = set(layers)
-    if NAMESPACES in found and _hide_files(visible, mount_point):
+    if NAMESPACES in found and _hide_files(visible, mount_point, scratch_bytes):
         found.add(EMPTY_ROOT)
-    if syscalls.restrict():
+    if syscalls.restrict(writes=scratch_bytes > 0 and EMPTY_ROOT in found):
         found.add(SYSCALL_FILTER)
     return [layer for layer in LAYERS if layer in found]
 
 
-def _hide_files(visible: Path | None, mount_point: Path) -> bool:
+def _hide_files(visible: Path | None, mount_point: Path, scratch_bytes: int) -> bool:
     """Make the root of this process an empty, read-only file system, and drop all capabilities."""
     pivot_root = _PIVOT_ROOT.get(platform.machine())
     if pivot_root is None:
@@ -136,12 +142,18 @@ def _hide_files(visible: Path | None, mount_point: Path) -> bool:
     libc = _libc()
     try:
         _mount(None, Path("/"), _MS_REC | _MS_PRIVATE)
-        _mount("tmpfs", mount_point, _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, kind=b"tmpfs")
+        _mount_tmpfs(mount_point, "size=64k,mode=0755")
         if visible is not None:
             target = Path(f"{mount_point}{visible.absolute()}")
             target.mkdir(parents=True)
             _mount(str(visible), target, _MS_BIND)
             _make_read_only(target)
+        if scratch_bytes:
+            target = Path(f"{mount_point}{SCRATCH}")
+            target.mkdir()
+            # Whole pages; a size of 0 would be without a limit.
+            size_bytes = max(1, scratch_bytes // _PAGE_BYTES) * _PAGE_BYTES
+            _mount_tmpfs(target, f"size={size_bytes},nr_inodes={SCRATCH_FILES_MAX},mode=0700")
         os.chdir(mount_point)
         # Both roots at one place, the old one on top, which then goes (pivot_root(2)).
         _checked(libc.syscall(pivot_root, b".", b"."), "pivot_root")
@@ -162,9 +174,15 @@ def _make_read_only(place: Path) -> None:
     _mount(None, place, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept | relative)
 
 
-def _mount(source: str | None, target: Path, flags: int, kind: bytes | None = None) -> None:
+def _mount_tmpfs(target: Path, options: str) -> None:
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _mount("tmpfs", target, flags, kind=b"tmpfs", options=options.encode())
+
+
+def _mount(
+    source: str | None, target: Path, flags: int, kind: bytes | None = None, options: bytes | None = None
+) -> None:
     name = None if source is None else os.fsencode(source)
-    options = b"size=64k,mode=0755" if kind else None
     _checked(_libc().mount(name, os.fsencode(target), kind, ctypes.c_ulong(flags), options), f"mount {target}")
 
 

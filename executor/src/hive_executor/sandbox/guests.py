@@ -91,6 +91,7 @@ class Sandbox:
     Args:
         send_log: takes the lines of a guest.
         ask_host: passes a host call on and waits for its answer.
+        has_scratch: guests find a folder in which they can make files.
     """
 
     def __init__(
@@ -98,8 +99,11 @@ class Sandbox:
         engine: wasmtime.Engine,
         send_log: Callable[[list[model.LogLine]], None],
         ask_host: Callable[[HostCall], HostAnswer],
+        *,
+        has_scratch: bool = False,
     ) -> None:
         self.engine = engine
+        self._has_scratch = has_scratch
         self.interrupter = Interrupter(engine)
         self._send_log = send_log
         self._ask_host = ask_host
@@ -137,6 +141,8 @@ class Sandbox:
 
     def store(self, request: Run, memories: int, wasi: wasmtime.WasiConfig) -> wasmtime.Store:
         """Return a fresh store with all limits of `request`."""
+        if self._has_scratch:
+            wasi.preopen_dir(confine.SCRATCH, confine.SCRATCH)
         store = wasmtime.Store(self.engine)
         store.set_fuel(min(request.limits.fuel, _FUEL_MAX))
         store.set_epoch_deadline(1)

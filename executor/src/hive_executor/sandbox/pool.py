@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
-from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.errors import FailedPrecondition, Unavailable
 
 from hive_executor.sandbox import frames, model
 from hive_executor.sandbox.cache import Compiled
 from hive_executor.sandbox.cgroups import Group, find_place
 from hive_executor.sandbox.compiler import Compiler
-from hive_executor.sandbox.confine import LAYERS
+from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS
 from hive_executor.sandbox.engine import require_version
 from hive_executor.sandbox.errors import InvalidModule
 from hive_executor.sandbox.host import Capabilities, Host
@@ -53,6 +53,7 @@ class RunnerPool:
         self._waiting: asyncio.Condition = asyncio.Condition()
         self._starting: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._own_runners = asyncio.Semaphore(size)
         self._place = find_place()
         self._python: Compiled | None = None
         self._busy: set[RunnerProcess] = set()
@@ -129,6 +130,7 @@ class RunnerPool:
         *,
         on_log: Callable[[LogLine], None] | None = None,
         granted: Capabilities = NOTHING,
+        scratch_bytes: int = 0,
     ) -> Outcome:
         """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
 
@@ -137,11 +139,13 @@ class RunnerPool:
         Args:
             on_log: called with each line while the guest runs.
             granted: what the guest may ask of the host.
+            scratch_bytes: what it may have in files below `/scratch`, which is empty at first and gone at its end;
+                0 for no such folder. The guest then gets a runner of its own.
 
         Raises:
             Unavailable: no runner can be started, the pool is closed, or the guest's time ran out while it was made
                 to stand still, which is no fault of its own.
-            FailedPrecondition: the CPython component cannot be built.
+            FailedPrecondition: the CPython component cannot be built, or the system limits the size of no folder.
         """
         if len(input) > model.INPUT_BYTES_MAX:
             return _failed(model.AGENT_ERROR, f"an input of {len(input)} bytes; at most {model.INPUT_BYTES_MAX}")
@@ -152,7 +156,7 @@ class RunnerPool:
                 return _failed(model.INVALID_MODULE, error.message)
             if program.runtime == "python":
                 self._python = compiled
-            outcome = await self._attempt(program, compiled, input, limits, on_log, granted)
+            outcome = await self._attempt(program, compiled, input, limits, on_log, granted, scratch_bytes)
             if isinstance(outcome, Outcome):
                 return outcome
             self._compiler.discard(program)
@@ -166,8 +170,9 @@ class RunnerPool:
         limits: Limits,
         on_log: Callable[[LogLine], None] | None,
         granted: Capabilities,
+        scratch_bytes: int,
     ) -> Outcome | frames.Stale:
-        runner = await self._take_going()
+        runner = await (self._own(scratch_bytes) if scratch_bytes else self._take_going())
         self._busy.add(runner)
         pauses = self._pauses
         lines: list[LogLine] = []
@@ -207,10 +212,36 @@ class RunnerPool:
             return _failed(model.RUNNER_DIED, str(error), detail=runner.said, log=lines, wall_ms=wall_ms)
         finally:
             self._busy.discard(runner)
-            if sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
+            if runner.scratch_bytes:
+                self._own_runners.release()
+                await asyncio.shield(_background(self._retire(runner), self._retiring))
+            elif sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
                 await self._give_back(runner)
             else:
                 await asyncio.shield(_background(self._retire(runner), self._retiring))
+
+    async def _own(self, scratch_bytes: int) -> RunnerProcess:
+        """Start a runner for one guest, whose files are in a file system of just this size that ends with it."""
+        if EMPTY_ROOT not in self.stats()["layers"]:
+            raise FailedPrecondition(
+                "the permission `scratch` takes a folder whose size is limited, which this system gives nobody: "
+                f"it lacks the layer `{EMPTY_ROOT}` around runners, see `hive doctor`"
+            )
+        await self._own_runners.acquire()
+        try:
+            await self._going.wait()
+            if self._closed:
+                raise Unavailable("the pool of runners is closed")
+            runner = await RunnerProcess.start(
+                self._folder, self._compiler.code_dir, self._new_group(), self._lost, scratch_bytes
+            )
+        except BaseException:
+            self._own_runners.release()
+            raise
+        self._runners.add(runner)
+        if not self._going.is_set():
+            runner.pause()
+        return runner
 
     async def _take_going(self) -> RunnerProcess:
         """Return a free runner at a moment when guests may go on."""
@@ -272,7 +303,7 @@ class RunnerPool:
         await runner.kill()
         if said := runner.said:
             self._log_sink(f"runner {runner.pid} ended: {said}")
-        if not self._closed:
+        if not self._closed and not runner.scratch_bytes:
             self._restarts += 1
             _background(self._replace(), self._starting)
 

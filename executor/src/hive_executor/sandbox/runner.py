@@ -1,7 +1,8 @@
-"""The process in which guests run: `python -m hive_executor.sandbox.runner MODULES [CGROUP...]`.
+"""The process in which guests run: `python -m hive_executor.sandbox.runner MODULES SCRATCH [CGROUP...]`.
 
 Its socket is on descriptor 0. It holds no secrets, sees no file but the compiled modules in MODULES and no process
-but itself (where the system can do that), and can be killed at any time. It runs one guest at a time.
+but itself (where the system can do that), and can be killed at any time. It runs one guest at a time. SCRATCH is
+how many bytes of files it may have; one that may have any is there for one guest only.
 
 What costs memory is imported after the fork, because the keeper needs none of it.
 """
@@ -15,13 +16,13 @@ from hive_executor.sandbox.separate import separate
 
 def main() -> None:
     """Confine this process, then serve."""
-    modules, *groups = map(Path, sys.argv[1:])
-    kept = separate(groups)
+    modules, scratch_bytes, *groups = sys.argv[1:]
+    kept = separate([Path(group) for group in groups])
     confine.rename("hive-runner")
 
     from hive_executor.sandbox.serving import serve
 
-    serve(kept.pid, kept.layers, modules)
+    serve(kept.pid, kept.layers, Path(modules), int(scratch_bytes))
 
 
 if __name__ == "__main__":

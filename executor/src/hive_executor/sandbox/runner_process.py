@@ -142,12 +142,18 @@ class RunnerProcess:
     """One runner. Use `start`; after `RunnerGone`, a timeout or a cancelled `run` only `kill` may follow."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], channel: _Channel, stderr: IO[bytes], group: Group | None
+        self,
+        process: subprocess.Popen[bytes],
+        channel: _Channel,
+        stderr: IO[bytes],
+        group: Group | None,
+        scratch_bytes: int,
     ) -> None:
         self._process = process
         self._channel = channel
         self._stderr = stderr
         self._group = group
+        self.scratch_bytes = scratch_bytes
         self._pid = process.pid
         self._programs: set[str] = set()
         self.runs = 0
@@ -156,7 +162,12 @@ class RunnerProcess:
 
     @classmethod
     async def start(
-        cls, folder: Path, modules: Path, group: Group | None, on_lost: Callable[["RunnerProcess"], None]
+        cls,
+        folder: Path,
+        modules: Path,
+        group: Group | None,
+        on_lost: Callable[["RunnerProcess"], None],
+        scratch_bytes: int = 0,
     ) -> "RunnerProcess":
         """Start a runner and wait until it is ready.
 
@@ -165,6 +176,7 @@ class RunnerProcess:
             folder: an empty directory for it to be in.
             group: the cgroup that it is to be in, which goes with it.
             on_lost: called once when it has ended, for whatever reason.
+            scratch_bytes: of files that guests may make in it; with any, one guest only should run there.
 
         Raises:
             Unavailable: it did not come up; the message carries its last words.
@@ -174,7 +186,7 @@ class RunnerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = _spawn(theirs, folder, modules, group, stderr)
+                process = _spawn(theirs, folder, modules, group, stderr, scratch_bytes)
         except OSError as error:
             ours.close()
             stderr.close()
@@ -182,7 +194,7 @@ class RunnerProcess:
                 group.remove()
             raise Unavailable(f"cannot start a runner: {error}") from error
         channel = _Channel()
-        runner = cls(process, channel, stderr, group)
+        runner = cls(process, channel, stderr, group, scratch_bytes)
         try:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
@@ -247,7 +259,7 @@ class RunnerProcess:
             RunnerGone: it ended meanwhile.
         """
         self.runs += 1
-        self._limit_group(RUNNER_BYTES + host_bytes(limits, compiled.image_bytes))
+        self._limit_group(RUNNER_BYTES + host_bytes(limits, compiled.image_bytes) + self.scratch_bytes)
         bytes_max = max(limits.output_bytes + 2 * limits.log_bytes, HOST_REQUEST_BYTES_MAX) + MEBIBYTE
         known = program.digest in self._programs
         while True:
@@ -327,11 +339,16 @@ async def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def _spawn(
-    channel: socket.socket, folder: Path, modules: Path, group: Group | None, stderr: IO[bytes]
+    channel: socket.socket,
+    folder: Path,
+    modules: Path,
+    group: Group | None,
+    stderr: IO[bytes],
+    scratch_bytes: int,
 ) -> "subprocess.Popen[bytes]":
     groups = [] if group is None else map(str, group.folders)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules), *groups],
+        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules), str(scratch_bytes), *groups],
         stdin=channel.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,

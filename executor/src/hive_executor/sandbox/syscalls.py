@@ -97,6 +97,30 @@ _PLAIN: Final[dict[str, tuple[int, int | None]]] = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
+# What files below one folder take besides. Only for a process in whose root nothing else can be written.
+_WRITING: Final[dict[str, tuple[int, int]]] = {
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "pwrite64": (18, 68),
+    "preadv": (295, 69),
+    "pwritev": (296, 70),
+    "preadv2": (327, 286),
+    "pwritev2": (328, 287),
+    "getdents64": (217, 61),
+    "mkdirat": (258, 34),
+    "unlinkat": (263, 35),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "linkat": (265, 37),
+    "symlinkat": (266, 36),
+    "readlinkat": (267, 78),
+    "utimensat": (280, 88),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "fsync": (74, 82),
+    "fdatasync": (75, 83),
+    "flock": (73, 32),
+}
 _OPENAT: Final = (257, 56)
 _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
@@ -115,11 +139,14 @@ _CHOICES: Final[tuple[tuple[tuple[int, int], int, tuple[int, ...]], ...]] = (
 )
 
 
-def restrict() -> bool:
+def restrict(*, writes: bool = False) -> bool:
     """Allow all threads of this process, from now on, only what running or compiling a guest needs.
 
     Files can be opened for reading only, threads started but no processes, and signals sent to itself only;
     everything else fails with EPERM. It cannot be taken back. `PR_SET_NO_NEW_PRIVS` must be set already.
+
+    Args:
+        writes: files can also be made, written and removed, where mounts allow that.
 
     Returns:
         False where there is no such filter: another system or processor, or a kernel without seccomp.
@@ -131,7 +158,7 @@ def restrict() -> bool:
     if sys.platform != "linux" or machine is None or sys.maxsize < 1 << 32:
         return False
     arch, seccomp, column = machine
-    program = b"".join(_program(arch, column, os.getpid()))
+    program = b"".join(_program(arch, column, os.getpid(), writes=writes))
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the count, padding, and the address.
     head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
@@ -144,7 +171,7 @@ def restrict() -> bool:
     raise OSError(number, f"seccomp failed ({result})")
 
 
-def _program(arch: int, column: int, pid: int) -> list[bytes]:
+def _program(arch: int, column: int, pid: int, *, writes: bool = False) -> list[bytes]:
     refuse = _instruction(_RETURN, _ERRNO | errno.EPERM)
     allow = _instruction(_RETURN, _ALLOW)
     lines = [
@@ -154,7 +181,7 @@ def _program(arch: int, column: int, pid: int) -> list[bytes]:
         # Calls of the x32 ABI have a bit set that no number here has, so they are refused at the end.
         _instruction(_LOAD, _NUMBER_AT),
     ]
-    for numbers in _PLAIN.values():
+    for numbers in (*_PLAIN.values(), *(_WRITING.values() if writes else ())):
         number = numbers[column]
         if number is not None:
             lines += [_instruction(_IF_EQUAL, number, 0, 1), allow]
