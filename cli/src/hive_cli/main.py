@@ -9,7 +9,20 @@ import typer
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
-from hive_cli.commands import agent, audit, doctor, executor, extension, installation, job, join, kill, model, run
+from hive_cli.commands import (
+    agent,
+    audit,
+    doctor,
+    executor,
+    extension,
+    grant,
+    installation,
+    job,
+    join,
+    kill,
+    model,
+    run,
+)
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
 
@@ -45,6 +58,10 @@ app.command("status")(installation.status)
 app.command("doctor")(doctor.doctor)
 app.command("run")(run.run)
 app.add_typer(job.app, name="job")
+agent.app.command("grant")(grant.grant)
+agent.app.command("grants")(grant.grants)
+agent.app.command("ungrant")(grant.ungrant)
+agent.app.command("revoke", hidden=True)(grant.ungrant)
 app.add_typer(agent.app, name="agent")
 executor.app.command("join")(join.join)
 app.add_typer(executor.app, name="executor")

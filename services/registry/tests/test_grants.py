@@ -118,8 +118,11 @@ async def test_an_agent_that_is_not_there_is_named_with_the_nearest(registry: Re
     for ask in (grants(registry, "ask"), grant(registry, {"model": None}, "ask")):
         with pytest.raises(NotFound, match="asks"):
             await ask
-    with pytest.raises(NotFound):
-        await grants(registry, "a\x00")
+    for name in ("a\x00", "", "A", "a" * 10_000):
+        with pytest.raises(NotFound):
+            await grants(registry, name)
+        with pytest.raises(NotFound):
+            await call(registry.agents.Ungrant(pb.UngrantRequest(name=name), metadata=registry.key))
 
 
 async def test_nonsense_is_refused(registry: Registry, package: Any) -> None:

@@ -249,6 +249,32 @@ class AgentPage(View, frozen=True, kw_only=True):
     next: str | None
 
 
+class Grant(View, frozen=True, kw_only=True):
+    """One permission of an agent. `granted` and `asked` are null where it is not.
+
+    `state`: `granted`, `asked`, `expired`, `stale` (the newest version asks for more than a person decided on) or
+    `unused` (it does not ask). `words` say what is granted, or else asked for; `until_us` is null where it never ends.
+    """
+
+    permission: str
+    state: str
+    words: str
+    granted: Raw
+    asked: Raw
+    ask: bool
+    until_us: int | None
+    granted_us: int | None
+    position: int
+
+
+class Grants(View, frozen=True, kw_only=True):
+    """What an agent asks for, in its newest `version`, and was granted."""
+
+    name: str
+    version: str
+    grants: tuple[Grant, ...]
+
+
 class Verification(View, frozen=True, kw_only=True):
     """What the auditor found when it read the whole log. Hashes are hexadecimal."""
 
@@ -469,6 +495,28 @@ def agent_version(message: agents_pb2.AgentVersion) -> AgentVersion:
         published_us=message.published_us,
         size_bytes=message.size_bytes,
         position=message.position,
+    )
+
+
+def grants(message: agents_pb2.GrantsResponse) -> Grants:
+    """Return the view of an agent's grants."""
+    return Grants(
+        name=message.name,
+        version=message.version,
+        grants=tuple(
+            Grant(
+                permission=one.permission,
+                state=one.state,
+                words=one.words,
+                granted=Raw(one.granted_json or b"null"),
+                asked=Raw(one.asked_json or b"null"),
+                ask=one.ask,
+                until_us=one.until_us or None,
+                granted_us=one.granted_us or None,
+                position=one.position,
+            )
+            for one in message.grants
+        ),
     )
 
 

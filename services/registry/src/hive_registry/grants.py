@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from hive_common.artifacts import manifest as manifests
 from hive_common.artifacts.documents import nearest, refuse
+from hive_common.artifacts.names import is_name
 from hive_common.contracts.events import Event
 from hive_common.contracts.permissions import NONE, PERMISSIONS
 from hive_common.kernel.clock import Clock
@@ -63,6 +64,8 @@ class GrantDesk:
             NotFound: there is no such agent, and never was one with a grant.
             InvalidArgument: unknown.
         """
+        if not is_name(request.name):
+            raise await self._nobody(request.name)
         names = tuple(request.permissions)
         return await self._change(
             request.name, actor, lambda state: grants.revoke(state, request.name, names, request.reason)
@@ -98,9 +101,13 @@ class GrantDesk:
         return await self.show(agent)
 
     async def _asking(self, agent: str) -> Asking | None:
-        """Return what the newest version that is not yanked asks for, or None where there is none."""
-        if not agent.isprintable():
-            return None
+        """Return what the newest version that is not yanked asks for, or None where there is none.
+
+        Raises:
+            NotFound: no agent can be called so.
+        """
+        if not is_name(agent):
+            raise await self._nobody(agent)
         for version in await self._views.version_names(agent):
             row = await self._views.agent(agent, version)
             if row is not None and not row.yanked_us:
