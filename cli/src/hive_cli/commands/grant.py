@@ -48,8 +48,8 @@ def grant(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Let an agent do what it asks for, or less. Counts for all of its versions that ask for no more than this one."""
-    narrower = {
+    """Let an agent do what it asks for, or less, in all of its versions that ask for no more than the newest now."""
+    narrower: dict[str, dict[str, Any]] = {
         "model": {"names": _listed(models), "max_tokens": max_tokens, "pin": pin},
         "http": {"hosts": _listed(hosts), "methods": _listed(methods)},
         "kv": {"quota": quota},
@@ -65,9 +65,7 @@ def grant(
     if as_json:
         print_json(answer)
         return
-    out.print(
-        f"[green]✓[/green] {escape(name)} may, in each version that asks for no more than {_version(answer)}:"
-    )
+    out.print(f"[green]✓[/green] {escape(name)} may, in versions that asks for no more than {_version(answer)}:")
     for one in answer["grants"]:
         if one["permission"] in wanted:
             ends = f"\n    until {iso(one['until_us'])[:19]}Z" if one["until_us"] else ""

@@ -253,7 +253,8 @@ class Grant(View, frozen=True, kw_only=True):
     """One permission of an agent. `granted` and `asked` are null where it is not.
 
     `state`: `granted`, `asked`, `expired`, `stale` (the newest version asks for more than a person decided on) or
-    `unused` (it does not ask). `words` say what is granted, or else asked for; `until_us` is null where it never ends.
+    `unused` (it does not ask). `words` say what is granted, or else asked for; `until_us` is null where it does not
+    end.
     """
 
     permission: str
