@@ -1,17 +1,19 @@
-"""Agents by digest, ready to run: fetched, verified, and compiled where that is needed."""
+"""Agents by digest, ready to run: fetched, their signatures verified, and compiled where that is needed."""
 
 import asyncio
 from collections import OrderedDict
 from pathlib import Path
 from typing import Final, get_args
 
-from hive_common.artifacts.package import AgentPackage, unpack
+from hive_common.artifacts.package import AgentPackage
+from hive_common.artifacts.signing import unpack_signed, untrusted
 from hive_common.contracts.events import AgentRef
 from hive_common.kernel.errors import InvalidArgument
 
 from hive_executor.blobs import BlobClient, Flights, FolderCache
 from hive_executor.sandbox import Program, prepare
 from hive_executor.sandbox.model import Runtime
+from hive_executor.signers import Signers
 
 SOURCES_BYTES_MAX: Final = 64 << 20
 """Sources of agents that are kept in memory."""
@@ -26,14 +28,17 @@ class Agents:
         blobs: where packages come from.
         modules: WebAssembly files of agents.
         cache_dir: compiled modules.
+        signers: know whose agents may run.
     """
 
-    def __init__(self, blobs: BlobClient, modules: FolderCache, cache_dir: Path) -> None:
+    def __init__(self, blobs: BlobClient, modules: FolderCache, cache_dir: Path, signers: Signers) -> None:
         self._blobs = blobs
         self._modules = modules
         self._cache_dir = cache_dir
+        self._signers = signers
         self._flights: Flights[Program] = Flights()
-        self._programs: OrderedDict[str, Program] = OrderedDict()
+        # Verified under the signer in the key; digests were checked when the bytes came in.
+        self._programs: OrderedDict[tuple[str, str], Program] = OrderedDict()
 
     async def close(self) -> None:
         """Stop what is under way."""
@@ -43,22 +48,28 @@ class Agents:
         """Return an agent, ready to run.
 
         Raises:
-            InvalidArgument: it can never run (`InvalidModule` among them).
+            InvalidArgument: it can never run (`InvalidModule` among them), or its signature is not good.
+            PermissionDenied: nobody trusts the key that signed it.
             NotFound: the gateway does not have it.
-            Unavailable: it could not be fetched now.
+            Unavailable: it could not be fetched now, or nobody says which keys are trusted.
         """
-        known = self._programs.get(ref.digest)
+        if ref.signer not in await self._signers.current():
+            raise untrusted(f"{ref.name}@{ref.version}", ref.signer)
+        key = ref.digest, ref.signer
+        known = self._programs.get(key)
         if known is not None and _is_there(known):
-            self._programs.move_to_end(ref.digest)
+            self._programs.move_to_end(key)
             return known
-        return await self._flights.join(ref.digest, lambda: self._load(ref.digest))
+        return await self._flights.join(f"{ref.digest} {ref.signature}", lambda: self._load(ref))
 
-    async def _load(self, digest: str) -> Program:
-        package = await unpack(self._blobs.fetch, digest)
+    async def _load(self, ref: AgentRef) -> Program:
+        package, signer = await unpack_signed(self._blobs.fetch, ref.digest, ref.signature, (ref.signer,))
+        if package.manifest.reference != f"{ref.name}@{ref.version}":
+            raise InvalidArgument(f"{ref.digest}: is {package.manifest.reference}, not {ref.name}@{ref.version}")
         program = await program_of(package, self._modules)
         if program.runtime != "python":
             await prepare(program, self._cache_dir)
-        self._programs[digest] = program
+        self._programs[ref.digest, signer] = program
         while len(self._programs) > 1 and sum(map(_source_bytes, self._programs.values())) > SOURCES_BYTES_MAX:
             self._programs.popitem(last=False)
         return program

@@ -39,6 +39,7 @@ from hive_executor.pulls import Lease, Pulls
 from hive_executor.reporter import Reporter
 from hive_executor.sandbox import RunnerPool, prepare_python_runtime
 from hive_executor.sandbox.confine import LAYERS
+from hive_executor.signers import Signers
 from hive_executor.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Executor:
         )
         self._link = Link(config.executor_id)
         self._kill = KillSwitch(config.executor_id, config.kill_public_key, state, self._obey)
+        self._signers = Signers(state, self._signers_changed, lambda: self._greeter.again())
         self._greeter = Greeter(
             self._link,
             name=config.name,
@@ -83,6 +85,7 @@ class Executor:
             interval_ms=config.report_interval_ms,
             on_refused=lambda: self._renewal.soon(),
             on_order=self._kill.told,
+            on_signers=self._signers.told,
         )
         self._gateway = Gateway(
             lambda: config.blobs_url or self._greeter.blobs_url, self._identity.header, config.nats.ca_file
@@ -93,7 +96,9 @@ class Executor:
             FolderCache(cache / "blobs", config.cache_bytes_max // 2),
             config.blob_timeout_ms,
         )
-        self._agents = Agents(self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache)
+        self._agents = Agents(
+            self._blobs, FolderCache(cache / "modules", config.cache_bytes_max // 2), cache, self._signers
+        )
         self._resolver = SystemResolver()
         self._models = DeviceModels(config, self._link, self._blobs.store)
         self._live_logs = LiveLogs(self._link)
@@ -131,6 +136,7 @@ class Executor:
             lease=self._lease,
             clock=clock,
             kill=self._kill,
+            signers=self._signers,
             is_paused=self._is_paused,
             greet=self._greeter.again,
             on_refused=self._renewal.soon,
@@ -148,6 +154,7 @@ class Executor:
             stack.callback(self._lock.release)
             await asyncio.to_thread(self._spool.open)
             self._kill.load()
+            self._signers.load()
             stack.push_async_callback(self._spool.close)
             stack.push_async_callback(self._gateway.close)
             stack.push_async_callback(self._blobs.close)
@@ -252,6 +259,9 @@ class Executor:
     def _stopped_by(self, assignment: Assignment) -> str | None:
         agent = assignment.agent
         return self._kill.stopped.attempt(self._config.executor_id, agent.name, agent.version, assignment.job)
+
+    def _signers_changed(self) -> None:
+        self._attempts.end_untrusted(self._signers.trusts)
 
     def _obey(self, _: Stopped) -> None:
         self._attempts.kill_stopped()

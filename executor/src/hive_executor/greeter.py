@@ -25,6 +25,7 @@ class Greeter:
         interval_ms: how often it looks.
         on_refused: called when the registry does not take this executor.
         on_order: called with the kill order that the registry has.
+        on_signers: called with the keys whose agents may run, and the log's position of that.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Greeter:
         interval_ms: int,
         on_refused: Callable[[], None] = lambda: None,
         on_order: Callable[[KillOrder | None], None] = lambda _: None,
+        on_signers: Callable[[tuple[str, ...], int], None] = lambda keys, position: None,
     ) -> None:
         self._link = link
         self._name = name
@@ -45,6 +47,7 @@ class Greeter:
         self._interval_ms = interval_ms
         self._on_refused = on_refused
         self._on_order = on_order
+        self._on_signers = on_signers
         self._told: Capabilities | None = None
         self._wake = asyncio.Event()
         self.power = Power()
@@ -91,6 +94,7 @@ class Greeter:
         if reply.error is not None:
             raise reply.error.raised()
         self._on_order(reply.kill)
+        self._on_signers(reply.signers, reply.signers_position)
         self._told = capabilities
         self.blobs_url = reply.blobs_url or self.blobs_url
         self.greeted.set()

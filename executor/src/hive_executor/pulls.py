@@ -21,6 +21,7 @@ from hive_executor.attempts import Attempts
 from hive_executor.kill import KillSwitch
 from hive_executor.link import Backoff, Link
 from hive_executor.metrics import PULL_DURATION, PULLS
+from hive_executor.signers import Signers
 from hive_executor.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Pulls:
     Args:
         is_paused: whether the device wants no work now (battery).
         kill: obeys what an answer says of kill orders, before anything else in it.
+        signers: know whose agents may run; an answer says how new that has to be.
         on_superseded: called when another session of this executor has taken over.
         on_refused: called when the scheduler says that this executor may not pull.
         greet: makes the executor known to the control plane; awaited when the scheduler does not know it.
@@ -100,6 +102,7 @@ class Pulls:
         lease: Lease,
         clock: Clock,
         kill: KillSwitch,
+        signers: Signers,
         is_paused: Callable[[], bool],
         greet: Callable[[], object],
         on_superseded: Callable[[], None],
@@ -112,6 +115,7 @@ class Pulls:
         self._lease = lease
         self._clock = clock
         self._kill = kill
+        self._signers = signers
         self._is_paused = is_paused
         self._greet = greet
         self._on_superseded = on_superseded
@@ -257,6 +261,7 @@ class Pulls:
         if not self._link.saw_epoch(reply.epoch):
             return "old_epoch"
         self._kill.told(reply.kill)
+        self._signers.wanted(reply.signers)
         self._lease.renew(sent.boot_ms, reply.lease_ms)
         self.is_drained = reply.drained
         self._attempts.discard(reply.cancel)

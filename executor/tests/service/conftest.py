@@ -13,7 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hive_common.artifacts.keys import public_hex
 from hive_common.artifacts.package import AgentPackage, pack
+from hive_common.artifacts.signing import sign
 from hive_common.bus import assertion
 from hive_common.bus.jwt import new_seed, public_nkey, read_credentials
 from hive_common.bus.nats import connect, respond
@@ -79,6 +82,10 @@ entry: agent.py
 """
 
 
+AUTHOR = Ed25519PrivateKey.from_private_bytes(b"a" * 32)
+"""Signs the agents of tests; the registry of a test trusts it."""
+
+
 async def until(condition: Callable[[], Any], what: str) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + WAIT_S
@@ -123,9 +130,10 @@ class Gateway:
         self.blobs[digest] = data
         return digest
 
-    def publish(self, package: AgentPackage) -> AgentRef:
-        self.blobs |= package.blobs
+    def publish(self, package: AgentPackage, key: Ed25519PrivateKey = AUTHOR) -> AgentRef:
         manifest = package.manifest
+        signature = sign(package.digest, manifest.name, key)
+        self.blobs |= package.blobs | signature.blobs
         return AgentRef(
             name=manifest.name,
             version=manifest.version,
@@ -134,6 +142,8 @@ class Gateway:
             memory_bytes=manifest.resources.memory_bytes,
             timeout_ms=manifest.resources.timeout_ms,
             fuel=manifest.resources.fuel,
+            signer=signature.signer,
+            signature=signature.digest,
         )
 
     def header(self) -> dict[str, str]:
@@ -192,6 +202,7 @@ class ControlPlane:
     """Registry and scheduler of one executor, with the scheduler's rules for sessions and sequences.
 
     Attributes:
+        signers: keys that are trusted; what a hello is told of them, unless `is_telling_signers` is false.
         is_known: whether pulls are answered with work, or with `unknown` until the next hello.
         report_mode: `commit`, `refuse` (an error), or `ignore` (no answer).
         answer_s: how long a pull without work is kept.
@@ -213,6 +224,9 @@ class ControlPlane:
         self.lease_ms = LEASE_MS
         self.kill: KillOrder | None = None
         self.kill_of_hello: KillOrder | None = None
+        self.signers = {public_hex(AUTHOR)}
+        self.signers_position = 1
+        self.is_telling_signers = True
         self.superseded: set[str] = set()
         self.report_mode = "commit"
         self.verdicts: dict[AttemptKey, str] = {}
@@ -267,6 +281,12 @@ class ControlPlane:
     def given(self, key: AttemptKey) -> Assignment:
         return next(given[key] for given in self._given.values() if key in given)
 
+    def decide_signers(self, *keys: Ed25519PrivateKey) -> None:
+        """Trust these keys and no others; pulls are told that there is news."""
+        self.signers = {public_hex(key) for key in keys}
+        self.signers_position += 1
+        self._wake()
+
     def cancel(self, key: AttemptKey) -> None:
         self._cancel.append(key)
         self._wake()
@@ -306,7 +326,11 @@ class ControlPlane:
         self.hellos.append(body)
         self.order.append("hello")
         self.is_known = True
-        return HelloReply(position=1, blobs_url=self.gateway.url, kill=self.kill_of_hello)
+        told = {"signers": tuple(self.signers), "signers_position": self.signers_position}
+        fields = {"blobs_url": self.gateway.url, "kill": self.kill_of_hello} | (
+            told if self.is_telling_signers else {}
+        )
+        return HelloReply(position=1, **fields)
 
     async def _pull(self, executor: str, body: PullRequest) -> Message:
         assert executor == self.executor_id
@@ -346,7 +370,7 @@ class ControlPlane:
         return self._reply()
 
     def _reply(self, **fields: Any) -> PullReply:
-        told = {"drained": self.is_drained, "kill": self.kill}
+        told = {"drained": self.is_drained, "kill": self.kill, "signers": self.signers_position}
         return PullReply(epoch=self.epoch, lease_ms=self.lease_ms, **told, **fields)
 
     async def _report(self, executor: str, body: ReportRequest) -> Message:
