@@ -203,6 +203,7 @@ class ControlPlane:
 
     Attributes:
         signers: keys that are trusted; what a hello is told of them, unless `is_telling_signers` is false.
+        is_registry_away: whether hellos get an error.
         is_known: whether pulls are answered with work, or with `unknown` until the next hello.
         report_mode: `commit`, `refuse` (an error), or `ignore` (no answer).
         answer_s: how long a pull without work is kept.
@@ -227,6 +228,7 @@ class ControlPlane:
         self.signers = {public_hex(AUTHOR)}
         self.signers_position = 1
         self.is_telling_signers = True
+        self.is_registry_away = False
         self.superseded: set[str] = set()
         self.report_mode = "commit"
         self.verdicts: dict[AttemptKey, str] = {}
@@ -324,6 +326,8 @@ class ControlPlane:
     async def _hello(self, executor: str, body: HelloRequest) -> Message:
         assert executor == self.executor_id
         self.hellos.append(body)
+        if self.is_registry_away:
+            return HelloReply(error=body_of(Unavailable("away")))
         self.order.append("hello")
         self.is_known = True
         told = {"signers": tuple(self.signers), "signers_position": self.signers_position}

@@ -105,11 +105,12 @@ async def test_an_attempt_waits_until_the_registry_has_told_whose_agents_may_run
 
 
 async def test_what_was_told_outlives_a_restart_while_the_registry_is_away(
-    home: Home, control: ControlPlane, agent
+    home: Home, control: ControlPlane, agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with home.running():
         await control.outcome(control.assign(agent, {}))
-    control.is_telling_signers = False
+    control.is_registry_away = True
+    monkeypatch.setattr("hive_executor.bootstrap.GREETING_S_MAX", 0.1)
     async with home.running():
         assert output_of(await control.outcome(control.assign(agent, {"n": 2})))["n"] == 2
 
