@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +88,7 @@ class Executor:
         await self.stop_working()
         await self.client.close()
 
-    async def pull(self, slots_free: int = 0, held: tuple[AttemptKey, ...] = ()) -> PullReply:
+    async def pull(self, slots_free: int = 0, held: tuple[AttemptKey, ...] = (), kill_epoch: int = 0) -> PullReply:
         """Pull once, as this executor."""
         self.sequence += 1
         body = PullRequest(
@@ -96,6 +97,7 @@ class Executor:
             slots_free=slots_free,
             memory_free_bytes=8 << 30,
             held=held,
+            kill_epoch=kill_epoch,
         )
         return await bus.request(self.client, messages.pull_subject(self.id), body, PullReply, ANSWER_S)
 
@@ -152,8 +154,11 @@ class Executor:
 class Plane:
     """The control plane, and what a user does with it."""
 
-    def __init__(self, database: Database, nats: NatsServer, folder: Path) -> None:
+    def __init__(self, database: Database, nats: NatsServer, folder: Path, kill_public_key: str = "") -> None:
         self._database = database
+        self._kill_public_key = kill_public_key
+        self.registry: Any = None
+        self.registry_key: Any = None
         self.nats = nats
         self.folder = folder
         self.executors: dict[str, Executor] = {}
@@ -167,9 +172,11 @@ class Plane:
             await self._publish()
             locals_ = [self._made(name) for name in names]
             extra = {"blobs_url": "http://127.0.0.1:1", "local_executors": locals_}
-            registry = service_config("registry", self._database, self.nats, self.folder, extra=extra)
-            scheduler = service_config("scheduler", self._database, self.nats, self.folder)
-            await stack.enter_async_context(running_service(hive_registry.bootstrap.main, registry))
+            made = partial(service_config, kill_public_key=self._kill_public_key)
+            registry = made("registry", self._database, self.nats, self.folder, extra=extra)
+            scheduler = made("scheduler", self._database, self.nats, self.folder)
+            self.registry = await stack.enter_async_context(running_service(hive_registry.bootstrap.main, registry))
+            self.registry_key = key_of(registry)
             channel = await stack.enter_async_context(running_service(hive_scheduler.bootstrap.main, scheduler))
             self._jobs, self._key = jobs_pb2_grpc.JobsStub(channel), key_of(scheduler)
             for executor in self.executors.values():
@@ -202,14 +209,20 @@ class Plane:
         async with await LogWriter.open(self._database.role_dsn("registry")) as writer:
             await writer.append(Append(new))
 
-    async def submit(self, n: int = 1, max_attempts: int = 1) -> str:
+    @property
+    def dsn(self) -> str:
+        """Return how to reach the database."""
+        return self._database.dsn
+
+    async def submit(self, n: int = 1, max_attempts: int = 1, timeout: str = "") -> str:
         """Submit a job of one task, and return its id."""
         retry = {"max_attempts": max_attempts, "backoff": "1ms"}
+        limits = {"timeout": timeout} if timeout else {}
         document = {
             "apiVersion": "hive/v1",
             "kind": "Job",
             "name": "job",
-            "tasks": [{"id": "one", "agent": AGENT.reference, "input": {"n": n}, "retry": retry}],
+            "tasks": [{"id": "one", "agent": AGENT.reference, "input": {"n": n}, "retry": retry, **limits}],
             "output": "${tasks.one.output}",
         }
         request = jobs_pb2.SubmitRequest(document_json=msgspec.json.encode(document), caller="me")
