@@ -111,7 +111,9 @@ async def test_what_was_told_outlives_a_restart_while_the_registry_is_away(
         await control.outcome(control.assign(agent, {}))
     control.is_registry_away = True
     monkeypatch.setattr("hive_executor.bootstrap.GREETING_S_MAX", 0.1)
+    before = control.pulls[-1].session
     async with home.running():
+        await until(lambda: control.pulls[-1].session != before, "the new session pulls")
         assert output_of(await control.outcome(control.assign(agent, {"n": 2})))["n"] == 2
 
 
