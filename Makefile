@@ -16,7 +16,7 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 	@$(BIN)/python -m hive_executor.sandbox.warm
 
 .venv/.ready: requirements.txt requirements-dev.txt requirements-setup.txt $(MEMBERS:%=%/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "HiveFabric needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which with: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "HiveFabric needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V)."; echo "(biscuit-python, for capability tokens, has no wheel for 3.14 yet.) Say which with: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "setting up .venv (once; some minutes on a slow line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.txt

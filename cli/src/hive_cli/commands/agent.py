@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from hive_common.contracts.permissions import NONE
 from hive_common.kernel.clock import iso
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
 from hive_cli.commands.agent_template import write_agent
+from hive_cli.commands.grant import grant_all, tell_what_is_missing
 from hive_cli.home import Home, find_home
 from hive_cli.inputs import build_input
 from hive_cli.options import HomeOption, InputFileOption, InputOption, JsonOption, LimitOption
@@ -109,6 +111,9 @@ def _shape(outcome: "Outcome") -> dict[str, Any]:
 @app.command("push")
 def push(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders with manifest.yaml.")],
+    grant: Annotated[
+        bool, typer.Option("--grant", help="Grant all that the agents ask for, after saying what that is.")
+    ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -126,6 +131,8 @@ def push(
                     f"[green]✓[/green] {version['name']}@{version['version']}  "
                     f"[dim]{version['digest'][:19]}…  {package.size_bytes} bytes[/dim]"
                 )
+            if package.manifest.asked != NONE:
+                (grant_all if grant else tell_what_is_missing)(api, package.manifest, err if as_json else out)
     if as_json:
         print_json({"versions": versions})
 

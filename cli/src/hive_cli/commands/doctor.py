@@ -28,6 +28,9 @@ from hive_cli.supervisor.runtime import default_cache_dir
 Verdict = Literal["ok", "warn", "fail"]
 _MARKS: dict[Verdict, str] = {"ok": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "fail": "[red]✗[/red]"}
 PYTHON_MIN = (3, 11)
+PYTHON_BEYOND = (3, 14)
+"""The first that capability tokens have no wheel for."""
+
 WASMTIME_MIN = (50, 0, 1)
 """An escape from the WASI file system was mended there."""
 
@@ -75,8 +78,8 @@ def examine(home: Home) -> Iterator[Finding]:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] < PYTHON_MIN:
-        return Finding("Python", "fail", version, "install Python 3.11 or newer")
+    if not PYTHON_MIN <= sys.version_info[:2] < PYTHON_BEYOND:
+        return Finding("Python", "fail", version, "install Python 3.11, 3.12 or 3.13")
     return Finding("Python", "ok", f"{version} at {sys.executable}")
 
 

@@ -13,6 +13,9 @@ from hive_cli.output import clean, out, print_json, print_table
 from hive_cli.session import connect
 
 if TYPE_CHECKING:
+    from hive_common.artifacts.manifest import AgentManifest
+    from rich.console import Console
+
     from hive_cli.api import Api
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the agent.")]
@@ -48,7 +51,7 @@ def grant(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Let an agent do what it asks for, or less, in all of its versions that ask for no more than the newest now."""
+    """Let an agent do what it asks for, or less, in all versions that ask for no more than the newest one does."""
     narrower: dict[str, dict[str, Any]] = {
         "model": {"names": _listed(models), "max_tokens": max_tokens, "pin": pin},
         "http": {"hosts": _listed(hosts), "methods": _listed(methods)},
@@ -95,7 +98,7 @@ def grants(name: NameArgument, as_json: JsonOption = False, home: HomeOption = N
             for one in answer["grants"]
         ),
     )
-    missing = [one["permission"] for one in answer["grants"] if one["state"] in ("asked", "expired", "stale")]
+    missing = _missing(answer)
     if missing:
         out.print(f"grant what is missing: hive agent grant {escape(name)} {' '.join(missing)}", style="dim")
 
@@ -119,13 +122,27 @@ def ungrant(
     out.print(f"[green]✓[/green] granted to {escape(name)} from now on: {', '.join(left) or 'nothing'}")
 
 
-def grant_all(api: "Api", name: str, words: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
+def grant_all(api: "Api", manifest: "AgentManifest", console: "Console") -> None:
     """Grant an agent all that it asks for, after saying what that is; for `hive agent push --grant`."""
-    out.print(f"  {escape(name)} may from now on:")
-    for line in words:
-        out.print(escape(f"    {clean(line)}"))
-    answer: dict[str, Any] = api.post(f"/v1/agents/{name}/grants", {"permissions": dict.fromkeys(names)})
-    return answer
+    from hive_common.permissions import in_words, named
+
+    console.print(f"  {escape(manifest.name)} may from now on:")
+    for line in in_words(manifest.asked):
+        console.print(escape(f"    {clean(line)}"))
+    wanted = dict.fromkeys(named(manifest.asked))
+    api.post(f"/v1/agents/{manifest.name}/grants", {"permissions": wanted})
+
+
+def tell_what_is_missing(api: "Api", manifest: "AgentManifest", console: "Console") -> None:
+    """Say what a version that was just published asks for and was not granted."""
+    answer = api.get(f"/v1/agents/{manifest.name}/grants")
+    missing = _missing(answer)
+    if missing:
+        console.print(f"  asks for what is not granted: hive agent grant {manifest.name} {' '.join(missing)}")
+
+
+def _missing(answer: dict[str, Any]) -> list[str]:
+    return [one["permission"] for one in answer["grants"] if one["state"] in ("asked", "expired", "stale")]
 
 
 def until_us(text: str, now: datetime) -> int:
