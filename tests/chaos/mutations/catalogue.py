@@ -15,6 +15,8 @@ WRITER = "libs/common/src/hive_common/eventlog/writer.py"
 SQL = "libs/common/src/hive_common/eventlog/migrations/*.sql"
 VERIFIER = "services/audit/src/hive_audit/verifier.py"
 REPORTER = "executor/src/hive_executor/reporter.py"
+KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
+EXECUTOR = "executor/src/hive_executor/bootstrap.py"
 
 FENCE = "services/scheduler/tests/domain/test_fence.py"
 LAWS = "services/scheduler/tests/domain/test_laws.py"
@@ -22,6 +24,8 @@ FAULTS = "services/scheduler/tests/test_faults.py"
 ACKNOWLEDGEMENT = "services/scheduler/tests/test_acknowledgement.py"
 CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
 APPEND = "libs/common/tests/eventlog/test_append.py"
+ORDERS = "libs/common/tests/control/test_orders.py"
+KILL = "executor/tests/service/test_kill.py"
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,47 @@ MUTATIONS = (
         "        begun = time.perf_counter()\n        self._spool.settle([spooled.key for spooled in batch])\n"
         "        subject =",
         ("executor/tests/service/test_executor.py::test_a_report_is_repeated_until_it_is_committed",),
+    ),
+    Mutation(
+        "kill order: the signature is not looked at",
+        9,
+        KILL_VERIFIER,
+        "if not is_signed(_signature(signed.signature), signed_bytes(data), self._key):",
+        "if not signed_bytes(data):",
+        (
+            ORDERS,
+            f"{KILL}::test_forged_replayed_and_older_orders_are_counted_and_not_obeyed",
+            "services/scheduler/tests/test_kills.py::test_an_order_that_nobody_signed_is_not_obeyed_even_from_the_log",
+        ),
+    ),
+    Mutation(
+        "kill order: an older one is obeyed again",
+        9,
+        KILL_VERIFIER,
+        "if order.epoch < self.epoch:",
+        "if order.epoch < 0:",
+        (
+            ORDERS,
+            f"{KILL}::test_an_older_order_is_not_obeyed_after_a_restart_either",
+            "tests/integration/test_kill.py"
+            "::test_an_order_that_was_played_again_by_somebody_on_nats_changes_nothing",
+        ),
+    ),
+    Mutation(
+        "kill order: a restart forgets the newest one",
+        9,
+        EXECUTOR,
+        "            self._kill.load()\n",
+        "",
+        (f"{KILL}::test_an_older_order_is_not_obeyed_after_a_restart_either",),
+    ),
+    Mutation(
+        "lease: guests go on without one",
+        9,
+        EXECUTOR,
+        "                self._pool.pause()\n",
+        "                pass\n",
+        (f"{KILL}::test_guests_stand_still_when_the_lease_runs_out_and_go_on_when_it_is_renewed",),
     ),
     Mutation(
         "append only: no trigger on the events",

@@ -124,8 +124,8 @@ def _give(
     key = _key(home)
     try:
         with connect_to(home) as api:
-            target = _resolved(api, home, action, scope, target)
-            epoch, answer = _ordered(api, key, action, scope, target, reason)
+            meant = _resolved(api, home, action, scope, target)
+            epoch, answer = _ordered(api, key, action, scope, meant, reason)
     except Unavailable as error:
         raise Unavailable(
             f"{error.message}; whether it was ordered is said by: hive kill list. "
