@@ -20,6 +20,7 @@ from hive_cli.commands import (
     job,
     join,
     kill,
+    kv,
     model,
     run,
 )
@@ -69,6 +70,7 @@ app.add_typer(extension.app, name="extension")
 app.add_typer(model.app, name="model")
 app.add_typer(audit.app, name="audit")
 app.add_typer(kill.app, name="kill")
+app.add_typer(kv.app, name="kv")
 app.command("unkill")(kill.unkill)
 
 

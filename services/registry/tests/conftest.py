@@ -51,6 +51,7 @@ class Registry:
         self._nats = nats
         self.key = key_of(config)
         self.channel = channel
+        self.channel = channel
         self.executors = executors_pb2_grpc.ExecutorsStub(channel)
         self.agents = agents_pb2_grpc.AgentsStub(channel)
         self.store = FolderStore(config.artifacts_dir)

@@ -26,11 +26,14 @@ from hive_common.contracts.messages import KvReply, KvRequest, call_subject, inb
 from hive_common.contracts.permissions import HttpPermission, KvPermission, Permissions
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.kernel.clock import SystemClock
+from hive_common.kernel.errors import InvalidArgument, NotFound
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.permissions.tokens import Claims, Minter, new_key, public_key
+from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.services import running_service
+from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 from hive_registry.bootstrap import main
 from nats.aio.client import Client
 
@@ -252,6 +255,41 @@ async def test_requests_that_are_none_are_refused(kv: Kv) -> None:
         reply = await kv.ask(op, good, **more)
         assert reply.error is not None, (op, more)
         assert reply.error.code == "invalid_argument"
+
+
+async def test_the_owner_sees_and_removes_what_agents_keep(kv: Kv) -> None:
+    stub, key = values_pb2_grpc.ValuesStub(kv.registry.channel), kv.registry.key
+
+    async def get(name: str) -> bytes:
+        request = values_pb2.GetRequest(namespace="notes", key=name)
+        return (await call(stub.Get(request, metadata=key))).value
+
+    async def keys(**more: Any) -> values_pb2.Page:
+        return await call(stub.List(values_pb2.ListRequest(namespace="notes", **more), metadata=key))
+
+    async def delete(name: str) -> None:
+        request = values_pb2.DeleteRequest(namespace="notes", key=name, caller="ada")
+        await call(stub.Delete(request, metadata=key))
+
+    assert not (await keys()).keys
+    task = new_id()
+    await kv.stage(task, put("a/1", [1, None]), put("a/2", 2), put("b", 3))
+    assert not (await keys()).keys
+    await kv.log(task, TaskSucceeded(1))
+    assert await get("a/1") == b"[1,null]"
+    page = await keys(prefix="a/", limit=1)
+    assert (list(page.keys), page.more) == (["a/1"], True)
+    assert list((await keys(prefix="a/", after="a/1")).keys) == ["a/2"]
+    await delete("a/1")
+    await delete("a/1")
+    with pytest.raises(NotFound):
+        await get("a/1")
+    assert await kv.get("a/1") == ...
+    events = [event for event in await kv.registry.events() if event.type == "KvStaged"]
+    assert [event.actor for event in events] == [EXECUTOR, "ada"]
+    for namespace in ("", "A", "a b", "x" * 64):
+        with pytest.raises(InvalidArgument, match="namespace"):
+            await call(stub.Get(values_pb2.GetRequest(namespace=namespace, key="a"), metadata=key))
 
 
 async def test_a_view_that_is_made_anew_from_the_log_is_the_same(

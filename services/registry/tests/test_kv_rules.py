@@ -14,7 +14,8 @@ from hive_common.kernel.errors import (
     PayloadTooLarge,
     RateLimited,
 )
-from hive_registry.domain.kv import NamespaceState, Staged, check_writes, is_key, is_prefix, size_of, stage
+from hive_common.permissions.kept import is_key, is_prefix, size_of
+from hive_registry.domain.kv import NamespaceState, Staged, check_writes, stage
 
 
 def put(key: str, size_bytes: int) -> KvWrite:

@@ -17,6 +17,7 @@ from hive_common.contracts.messages import KvReply, KvRequest, call_subject
 from hive_common.contracts.permissions import KvPermission, Permissions
 from hive_common.kernel.errors import BudgetExhausted, HiveError, InvalidArgument, PayloadTooLarge
 from hive_common.permissions import check_kv
+from hive_common.permissions.kept import is_key, is_prefix, size_of
 
 from hive_executor.link import Backoff, Link
 
@@ -26,7 +27,6 @@ STAGE_S_MAX: Final = 30.0
 """So long the registry may be away while an attempt ends; then the attempt is given back."""
 
 LIMIT_DEFAULT: Final = 100
-_EXTRA: Final = frozenset("._-/:@=")
 _EXPECTED: Final = f"1 to {KV_KEY_CHARACTERS_MAX} letters, digits and . _ - / : @ ="
 
 
@@ -132,7 +132,7 @@ class KvAccess:
         if asked.namespace is not None:
             check_kv(self._permissions, asked.namespace)
         key = getattr(asked, "key", None)
-        if key is not None and not (key and _is_prefix(key)):
+        if key is not None and not is_key(key):
             raise InvalidArgument(f"key: got {key[:80]!r}; expected {_EXPECTED}", path="key")
         return asked
 
@@ -144,7 +144,7 @@ class KvAccess:
         return msgspec.json.encode(_Found(reply.value))
 
     async def _list(self, asked: _Keys, left_ms: int) -> bytes:
-        if not _is_prefix(asked.prefix) or not _is_prefix(asked.after):
+        if not is_prefix(asked.prefix) or not is_prefix(asked.after):
             raise InvalidArgument(f"prefix, after: expected {_EXPECTED}", path="prefix")
         if not 1 <= asked.limit <= KV_KEYS_MAX:
             raise InvalidArgument(f"limit: got {asked.limit}; expected 1 to {KV_KEYS_MAX}", path="limit")
@@ -169,11 +169,11 @@ class KvAccess:
         return page
 
     def _write(self, write: KvWrite) -> None:
-        size = _size(write)
+        size = size_of(write)
         if size - len(write.key) > KV_VALUE_BYTES_MAX:
             raise PayloadTooLarge(f"the value of {write.key!r} is larger than {KV_VALUE_BYTES_MAX} bytes")
         before = self._writes.get(write.key)
-        total = sum(map(_size, self._writes.values())) + size - (0 if before is None else _size(before))
+        total = sum(map(size_of, self._writes.values())) + size - (0 if before is None else size_of(before))
         if total > KV_STAGED_BYTES_MAX:
             raise PayloadTooLarge(f"one attempt may write {KV_STAGED_BYTES_MAX} bytes of keys and values at most")
         if total > self._permission.quota_bytes:
@@ -237,16 +237,6 @@ class FleetingKv:
         if request.op == "stage":
             self._told(request.writes)
         return KvReply()
-
-
-def _is_prefix(text: str) -> bool:
-    return len(text) <= KV_KEY_CHARACTERS_MAX and all(
-        (char.isascii() and char.isalnum()) or char in _EXTRA for char in text
-    )
-
-
-def _size(write: KvWrite) -> int:
-    return 0 if isinstance(write.value, msgspec.UnsetType) else len(write.key) + memoryview(write.value).nbytes
 
 
 def _compact(value: msgspec.Raw) -> msgspec.Raw:

@@ -28,6 +28,7 @@ from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2_grpc
+from hive_proto.values.v1 import values_pb2_grpc
 from nats.aio.client import Client
 
 from hive_registry.agents import AgentsServicer
@@ -40,7 +41,7 @@ from hive_registry.identities import Revocations, Signer
 from hive_registry.key_views import KeyViews
 from hive_registry.keys import KeysServicer
 from hive_registry.kills import ControlServicer, KillDesk
-from hive_registry.kv import KvDesk, kv_refused
+from hive_registry.kv import KvDesk, ValuesServicer, kv_refused
 from hive_registry.kv_views import KvProjection, KvViews
 from hive_registry.log_access import LogAccess
 from hive_registry.presence import SchedulerPresence
@@ -136,12 +137,12 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         if identities is not None and settings.identities is not None:
             system = await _system(config, settings.identities, identities, stack)
             background(identities.revocations.run(system), "revocations")
+        values = await _kept_values(config, client, writer, database, clock, health, background, stack)
+        values_pb2_grpc.add_ValuesServicer_to_server(ValuesServicer(values), server.server)
         await server.start()
         stack.push_async_callback(server.stop)
         await respond(client, hello_subject("*"), HelloRequest, desk.hello, hello_refused)
-        if config.token_public_key:
-            desk_of_values = await _kept_values(config, client, writer, database, clock, health, background, stack)
-            await respond(client, call_subject("*", "kv"), KvRequest, desk_of_values.call, kv_refused)
+        await respond(client, call_subject("*", "kv"), KvRequest, values.call, kv_refused)
         started.set()
         await stop.wait()
 
@@ -166,7 +167,7 @@ async def _kept_values(
     background(runner.run(), "projection of kept values")
     ends = await stack.enter_async_context(LogReader(dsn))
     log = LogAccess(writer, ends, runner, wake, clock, config.owner, config.ns)
-    verifier = Verifier(config.token_public_key)
+    verifier = Verifier(config.token_public_key) if config.token_public_key else None
     return KvDesk(KvViews(database, config.ns), log, ends, verifier, clock, config.owner, config.ns)
 
 

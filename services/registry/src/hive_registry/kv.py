@@ -2,25 +2,30 @@
 
 import asyncio
 from collections import defaultdict
-from typing import Final
+from typing import Any, Final
 
+import grpc.aio
 import msgspec
-from hive_common.contracts.events import AttemptFailed, AttemptLost, decode
+from hive_common.contracts.events import AttemptFailed, AttemptLost, KvStaged, KvWrite, decode
 from hive_common.contracts.limits import KV_KEYS_MAX
 from hive_common.contracts.messages import KvReply, KvRequest
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, VersionConflict, body_of
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, VersionConflict, body_of
 from hive_common.kernel.ids import derive_id
 from hive_common.permissions import check_kv
+from hive_common.permissions.kept import is_key, is_namespace, is_prefix
 from hive_common.permissions.tokens import Claims, Verifier
+from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 
-from hive_registry.domain.kv import check_writes, is_key, is_prefix, stage
+from hive_registry.callers import actor_of
+from hive_registry.domain.kv import check_writes, stage
 from hive_registry.kv_views import ENDS, KvViews
 from hive_registry.log_access import LogAccess
 
 MESSAGE_VERSION: Final = 1
 TRIES_MAX: Final = 5
+LIMIT_DEFAULT: Final = 100
 _ENDS_MAX: Final = 1_000
 
 
@@ -31,14 +36,21 @@ class KvDesk:
         views: reads.
         log: writes, and waits until the views contain what was written.
         ends: reads how attempts ended.
-        verifier: of capability tokens.
+        verifier: of capability tokens; None where this registry was never told their key.
         clock: tells when they expire.
         owner: pseudonym of whose namespaces they are.
         ns: the namespace of the installation.
     """
 
     def __init__(
-        self, views: KvViews, log: LogAccess, ends: LogReader, verifier: Verifier, clock: Clock, owner: str, ns: str
+        self,
+        views: KvViews,
+        log: LogAccess,
+        ends: LogReader,
+        verifier: Verifier | None,
+        clock: Clock,
+        owner: str,
+        ns: str,
     ) -> None:
         self._views = views
         self._log = log
@@ -63,6 +75,10 @@ class KvDesk:
         """
         if request.v != MESSAGE_VERSION:
             raise InvalidArgument(f"v: got {request.v}; expected {MESSAGE_VERSION}", path="v")
+        if self._verifier is None:
+            raise FailedPrecondition(
+                "the registry has no key to check capability tokens with: start it with `hive up`"
+            )
         claims = self._verifier.verify(request.token, executor=executor, now_us=self._clock.now_us())
         check_kv(claims.permissions, request.namespace)
         match request.op:
@@ -95,6 +111,26 @@ class KvDesk:
         await self._log.catch_up()
         found = await self._views.keys(self.stream_of(namespace), prefix, after, limit + 1)
         return KvReply(keys=tuple(found[:limit]), more=len(found) > limit)
+
+    async def delete(self, namespace: str, key: str, actor: str) -> None:
+        """Remove a value as the owner, whom no attempt has to confirm."""
+        if not is_key(key):
+            raise InvalidArgument(f"key: {key[:80]!r} is no key", path="key")
+        stream = self.stream_of(namespace)
+        async with self._deciding[stream]:
+            for tries_left in reversed(range(TRIES_MAX)):
+                await self._log.catch_up()
+                state = await self._views.namespace(stream, [key])
+                if key not in state.sizes:
+                    return
+                event = KvStaged(namespace=namespace, task="", attempt=0, writes=(KvWrite(key),))
+                try:
+                    await self._log.append(stream, state.version, (event,), actor)
+                except VersionConflict:
+                    if not tries_left:
+                        raise
+                else:
+                    return
 
     async def _stage(self, executor: str, claims: Claims, request: KvRequest) -> KvReply:
         check_writes(request.writes)
@@ -133,6 +169,47 @@ class KvDesk:
                 or msgspec.json.decode(end.payload or b"{}").get("attempt") == claims.attempt
             ):
                 raise FailedPrecondition(f"attempt {claims.attempt} of task {claims.task} has ended")
+
+
+class ValuesServicer(values_pb2_grpc.ValuesServicer):
+    """`hive.values.v1.Values`, for the owner of the namespaces."""
+
+    def __init__(self, desk: KvDesk) -> None:
+        self._desk = desk
+
+    async def Get(
+        self, request: values_pb2.GetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> values_pb2.Found:
+        """Return a value."""
+        _check_namespace(request.namespace)
+        value = (await self._desk.get(request.namespace, request.key)).value
+        if isinstance(value, msgspec.UnsetType):
+            raise NotFound(f"{request.namespace} has no key {request.key}")
+        return values_pb2.Found(value=bytes(value))
+
+    async def List(
+        self, request: values_pb2.ListRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> values_pb2.Page:
+        """Return a page of keys."""
+        _check_namespace(request.namespace)
+        limit = request.limit or LIMIT_DEFAULT
+        page = await self._desk.list(request.namespace, request.prefix, request.after, limit)
+        return values_pb2.Page(keys=page.keys, more=page.more)
+
+    async def Delete(
+        self, request: values_pb2.DeleteRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> values_pb2.Deleted:
+        """Remove a key."""
+        _check_namespace(request.namespace)
+        await self._desk.delete(request.namespace, request.key, actor_of(context, request.caller, "registry"))
+        return values_pb2.Deleted()
+
+
+def _check_namespace(namespace: str) -> None:
+    if not is_namespace(namespace):
+        raise InvalidArgument(
+            f"namespace: got {namespace[:80]!r}; expected a-z, 0-9, `.`, `_` and `-`, at most 63", path="namespace"
+        )
 
 
 def _attempt_of(end: Stored) -> int:

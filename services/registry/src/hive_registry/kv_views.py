@@ -19,9 +19,10 @@ from hive_common.contracts.limits import KV_PENDING_MAX
 from hive_common.eventlog.log import Stored
 from hive_common.kernel.errors import CorruptLog, UnknownEvent
 from hive_common.ops.database import Database
+from hive_common.permissions.kept import size_of
 from psycopg import AsyncConnection
 
-from hive_registry.domain.kv import NamespaceState, Staged, size_of
+from hive_registry.domain.kv import NamespaceState, Staged
 
 _STREAM = """
 INSERT INTO registry.kv_streams (ns, stream, owner, namespace, version) VALUES (%s, %s, %s, %s, %s)

@@ -1,19 +1,16 @@
 """What agents keep between tasks: which writes a namespace takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import msgspec
 from hive_common.contracts.events import KvStaged, KvWrite
 from hive_common.contracts.limits import (
-    KV_KEY_CHARACTERS_MAX,
     KV_PENDING_MAX,
     KV_STAGED_BYTES_MAX,
     KV_VALUE_BYTES_MAX,
 )
 from hive_common.kernel.errors import BudgetExhausted, Conflict, InvalidArgument, PayloadTooLarge, RateLimited
-
-_EXTRA: Final = frozenset("._-/:@=")
+from hive_common.permissions.kept import is_key, size_of
 
 
 class Staged(msgspec.Struct, frozen=True):
@@ -38,23 +35,6 @@ class NamespaceState(msgspec.Struct, frozen=True):
     used_bytes: int = 0
     sizes: Mapping[str, int] = {}
     pending: tuple[Staged, ...] = ()
-
-
-def is_key(text: str) -> bool:
-    """Say whether a value can be kept under this name."""
-    return 1 <= len(text) <= KV_KEY_CHARACTERS_MAX and is_prefix(text)
-
-
-def is_prefix(text: str) -> bool:
-    """Say whether names of values can begin so."""
-    return len(text) <= KV_KEY_CHARACTERS_MAX and all(
-        (char.isascii() and char.isalnum()) or char in _EXTRA for char in text
-    )
-
-
-def size_of(write: KvWrite) -> int:
-    """Return what a write leaves behind: the bytes of key and value, none where it deletes."""
-    return 0 if isinstance(write.value, msgspec.UnsetType) else len(write.key) + memoryview(write.value).nbytes
 
 
 def check_writes(writes: Sequence[KvWrite]) -> None:
