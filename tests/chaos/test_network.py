@@ -6,20 +6,24 @@ the attempts of the device are lost and run elsewhere; what the device then repo
 most, and changes nothing. Whether packets vanish or connections are reset, the device comes back by itself.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from hive_common.contracts.limits import LEASE_MS
 from hive_common.testing.device import Device
 from hive_common.testing.faults import Wire, lacking
 from hive_common.testing.installation import Installation, assert_exactly_once, wait_until
 
 HERE = Path(__file__).parent
 JOB = yaml.safe_load((HERE / "job.yaml").read_text())
+LEASE_BUSY = 4
 SHORT_S = 1.5
 SHORT_MAX_S = 2.5
 """A lost packet is sent again after 0.2, 0.6, 1.4, 3.0 and 6.2 s: after this, well within the lease."""
@@ -139,3 +143,37 @@ def test_a_break_beyond_the_lease_ends_every_task_once_and_what_comes_afterwards
         f"{fault} for {cut_s:.1f} s: {len(lost)} attempts lost, {len(late)} late; "
         f"online {back_s:.1f} s and at work {useful_s:.1f} s after the network came back"
     )
+
+
+def guests_of(device):
+    """Return the states of the processes in which guests of the device run, by their ids; idle ones included."""
+    found = {}
+    for process in psutil.Process(device.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = process.status()
+    return found
+
+
+def test_an_order_holds_for_a_device_that_is_cut_off_when_its_lease_has_run_out(apart):
+    installation, device, wire = apart
+    job = started(installation, device, 8, ms=50_000)
+    wire.drop()
+    cut = time.monotonic()
+    installation.hive("kill", "--all", "--reason", "drill")
+    wait_until(lambda: psutil.STATUS_STOPPED in guests_of(device).values(), 60, "its guests stand still")
+    still_s = time.monotonic() - cut
+    still = {pid for pid, state in guests_of(device).items() if state == psutil.STATUS_STOPPED}
+    print(
+        f"guests of a device that is cut off stand still after {still_s:.1f} s of a lease of {LEASE_MS / 1000:g} s"
+    )
+    # By its own count; a machine that does other things as well may take so many times as long to look.
+    assert still_s <= LEASE_BUSY * LEASE_MS / 1000
+
+    wire.heal()
+    wait_until(lambda: not still & guests_of(device).keys(), 60, "back again, it has killed them")
+    installation.hive("kill", "--job", job)
+    installation.hive("unkill", "--all")
+    installation.hive("unkill", "--job", job)
+    assert installation.get(f"/v1/jobs/{job}")["state"] in ("cancelling", "cancelled")
+    again = started(installation, device, 4, ms=700)
+    ended(installation, again, 4)

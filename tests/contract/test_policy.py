@@ -18,7 +18,13 @@ from hive_common.bus.authority import Authority
 from hive_common.bus.jwt import credentials_text, new_seed
 from hive_common.bus.nats import respond
 from hive_common.bus.policy import EXECUTOR, EXTENSION, policy
-from hive_common.contracts.messages import EVENTS_STREAM, EVENTS_SUBJECTS, HelloReply, HelloRequest
+from hive_common.contracts.messages import (
+    EVENTS_STREAM,
+    EVENTS_SUBJECTS,
+    KILL_SUBJECT,
+    HelloReply,
+    HelloRequest,
+)
 from hive_common.kernel.errors import body_of
 from hive_common.kernel.ids import new_id
 from hive_common.testing.identities import EVERYTHING
@@ -340,7 +346,7 @@ async def test_an_executor_cannot_flood_the_server_with_subscriptions(server: Em
 # --- replies that go elsewhere ---
 
 ELSEWHERE: dict[str, Callable[[], str]] = {
-    "a kill order": lambda: "hive.control.kill",
+    "where kill orders are said": lambda: KILL_SUBJECT,
     "another executor's inbox": lambda: f"_INBOX.{TWO}.x",
     "another executor's orders": lambda: f"hive.exec.{TWO}.control",
     "a service's inbox": lambda: "_SVC.scheduler.x",
@@ -352,7 +358,8 @@ ELSEWHERE: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("where", ELSEWHERE)
 async def test_an_answer_cannot_be_sent_elsewhere(server: EmbeddedNats, tmp_path: Path, where: str) -> None:
-    """The responder drops the request; and one that forgot to could reach an executor's inbox, but nothing else."""
+    """The responder drops the request. One that forgot to could reach an executor's inbox, and the registry where
+    kill orders are said, which nobody obeys without a signature; nothing else."""
     answered = asyncio.Event()
 
     async def handler(executor: str, body: HelloRequest) -> HelloReply:
@@ -385,7 +392,7 @@ async def test_an_answer_cannot_be_sent_elsewhere(server: EmbeddedNats, tmp_path
         await executor.client.request(subject, b"{}", timeout=10)
         await settled(registry.client)
         reached = {message.subject for message in await watcher.heard() if message.data == b"careless"}
-        assert (target in reached) == target.startswith("_INBOX.")
+        assert (target in reached) == (target.startswith("_INBOX.") or target == KILL_SUBJECT)
 
 
 # --- JetStream ---
