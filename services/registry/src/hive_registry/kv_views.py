@@ -29,16 +29,18 @@ INSERT INTO registry.kv_streams (ns, stream, owner, namespace, version) VALUES (
 ON CONFLICT (ns, stream) DO UPDATE SET version = excluded.version
 """
 _STAGE = """
-INSERT INTO registry.kv_staged (ns, task, attempt, stream, writes, position) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO registry.kv_staged (ns, task, attempt, stream, owner, writes, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 """
 _PUT = """
-INSERT INTO registry.kv_values (ns, stream, key, value, size_bytes, position) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO registry.kv_values (ns, stream, key, owner, value, size_bytes, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (ns, stream, key) DO UPDATE SET
     value = excluded.value, size_bytes = excluded.size_bytes, position = excluded.position
 """
 _DELETE = "DELETE FROM registry.kv_values WHERE ns = %s AND stream = %s AND key = %s"
 _TASKS_STAGED = "SELECT DISTINCT ns, task FROM registry.kv_staged WHERE task = ANY(%s)"
-_OF_ATTEMPT = "SELECT stream, writes FROM registry.kv_staged WHERE ns = %s AND task = %s AND attempt = %s"
+_OF_ATTEMPT = "SELECT stream, owner, writes FROM registry.kv_staged WHERE ns = %s AND task = %s AND attempt = %s"
 _DROP_ATTEMPT = "DELETE FROM registry.kv_staged WHERE ns = %s AND task = %s AND attempt = %s"
 _DROP_TASK = "DELETE FROM registry.kv_staged WHERE ns = %s AND task = %s"
 
@@ -92,10 +94,10 @@ class KvProjection:
         await conn.execute(_STREAM, stream)
         if not event.task:
             # The owner's own word, which nothing has to decide.
-            await _write(conn, stored, stored.stream, event.writes)
+            await _write(conn, stored, stored.stream, stored.owner, event.writes)
             return
         writes = msgspec.json.encode(event.writes)
-        row = (stored.ns, event.task, event.attempt, stored.stream, writes, stored.position)
+        row = (stored.ns, event.task, event.attempt, stored.stream, stored.owner, writes, stored.position)
         await conn.execute(_STAGE, row)
 
     async def _end(self, conn: AsyncConnection[Any], stored: Stored, event: Event) -> None:
@@ -103,8 +105,8 @@ class KvProjection:
         match event:
             case TaskSucceeded():
                 found = await conn.execute(_OF_ATTEMPT, (*task, event.attempt))
-                for stream, writes in await found.fetchall():
-                    await _write(conn, stored, stream, _writes.decode(writes))
+                for stream, owner, writes in await found.fetchall():
+                    await _write(conn, stored, stream, owner, _writes.decode(writes))
                 await conn.execute(_DROP_TASK, task)
             case TaskFailed() | TaskCancelled():
                 await conn.execute(_DROP_TASK, task)
@@ -112,13 +114,15 @@ class KvProjection:
                 await conn.execute(_DROP_ATTEMPT, (*task, event.attempt))
 
 
-async def _write(conn: AsyncConnection[Any], stored: Stored, stream: str, writes: Iterable[KvWrite]) -> None:
+async def _write(
+    conn: AsyncConnection[Any], stored: Stored, stream: str, owner: str, writes: Iterable[KvWrite]
+) -> None:
     for write in writes:
         key = (stored.ns, stream, write.key)
         if isinstance(write.value, msgspec.UnsetType):
             await conn.execute(_DELETE, key)
         else:
-            await conn.execute(_PUT, (*key, bytes(write.value), size_of(write), stored.position))
+            await conn.execute(_PUT, (*key, owner, bytes(write.value), size_of(write), stored.position))
 
 
 def _decoded(stored: Stored) -> Event:
