@@ -170,6 +170,11 @@ class Home:
         return self.root / "tls"
 
     @property
+    def agent_keys_dir(self) -> Path:
+        """Keys for signing agents; mode 0700."""
+        return self.root / "keys" / "agents"
+
+    @property
     def config_dir(self) -> Path:
         """One JSON file per process, written at every `up`."""
         return self.root / "config"

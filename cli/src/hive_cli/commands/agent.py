@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from hive_common.contracts.permissions import NONE
 from hive_common.kernel.clock import iso
-from hive_common.kernel.errors import HiveError
+from hive_common.kernel.errors import HiveError, InvalidArgument
 from rich.markup import escape
 
+from hive_cli import author_keys
+from hive_cli.commands import agent_key
+from hive_cli.commands.agent_share import CaOption, KeyOption, PlainHttpOption, pull_from, push_to, show_pushed
 from hive_cli.commands.agent_template import write_agent
 from hive_cli.commands.grant import grant_all, tell_what_is_missing
 from hive_cli.home import Home, find_home
@@ -21,12 +24,14 @@ from hive_cli.session import connect
 
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
+    from hive_common.artifacts.signing import Signature
     from hive_common.inference.config import BackEndConfig
     from hive_executor.sandbox import LogLine, Outcome
 
     from hive_cli.api import Api
 
 app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, publish it.")
+app.add_typer(agent_key.app, name="key")
 
 
 @app.command("init")
@@ -114,38 +119,105 @@ def push(
     grant: Annotated[
         bool, typer.Option("--grant", help="Grant all that the agents ask for, after saying what that is.")
     ] = False,
+    key: KeyOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="HOST[:PORT]/REPO[:TAG]", help="Push to this OCI registry instead."),
+    ] = None,
+    plain_http: PlainHttpOption = False,
+    ca_file: CaOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Publish agents. A version never changes: pushing the same again is no error, pushing another is."""
+    """Sign and publish agents. A version never changes: pushing the same again is no error, pushing another is."""
     from hive_common.artifacts.package import pack
+    from hive_common.artifacts.signing import sign
 
+    signing_key = author_keys.signing_key(find_home(home), key)
     packages = [(folder, pack(folder)) for folder in folders]
+    if to is not None:
+        show_pushed(push_to(to, packages, signing_key, plain_http, ca_file), as_json)
+        return
     versions = []
     with connect(home) as api:
         for folder, package in packages:
-            version = _publish(api, folder, package)
+            signature = sign(package.digest, package.manifest.name, signing_key)
+            version = publish(api, str(folder), package, signature)
             versions.append(version)
-            if not as_json:
-                out.print(
-                    f"[green]✓[/green] {version['name']}@{version['version']}  "
-                    f"[dim]{version['digest'][:19]}…  {package.size_bytes} bytes[/dim]"
-                )
-            if package.manifest.asked != NONE:
-                (grant_all if grant else tell_what_is_missing)(api, package.manifest, err if as_json else out)
+            tell_of_published(api, version, package, grant, as_json)
     if as_json:
         print_json({"versions": versions})
 
 
-def _publish(api: "Api", folder: Path, package: "AgentPackage") -> dict[str, Any]:
+@app.command("pull")
+def pull(
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="HOST[:PORT]/REPO:TAG or …@sha256:… of an OCI registry.")
+    ],
+    grant: Annotated[
+        bool, typer.Option("--grant", help="Grant all that the agent asks for, after saying what that is.")
+    ] = False,
+    plain_http: PlainHttpOption = False,
+    ca_file: CaOption = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Publish an agent here that lies in another registry, with the signature of its author."""
+    with connect(home) as api:
+        trusted = [signer["public_key"] for signer in api.get("/v1/signers")["keys"] if signer["trusted"]]
+        package, signature = pull_from(reference, trusted, plain_http, ca_file)
+        version = publish(api, reference, package, signature)
+        tell_of_published(api, version, package, grant, as_json)
+    if as_json:
+        print_json({"versions": [version]})
+
+
+@app.command("yank")
+def yank(
+    reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Of the agent.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why nobody should use it any more.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Refuse a version to new jobs, for ever. Jobs that use it go on; nothing is deleted."""
+    name, _, version = reference.partition("@")
+    if not name or not version:
+        raise InvalidArgument(f"{reference}: expected NAME@VERSION, such as square@1.0.0", path="NAME@VERSION")
+    with connect(home) as api:
+        answer = api.post(f"/v1/agents/{name}/{version}/yank", {"reason": reason})
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(f"{clean(reference)} is yanked: {clean(answer['yank_reason'])}")
+
+
+def tell_of_published(
+    api: "Api", version: dict[str, Any], package: "AgentPackage", grant: bool, as_json: bool
+) -> None:
+    """Say what was published, what it may do, and what it may not do yet."""
+    if not as_json:
+        out.print(
+            f"[green]✓[/green] {version['name']}@{version['version']}  "
+            f"[dim]{version['digest'][:19]}…  {package.size_bytes} bytes, "
+            f"signed with {version['signer'][:16]}…[/dim]"
+        )
+    if version["yanked_us"] is not None:
+        err.print(f"[yellow]it was yanked, and no new job may use it:[/yellow] {clean(version['yank_reason'])}")
+    if package.manifest.asked != NONE:
+        (grant_all if grant else tell_what_is_missing)(api, package.manifest, err if as_json else out)
+
+
+def publish(api: "Api", where: str, package: "AgentPackage", signature: "Signature") -> dict[str, Any]:
+    """Store a signed agent and publish it. Errors say `where` it came from."""
     try:
-        for digest, data in package.blobs.items():
+        for digest, data in (package.blobs | signature.blobs).items():
             api.put_blob(data, digest)
-        version: dict[str, Any] = api.post("/v1/agents", {"manifest_digest": package.digest})
+        digests = {"manifest_digest": package.digest, "signature_digest": signature.digest}
+        version: dict[str, Any] = api.post("/v1/agents", digests)
     except HiveError as error:
         if error.code in ("unavailable", "unauthenticated"):
             raise
-        raise type(error)(f"{folder}: {error.message}", **error.fields) from error
+        raise type(error)(f"{where}: {error.message}", **error.fields) from error
     return version
 
 
@@ -161,6 +233,7 @@ def list_agents(
         path = f"/v1/agents/{name}" if name else "/v1/agents"
         pages = api.pages(path, "versions", "after", limit=min(limit, 1000))
         versions = [version for version, _ in zip(pages, range(limit), strict=False)]
+        signers = {} if as_json else {key["public_key"]: key for key in api.get("/v1/signers")["keys"]}
     if as_json:
         print_json({"versions": versions})
         return
@@ -171,7 +244,16 @@ def list_agents(
             v["digest"][:19] + "…",
             str(v["size_bytes"]),
             iso(v["published_us"])[:19],
+            _signed_by(v, signers),
+            "" if v["yanked_us"] is None else f"[red]yanked[/red]: {escape(clean(v['yank_reason']))}",
         )
         for v in versions
     )
-    print_table(("agent", "runtime", "digest", "bytes", "published"), rows)
+    print_table(("agent", "runtime", "digest", "bytes", "published", "signed by", ""), rows)
+
+
+def _signed_by(version: dict[str, Any], signers: dict[str, Any]) -> str:
+    signer = signers.get(version["signer"])
+    if signer is None:
+        return "[red]nobody[/red]"
+    return clean(signer["name"]) if signer["trusted"] else f"[red]{clean(signer['name'])}, distrusted[/red]"

@@ -12,6 +12,8 @@ from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, re
 from hive_common.permissions.tokens import public_key
 from hive_executor.config import ExecutorConfig
 
+from hive_cli.author_keys import AUTHOR
+from hive_cli.author_keys import public_key as public_key_of
 from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import ca, names
 from hive_cli.supervisor.identities import credentials_name, issue, registry_settings, trust
@@ -107,7 +109,8 @@ def _service(home: Home, settings: Settings, service: str, network: Network) -> 
 def _extra(home: Home, settings: Settings, service: str, network: Network) -> dict[str, Any]:
     if service == names.REGISTRY:
         reached = {"blobs_url": url_for_others(settings), "nats_url": nats_for_others(settings)}
-        return reached | registry_settings(home, settings)
+        author = {"name": AUTHOR, "public_key": public_key_of(home, AUTHOR)}
+        return reached | registry_settings(home, settings) | {"author_keys": [author]}
     if service == names.GATEWAY:
         models = settings.models
         owner = {"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}

@@ -13,6 +13,7 @@ from hive_common.ops.embedded import SUPERUSER
 from hive_common.ops.files import replace_file
 from hive_executor.small_model import require_small_model
 
+from hive_cli.author_keys import ensure_author
 from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings
 from hive_cli.supervisor import names, ports
 from hive_cli.supervisor.network import LOOPBACK, Network
@@ -170,6 +171,7 @@ def _make_secrets(home: Home) -> None:
         from hive_common.permissions.tokens import new_key
 
         write_private(home.secret_file(TOKEN_KEY), new_key() + "\n")
+    ensure_author(home)
     password = read_secret(home.secret_file(POSTGRES_ADMIN))
     write_private(home.secret_file(PASSFILE), f"*:*:*:{SUPERUSER}:{password}\n")
 
