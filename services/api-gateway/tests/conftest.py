@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -25,8 +26,10 @@ from hive_common.testing.identities import Issuer
 from hive_gateway.bootstrap import Gateway
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
+from hive_proto.control.v1 import control_pb2, control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from hive_proto.keys.v1 import keys_pb2, keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 TOKEN_ID = "01890000-0000-7000-8000-00000000000a"
@@ -244,9 +247,44 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         )
         self.requests: list[Any] = []
 
+        self.key = agents_pb2.SigningKey(public_key="a0" * 32, name="ada", trusted=True, since_us=5, position=7)
+
     async def Push(self, request, context):
         self.requests.append(request)
         return self.version
+
+    async def Yank(self, request, context):
+        self.requests.append(request)
+        return agents_pb2.AgentVersion(name="square", version="1.0.0", yanked_us=9, yank_reason=request.reason)
+
+    async def Trust(self, request, context):
+        self.requests.append(request)
+        return self.key
+
+    async def Distrust(self, request, context):
+        self.requests.append(request)
+        return agents_pb2.SigningKey(public_key="a0" * 32, name="ada", reason=request.reason)
+
+    async def Keys(self, request, context):
+        return agents_pb2.KeysResponse(keys=[self.key])
+
+    async def Grant(self, request, context):
+        self.requests.append(request)
+        return await self.Grants(request, context)
+
+    async def Ungrant(self, request, context):
+        self.requests.append(request)
+        return await self.Grants(request, context)
+
+    async def Grants(self, request, context):
+        held = agents_pb2.Grant(
+            permission="model",
+            granted_json=b'{"model":{"names":["a"],"max_tokens":1}}',
+            words="model: …",
+            state="unused",
+        )
+        asked = agents_pb2.Grant(permission="scratch", asked_json=b'{"scratch_bytes":1}', state="asked", until_us=9)
+        return agents_pb2.GrantsResponse(name=request.name, version="1.0.0", grants=[held, asked])
 
     async def List(self, request, context):
         return agents_pb2.ListResponse(versions=[self.version] if request.name in ("", "square") else [])
@@ -255,6 +293,49 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         if (request.name, request.version) != ("square", "1.0.0"):
             raise NotFound(f"there is no {request.name}@{request.version}")
         return self.version
+
+
+class KeysPeer(keys_pb2_grpc.KeysServicer):
+    """A registry's keys in memory; `finds` counts how often it was asked whose a secret is."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, keys_pb2.Key] = {}
+        self.requests: list[Any] = []
+        self.finds = 0
+
+    def add(self, name: str, **fields: Any) -> str:
+        """Have a key, and return its secret."""
+        secret = f"hive_{secrets.token_hex(16)}"
+        pseudonym = derive_id("caller", OWNER, name)
+        key = keys_pb2.Key(**{"name": name, "scope": "user", "pin": "any", "pseudonym": pseudonym, **fields})
+        self.keys[hashlib.sha256(secret.encode()).hexdigest()] = key
+        return secret
+
+    def named(self, name: str) -> keys_pb2.Key:
+        for key in self.keys.values():
+            if key.name == name:
+                return key
+        raise NotFound(f"there is no key {name}")
+
+    async def Create(self, request, context):
+        self.requests.append(request)
+        return keys_pb2.Created(key=keys_pb2.Key(name=request.name, scope=request.scope), secret="hive_new")
+
+    async def List(self, request, context):
+        return keys_pb2.ListResponse(keys=list(self.keys.values()))
+
+    async def Get(self, request, context):
+        return self.named(request.name)
+
+    async def Revoke(self, request, context):
+        self.requests.append(request)
+        key = self.named(request.name)
+        key.revoked_us = 7
+        return key
+
+    async def Find(self, request, context):
+        self.finds += 1
+        return keys_pb2.FindResponse(key=self.keys.get(request.digest))
 
 
 class AuditPeer(audit_pb2_grpc.AuditServicer):
@@ -300,6 +381,7 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
         self.parts: list[bytes] = [b'{"id": "x", "choices": []}']
         self.error: HiveError | None = None
         self.breaks: HiveError | None = None
+        self.settings: list[Any] = []
         self.hold = False
         self.answering = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -325,6 +407,25 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
             raise
         if self.breaks is not None:
             raise self.breaks
+
+    async def Usage(self, request, context):
+        row = models_pb2.UsageRow(name="ci", calls=2, nano_usd=5)
+        return models_pb2.UsageResponse(rows=[row], position=9)
+
+    async def Budgets(self, request, context):
+        return models_pb2.BudgetsResponse(budgets=[self.budget(request.subject or "total")])
+
+    async def SetBudget(self, request, context):
+        self.settings.append(request)
+        return self.budget(request.subject)
+
+    async def ReturnUnaccounted(self, request, context):
+        self.settings.append(request)
+        return self.budget(request.subject)
+
+    def budget(self, subject: str) -> models_pb2.Budget:
+        limit = models_pb2.BudgetLimit(per="month", unit="usd", amount=10)
+        return models_pb2.Budget(subject=subject, limits=[models_pb2.BudgetState(limit=limit, spent=3)])
 
     async def Explain(self, request, context):
         if not self.requests or request.call_id != self.requests[-1].call_id:
@@ -369,6 +470,23 @@ class ExchangePeer(models_pb2_grpc.ExchangeServicer):
             reader.cancel()
 
 
+class ControlPeer(control_pb2_grpc.ControlServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.standing = control_pb2.Standing()
+
+    async def State(self, request, context):
+        return self.standing
+
+    async def Order(self, request, context):
+        self.requests.append(request)
+        stop = control_pb2.Stop(scope="agent", target="square", epoch=1, reason="hostile", issued_us=5)
+        self.standing = control_pb2.Standing(
+            epoch=1, order=request.order, signature=request.signature, stops=[stop]
+        )
+        return self.standing
+
+
 class IntakePeer(jobs_pb2_grpc.IntakeServicer):
     def __init__(self, jobs: JobsPeer) -> None:
         self.jobs = jobs
@@ -400,8 +518,9 @@ class World:
         self.device = new_id()
         self.jobs, self.executors, self.agents = JobsPeer(), ExecutorsPeer(), AgentsPeer()
         self.intake = IntakePeer(self.jobs)
-        self.audit, self.models = AuditPeer(), ModelsPeer()
+        self.audit, self.models, self.keyring = AuditPeer(), ModelsPeer(), KeysPeer()
         self.exchange = ExchangePeer(self.models)
+        self.control = ControlPeer()
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
 
@@ -419,6 +538,8 @@ class World:
         elif name == "registry":
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)
+            control_pb2_grpc.add_ControlServicer_to_server(self.control, server.server)
+            keys_pb2_grpc.add_KeysServicer_to_server(self.keyring, server.server)
         elif name == "audit":
             audit_pb2_grpc.add_AuditServicer_to_server(self.audit, server.server)
         else:

@@ -11,8 +11,9 @@ from starlette.types import ASGIApp
 from hive_gateway import documents, problems
 from hive_gateway.devices import Devices
 from hive_gateway.direct import Direct
+from hive_gateway.holders import Holders
 from hive_gateway.intake import Intake
-from hive_gateway.keys import Caller, KeyRing
+from hive_gateway.keys import Caller
 from hive_gateway.live_logs import LiveLogs
 from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
@@ -26,8 +27,12 @@ from hive_gateway.routes import (
     following,
     grants,
     jobs,
+    keys,
     models,
     operations,
+    signers,
+    spending,
+    values,
 )
 from hive_gateway.streams import Followers
 from hive_gateway.surfaces import Surfaces
@@ -47,10 +52,12 @@ def build_api(
     health: Health,
     ca: str,
     public_url: Callable[[], str],
+    forget_keys: Callable[[], None],
 ) -> FastAPI:
     """Return the REST interface, without the key check around it.
 
-    `ca` is the certificate of the CA, in PEM; `public_url` says where machines that may join reach this gateway.
+    `ca` is the certificate of the CA, in PEM; `public_url` says where machines that may join reach this gateway;
+    `forget_keys` makes it ask anew about every key.
     """
     api = FastAPI(
         title="HiveFabric",
@@ -67,11 +74,16 @@ def build_api(
         following.router(peers, live_logs, followers),
         enrolment.router(peers, ca, public_url),
         executors.router(peers),
-        agents.router(peers),
+        # Before `/v1/agents/{name}/{version}`, which would take it for a version.
         grants.router(peers),
+        agents.router(peers),
+        signers.router(peers),
         audit.router(peers),
         control.router(peers),
+        values.router(peers),
         models.router(peers),
+        spending.router(peers),
+        keys.router(peers, forget_keys),
         blobs.router(store),
         operations.router(health, ca),
     ):
@@ -81,7 +93,7 @@ def build_api(
 
 def guarded(
     api: FastAPI,
-    keys: KeyRing,
+    keys: Holders,
     devices: Devices,
     intake: Intake,
     store: ArtifactStore,

@@ -20,6 +20,7 @@ from hive_gateway.completer import RouterCompleter
 from hive_gateway.devices import Devices
 from hive_gateway.doors import Door
 from hive_gateway.grpc_proxy import PublicRpc
+from hive_gateway.holders import Holders
 from hive_gateway.http_server import HttpServer
 from hive_gateway.intake import Intake
 from hive_gateway.keys import KeyRing
@@ -42,17 +43,20 @@ class Gateway:
 
     def __init__(self, config: ServiceConfig) -> None:
         settings = self._settings = settings_of(config)
-        keys = KeyRing.load(settings.keys, config.owner)
+        ring = KeyRing.load(settings.keys, config.owner)
         self.health = Health()
         self.peers = Peers(config.peers, read_secret(config.service_key_file))
+        keys = Holders(ring, self.peers)
         self.live_logs = LiveLogs()
         self.followers = Followers()
         self._nats = config.nats
         self.intake = Intake(self.peers)
         store = FolderStore(config.artifacts_dir)
         ca = _certificate(settings.ca_file) if settings.ca_file else ""
-        api = build_api(self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca, self._url)
-        without_key = keys.without_key(config.owner) if settings.ollama_without_key else None
+        api = build_api(
+            self.peers, self.intake, store, self.live_logs, self.followers, self.health, ca, self._url, keys.forget
+        )
+        without_key = ring.without_key(config.owner) if settings.ollama_without_key else None
         devices = Devices(self.peers, SystemClock())
         self.completer = RouterCompleter(self.peers)
         app = guarded(api, keys, devices, self.intake, store, self.completer, without_key)

@@ -52,6 +52,7 @@ class RouterCompleter:
             key=call.key,
             pin=call.pin,
             counts_only=call.counts_only,
+            cloud=call.cloud,
         )
         if not call.stream:
             whole, pieces = await self._exchange.whole(message, call.deadline_ms)
@@ -101,6 +102,7 @@ class RouterCompleter:
                 context_tokens=model.context_tokens,
                 loaded=model.loaded,
                 executors=tuple(model.executors),
+                providers=tuple(model.providers),
             )
             for model in listed.models
         ]

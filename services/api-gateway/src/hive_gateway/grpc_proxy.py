@@ -14,8 +14,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection
-from hive_common.kernel.errors import FailedPrecondition, body_of
+from hive_common.inference.calls import narrowed
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, body_of
 from hive_common.ops.telemetry import REQUESTS
 from hive_common.rpc.errors import TRAILER
 from hive_common.rpc.server import RpcServer
@@ -24,12 +26,16 @@ from hive_proto.audit.v1 import audit_pb2
 from hive_proto.control.v1 import control_pb2
 from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
+from hive_proto.keys.v1 import keys_pb2
 from hive_proto.models.v1 import models_pb2
+from hive_proto.values.v1 import values_pb2
 
-from hive_gateway.keys import Caller, KeyRing
+from hive_gateway.holders import Holders
+from hive_gateway.keys import Caller
 from hive_gateway.peers import STREAM_S, UNARY_S, VERIFY_S, Peer, Peers
 from hive_gateway.settings import KeyPair
 
+COMPLETE = "/hive.models.v1.Models/Complete"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CALLER_FIELD = "caller"
 
@@ -43,12 +49,14 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
         _service(executors_pb2, "Executors"): peers.registry,
         _service(agents_pb2, "Agents"): peers.registry,
         _service(control_pb2, "Control"): peers.registry,
+        _service(values_pb2, "Values"): peers.registry,
         _service(audit_pb2, "Audit"): peers.audit,
         _service(models_pb2, "Models"): peers.router,
+        _service(keys_pb2, "Keys"): peers.registry,
     }
 
 
-WITHHELD = frozenset({"Enrol", "Renew", "Keys"})
+WITHHELD = frozenset({"Enrol", "Renew", "Keys", "Find"})
 """Methods of `Executors` that are not for outsiders with a key: executors enrol and renew over REST, where the
 gateway recognises each by its signature; whoever could renew for another would get credentials in its name."""
 
@@ -66,7 +74,7 @@ class Proxy(grpc.GenericRpcHandler):
         keys: the server has checked the key already; here it says who calls.
     """
 
-    def __init__(self, services: dict[ServiceDescriptor, Peer], keys: KeyRing) -> None:
+    def __init__(self, services: dict[ServiceDescriptor, Peer], keys: Holders) -> None:
         self._keys = keys
         self._handlers = {
             f"/{service.full_name}/{method.name}": self._handler(
@@ -100,7 +108,7 @@ class Forward:
         keys: who a key belongs to.
     """
 
-    def __init__(self, path: str, peer: Peer, caller_tag: bytes, keys: KeyRing) -> None:
+    def __init__(self, path: str, peer: Peer, caller_tag: bytes, keys: Holders) -> None:
         self._path = path
         self._peer = peer
         self._caller_tag = caller_tag
@@ -112,7 +120,7 @@ class Forward:
 
     async def unary(self, request: bytes, context: Context) -> bytes:
         """Forward a unary call."""
-        call = self._call(self._unary, request, context, self._unary_s)
+        call = await self._call(self._unary, request, context, self._unary_s)
         try:
             response: bytes = await call
             context.set_trailing_metadata(await call.trailing_metadata())
@@ -126,7 +134,7 @@ class Forward:
 
     async def stream(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Forward a server stream."""
-        call = self._call(self._stream, request, context, STREAM_S)
+        call = await self._call(self._stream, request, context, STREAM_S)
         try:
             async for response in call:
                 yield response
@@ -136,8 +144,8 @@ class Forward:
         finally:
             call.cancel()
 
-    def _call(self, method: Callable[..., Any], request: bytes, context: Context, default_s: float) -> Any:
-        caller = self._keys.caller_of_rpc(context.invocation_metadata())
+    async def _call(self, method: Callable[..., Any], request: bytes, context: Context, default_s: float) -> Any:
+        caller = await self._keys.caller_of_rpc(context.invocation_metadata())
         return method(
             self._stamped(request, caller),
             timeout=_time_left(context, default_s),
@@ -149,6 +157,8 @@ class Forward:
 
         See "Last One Wins" in the protobuf encoding documentation.
         """
+        if self._path == COMPLETE:
+            return _of_key(request, caller)
         if not self._caller_tag:
             return request
         text = caller.pseudonym.encode()
@@ -162,6 +172,24 @@ class Forward:
             raise error from failure
         REQUESTS.labels(self._path, body_of(error).code).inc()
         await context.abort(failure.code(), failure.details() or "", trailers)
+
+
+def _of_key(request: bytes, caller: Caller) -> bytes:
+    """Return a model call with what the key says about it, whatever the caller wrote there; its pin only narrows.
+
+    Raises:
+        InvalidArgument: it is none.
+        PermissionDenied: its pin is wider than the key's.
+    """
+    try:
+        call = models_pb2.CompleteRequest.FromString(request)
+    except DecodeError as error:
+        raise InvalidArgument("expected a CompleteRequest") from error
+    call.caller, call.key = caller.pseudonym, caller.name
+    call.pin = narrowed(caller.pin, call.pin)
+    call.counts_only = call.counts_only or caller.counts_only
+    call.cloud = caller.cloud
+    return call.SerializeToString()
 
 
 def _caller_tag(method: MethodDescriptor) -> bytes:
@@ -195,7 +223,7 @@ class PublicRpc:
         tls: of the listener; None listens without.
     """
 
-    def __init__(self, peers: Peers, keys: KeyRing, host: str, port: int, tls: KeyPair | None = None) -> None:
+    def __init__(self, peers: Peers, keys: Holders, host: str, port: int, tls: KeyPair | None = None) -> None:
         self._services = published(peers)
         self._keys = keys
         self._host = host

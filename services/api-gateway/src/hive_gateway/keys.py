@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from hive_common.inference.calls import PIN_ANY, narrowed
 from hive_common.kernel.errors import InvalidArgument, Unauthenticated
@@ -12,8 +12,8 @@ from hive_common.ops.config import read_secret
 
 from hive_gateway.settings import KeySettings
 
-Scope = Literal["admin", "executor"]
-"""An executor may only read and write blobs, and renew its credentials. It has no key: see `devices`."""
+Scope = Literal["admin", "user", "executor"]
+"""What each may do stands in `rights`. Executors have no key: see `devices`."""
 
 WITHOUT_KEY: Final = "without-key"
 """Name of whoever calls models from this machine without a key."""
@@ -22,7 +22,7 @@ WITHOUT_KEY: Final = "without-key"
 class Caller(NamedTuple):
     """Who made a call. `pseudonym` is what other services and the log get to see of it.
 
-    `pin` and `counts_only` hold for its model calls.
+    `pin`, `counts_only` and `cloud` hold for its model calls.
     """
 
     name: str
@@ -30,10 +30,11 @@ class Caller(NamedTuple):
     pseudonym: str
     pin: str = PIN_ANY
     counts_only: bool = False
+    cloud: bool = False
 
 
 class KeyRing:
-    """All keys of this installation.
+    """The keys of the configuration; `holders` knows all others.
 
     Args:
         keys: who each secret belongs to.
@@ -62,7 +63,7 @@ class KeyRing:
     def without_key(self, owner: str) -> Caller:
         """Return who calls models without a key; `pin` and `counts_only` are the first key's, the owner's."""
         first = self._keys[0][0]
-        return first._replace(name=WITHOUT_KEY, pseudonym=derive_id("caller", owner, WITHOUT_KEY))
+        return first._replace(name=WITHOUT_KEY, pseudonym=derive_id("caller", owner, WITHOUT_KEY), cloud=False)
 
     def caller(self, authorization: str | bytes | None) -> Caller:
         """Return who shows `authorization: Bearer <key>` (RFC 6750 section 2.1).
@@ -82,14 +83,6 @@ class KeyRing:
             raise Unauthenticated("this needs an API key: expected the header `Authorization: Bearer <key>`")
         return found
 
-    def authorise_rpc(self, method: str, metadata: Any) -> None:
-        """Refuse a gRPC call without a key (for `hive_common.rpc.server`)."""
-        self.caller_of_rpc(metadata)
-
-    def caller_of_rpc(self, metadata: Any) -> Caller:
-        """Return who shows a key in the metadata of a gRPC call."""
-        return self.caller(dict(metadata or ()).get("authorization"))
-
 
 def bearer_of(authorization: str | None) -> str:
     """Return what an `Authorization` header shows after `Bearer`, or nothing."""
@@ -97,19 +90,12 @@ def bearer_of(authorization: str | None) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def may_use(caller: Caller, path: str) -> bool:
-    """Say whether `caller` may use the REST path."""
-    if caller.scope == "admin":
-        return True
-    return path.startswith("/v1/blobs/") or path == f"/v1/executors/{caller.name}/credentials"
-
-
 def _caller(key: KeySettings, owner: str) -> Caller:
     try:
         pin = narrowed(PIN_ANY, key.pin)
     except InvalidArgument as error:
         raise InvalidArgument(f"configuration of the gateway, extra.keys, `{key.name}`: {error.message}") from error
-    return Caller(key.name, key.scope, derive_id("caller", owner, key.name), pin, key.counts_only)
+    return Caller(key.name, key.scope, derive_id("caller", owner, key.name), pin, key.counts_only, key.cloud)
 
 
 def _digest(secret: bytes) -> bytes:

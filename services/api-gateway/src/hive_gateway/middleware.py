@@ -4,14 +4,16 @@ import time
 
 from hive_common.inference import loopback
 from hive_common.inference.ollama import Ollama
-from hive_common.kernel.errors import HiveError, PermissionDenied, Unauthenticated
+from hive_common.kernel.errors import HiveError, Unauthenticated
 from hive_common.ops.telemetry import DURATION, IN_FLIGHT, REQUESTS
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hive_gateway.devices import Devices, is_assertion
-from hive_gateway.keys import Caller, KeyRing, bearer_of, may_use
+from hive_gateway.holders import Holders
+from hive_gateway.keys import Caller, bearer_of
 from hive_gateway.problems import CLIENT_CLOSED, error_response
+from hive_gateway.rights import check_path
 
 CALLER = "hive.caller"
 """Where the scope of a call carries its `Caller`."""
@@ -34,7 +36,7 @@ class Authenticated:
             nobody does.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, devices: Devices, without_key: Caller | None = None) -> None:
+    def __init__(self, app: ASGIApp, keys: Holders, devices: Devices, without_key: Caller | None = None) -> None:
         self._app = app
         self._keys = keys
         self._devices = devices
@@ -45,11 +47,7 @@ class Authenticated:
         if scope["type"] == "http" and not is_open(scope):
             try:
                 caller = await self._caller(scope)
-                if not may_use(caller, scope["path"]):
-                    raise PermissionDenied(
-                        "an executor may only read and write blobs, and renew its own credentials",
-                        scope=caller.scope,
-                    )
+                check_path(caller, scope["method"], scope["path"])
             except HiveError as error:
                 await error_response(scope["path"], error)(scope, receive, send)
                 return
@@ -62,7 +60,7 @@ class Authenticated:
         if is_assertion(token):
             return await self._devices.caller(token)
         if authorization is not None or not Ollama.route(scope["path"]):
-            return self._keys.caller(authorization)
+            return await self._keys.caller(authorization)
         if self._without_key is None:
             raise Unauthenticated(
                 "this needs an API key: expected the header `Authorization: Bearer <key>`; programs of this machine"

@@ -10,6 +10,7 @@ _STREAM: Final = {"text/event-stream": {"schema": {"type": "string", "descriptio
 _ERRORS: Final = {
     "400": "The body is not JSON, has no model, or does not fit into the model's context.",
     "401": "The key is missing or wrong.",
+    "402": "A budget is used up; the message has what was spent, and who may raise it with which command.",
     "403": "The key may not do this.",
     "404": "Nothing serves this model; the message has the nearest names.",
     "413": "More bytes than are taken here.",

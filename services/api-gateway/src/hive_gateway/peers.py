@@ -14,7 +14,9 @@ from hive_proto.audit.v1 import audit_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
+from hive_proto.keys.v1 import keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2_grpc
+from hive_proto.values.v1 import values_pb2_grpc
 from prometheus_client import Gauge
 
 from hive_gateway.keys import Caller
@@ -152,6 +154,8 @@ class Peers:
         self.agents = agents_pb2_grpc.AgentsStub(self.registry.channel)
         self.log = audit_pb2_grpc.AuditStub(self.audit.channel)
         self.models = models_pb2_grpc.ModelsStub(self.router.channel)
+        self.values = values_pb2_grpc.ValuesStub(self.registry.channel)
+        self.keys = keys_pb2_grpc.KeysStub(self.registry.channel)
 
     @property
     def all(self) -> tuple[Peer, ...]:

@@ -17,6 +17,7 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         pin: where the data of its model calls may go: `own-devices`, `pool`, `region:<r>` or `any`.
         counts_only: keep no prompt and no completion of its model calls, only how much they used.
+        cloud: its model calls may go to providers, within a budget.
     """
 
     name: str
@@ -24,6 +25,7 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     pin: str = PIN_ANY
     counts_only: bool = False
+    cloud: bool = False
 
 
 class KeyPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -41,4 +41,4 @@ class Surfaces:
 def caller_of(scope: Scope) -> Caller:
     """Return what model calls need to know of who showed the key."""
     shown = scope[CALLER]
-    return Caller(shown.pseudonym, shown.name, shown.pin, shown.counts_only)
+    return Caller(shown.pseudonym, shown.name, shown.pin, shown.counts_only, shown.cloud)

@@ -231,7 +231,9 @@ class ExecutorPage(View, frozen=True, kw_only=True):
 
 
 class AgentVersion(View, frozen=True, kw_only=True):
-    """A published version of an agent; it never changes. `digest` names its OCI manifest."""
+    """A published version of an agent; it never changes. `digest` names its OCI manifest, `signature_digest` that of the
+    signature by the key `signer`. `yanked_us` is null where new jobs may use the version.
+    """
 
     name: str
     version: str
@@ -240,6 +242,27 @@ class AgentVersion(View, frozen=True, kw_only=True):
     published_us: int
     size_bytes: int
     position: int
+    signer: str
+    signature_digest: str
+    yanked_us: int | None
+    yank_reason: str
+
+
+class Signer(View, frozen=True, kw_only=True):
+    """A key of an author (Ed25519, in hex), and whether what it signed may be published and run."""
+
+    public_key: str
+    name: str
+    trusted: bool
+    since_us: int
+    reason: str
+    position: int
+
+
+class Signers(View, frozen=True, kw_only=True):
+    """Keys that are or were trusted, the former first."""
+
+    keys: tuple[Signer, ...]
 
 
 class AgentPage(View, frozen=True, kw_only=True):
@@ -333,6 +356,9 @@ class ModelExplanation(View, frozen=True, kw_only=True):
     pin: str
     outcome: str
     candidates: tuple[ModelCandidate, ...]
+    provider: str
+    nano_usd: int
+    estimated: bool
 
 
 class Status(View, frozen=True, kw_only=True):
@@ -496,6 +522,22 @@ def agent_version(message: agents_pb2.AgentVersion) -> AgentVersion:
         published_us=message.published_us,
         size_bytes=message.size_bytes,
         position=message.position,
+        signer=message.signer,
+        signature_digest=message.signature_digest,
+        yanked_us=message.yanked_us or None,
+        yank_reason=message.yank_reason,
+    )
+
+
+def signer(message: agents_pb2.SigningKey) -> Signer:
+    """Return the view of a signing key."""
+    return Signer(
+        public_key=message.public_key,
+        name=message.name,
+        trusted=message.trusted,
+        since_us=message.since_us,
+        reason=message.reason,
+        position=message.position,
     )
 
 
@@ -555,6 +597,9 @@ def model_explanation(message: models_pb2.Explanation) -> ModelExplanation:
         executor=message.executor,
         pin=message.pin,
         outcome=message.outcome,
+        provider=message.provider,
+        nano_usd=message.nano_usd,
+        estimated=message.estimated,
         candidates=tuple(
             ModelCandidate(
                 executor=one.executor,

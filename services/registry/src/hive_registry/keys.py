@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import grpc.aio
 from hive_common.contracts.events import Event, KeyCreated
+from hive_common.contracts.keys import SECRET_PREFIX
 from hive_common.inference.calls import PIN_ANY
 from hive_common.kernel.errors import NotFound, VersionConflict
 from hive_common.kernel.ids import derive_id
@@ -17,9 +18,6 @@ from hive_registry.domain.tokens import digest_of_secret
 from hive_registry.executors import page_limit
 from hive_registry.key_views import KeyRow, KeyViews
 from hive_registry.log_access import TRIES_MAX, LogAccess
-
-PREFIX: Final = "hive_"
-"""So that scanners for leaked secrets, and people, see what it is."""
 
 _SECRET_BYTES: Final = 32
 _REGISTRY: Final = "registry"
@@ -41,7 +39,7 @@ class KeysServicer(keys_pb2_grpc.KeysServicer):
         self, request: keys_pb2.CreateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> keys_pb2.Created:
         """Make a key. The same digest again, with all else the same, is no error."""
-        secret = "" if request.digest else PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        secret = "" if request.digest else SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         key = KeyCreated(
             name=request.name,
             digest=request.digest or digest_of_secret(secret),

@@ -40,6 +40,10 @@ def bearer_is(metadata: Any, key: str) -> bool:
     return hmac.compare_digest(str(given).encode(), f"Bearer {key}".encode())
 
 
+Authorise = Callable[[str, Any], Awaitable[None] | None]
+"""Takes the method and the call's metadata; raises a `HiveError` to refuse, at once or when it is awaited."""
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Checks the key, turns errors into statuses, measures.
 
@@ -47,7 +51,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         authorise: takes the method and the call's metadata; raises a `HiveError` to refuse.
     """
 
-    def __init__(self, authorise: Callable[[str, Any], None]) -> None:
+    def __init__(self, authorise: Authorise) -> None:
         self._authorise = authorise
 
     async def intercept_service(
@@ -91,7 +95,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             start = time.perf_counter()
             try:
-                self._authorise(method, metadata)
+                if (looked_up := self._authorise(method, metadata)) is not None:
+                    await looked_up
                 with IN_FLIGHT.track_inprogress():
                     response = await inner(request, context)
             except Exception as error:  # noqa: BLE001 - the one place where errors become statuses
@@ -108,7 +113,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             start = time.perf_counter()
             answered = False
             try:
-                self._authorise(method, metadata)
+                if (looked_up := self._authorise(method, metadata)) is not None:
+                    await looked_up
                 with IN_FLIGHT.track_inprogress():
                     async for response in inner(request, context):
                         if not answered:
@@ -157,7 +163,7 @@ class RpcServer:
         self,
         host: str,
         port: int,
-        authorise: Callable[[str, Any], None],
+        authorise: Authorise,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self._address = netloc(host, port)

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.events import Event, KeyCreated, KeyRevoked
+from hive_common.contracts.keys import KEY_NAME_EXPECTED, is_key_name
 from hive_common.inference.calls import PINS, is_pin
 from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, UnknownEvent
 
@@ -22,7 +23,6 @@ RESERVED: Final = frozenset({"owner", "without-key"})
 """Whoever shows the key of the installation, and whoever shows none, has these names."""
 
 REASON_CHARACTERS_MAX: Final = 500
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -72,10 +72,8 @@ def evolve_key(state: KeyState, event: Event) -> KeyState:
 
 
 def _check(key: KeyCreated) -> None:
-    if not _NAME.match(key.name):
-        raise InvalidArgument(
-            f"name: got {key.name[:80]!r}; expected 1 to 63 small letters, digits, `.`, `_` and `-`", path="name"
-        )
+    if not is_key_name(key.name):
+        raise InvalidArgument(f"name: got {key.name[:80]!r}; expected {KEY_NAME_EXPECTED}", path="name")
     if key.name in RESERVED:
         raise InvalidArgument(f"name: `{key.name}` is taken by the installation; expected another", path="name")
     if key.scope not in SCOPES:
