@@ -173,6 +173,49 @@ async def test_agents_are_published_listed_and_shown(world, http):
     assert response.status == 400
 
 
+async def test_signatures_keys_and_yanks_are_passed_on(world, http):
+    digests = {"manifest_digest": "sha256:" + "1" * 64, "signature_digest": "sha256:" + "2" * 64}
+    assert (await http.post("/v1/agents", json=digests)).status == 201
+    assert world.agents.requests[-1].signature_digest == digests["signature_digest"]
+    assert (await (await http.get("/v1/agents/square/1.0.0")).json())["yanked_us"] is None
+    response = await http.post("/v1/agents/square/1.0.0/yank", json={"reason": "it leaks"})
+    assert response.status == 200 and (await response.json())["yank_reason"] == "it leaks"
+    assert world.agents.requests[-1].caller == world.caller
+    key = {"public_key": "a0" * 32, "name": "ada", "trusted": True, "since_us": 5, "reason": "", "position": 7}
+    assert await (await http.get("/v1/signers")).json() == {"keys": [key]}
+    response = await http.post("/v1/signers", json={"public_key": "a0" * 32, "name": "ada"})
+    assert await response.json() == key and world.agents.requests[-1].caller == world.caller
+    response = await http.post("/v1/signers/ada/distrust", json={"reason": "stolen"})
+    assert (await response.json())["trusted"] is False
+    assert (world.agents.requests[-1].key, world.agents.requests[-1].reason) == ("ada", "stolen")
+    for path, body in (
+        ("/v1/signers", b"{}"),
+        ("/v1/agents/a/1/yank", b"{}"),
+        ("/v1/signers", b'{"name": "\xff"}'),
+    ):
+        response = await http.post(path, data=body)
+        assert response.status == 400, await response.text()
+
+
+async def test_grants_are_passed_on(world, http):
+    shown = await (await http.get("/v1/agents/square/grants")).json()
+    assert shown["grants"][0]["granted"]["model"]["max_tokens"] == 1 and shown["grants"][0]["asked"] is None
+    assert (shown["grants"][1]["granted"], shown["grants"][1]["until_us"]) == (None, 9)
+    wanted = {"model": {"max_tokens": 5}, "scratch": None}
+    body = {"permissions": wanted, "ask": True, "until_us": 77}
+    response = await http.post("/v1/agents/square/grants", json=body)
+    assert response.status == 200 and await response.json() == shown
+    sent = world.agents.requests[-1]
+    assert (sent.name, sent.ask, sent.until_us, sent.caller) == ("square", True, 77, world.caller)
+    assert json.loads(sent.permissions_json) == wanted
+    response = await http.post("/v1/agents/square/ungrant", json={"permissions": ["model"], "reason": "over"})
+    assert response.status == 200 and await response.json() == shown
+    sent = world.agents.requests[-1]
+    assert (list(sent.permissions), sent.reason, sent.caller) == (["model"], "over", world.caller)
+    for refused in ({}, {"permissions": []}, {"permissions": {}, "until": 1}):
+        assert (await http.post("/v1/agents/square/grants", json=refused)).status == 400
+
+
 async def test_the_log_is_read_verified_and_exported(world, http):
     page = await (await http.get("/v1/audit/events?from=2&limit=2")).json()
     assert [event["position"] for event in page["events"]] == [2, 3] and page["next"] == 4

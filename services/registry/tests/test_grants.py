@@ -44,7 +44,7 @@ async def test_a_grant_is_an_event_and_is_said_in_words(registry: Registry, pack
     answer = await grant(registry, {"model": None, "kv": {"quota": "1Ki"}}, ask=True, caller="me")
     assert states(answer) == {"model": "granted", "kv": "granted"}
     assert [one.words for one in answer.grants] == [
-        "model: send what it knows to the language models small, wherever they run, for at most 100 tokens "
+        "model: send what it knows to the language model small, wherever it runs, for at most 100 tokens "
         "per attempt; a person is asked each time",
         "kv: keep up to 1 KiB in the namespace 'notes', where later tasks and other agents with the same "
         "permission read them; a person is asked each time",

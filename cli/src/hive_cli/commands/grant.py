@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the agent.")]
 ListOption = list[str] | None
 _STATES = {
-    "granted": "[green]granted[/green]",
-    "asked": "[yellow]not granted[/yellow]",
-    "expired": "[yellow]expired[/yellow]",
-    "stale": "[yellow]asks for more now[/yellow]",
+    "granted": "granted",
+    "asked": "not granted",
+    "expired": "expired",
+    "stale": "asks for more now",
     "unused": "granted, not asked for",
 }
 
@@ -93,7 +93,7 @@ def grants(name: NameArgument, as_json: JsonOption = False, home: HomeOption = N
                 one["permission"],
                 _STATES.get(one["state"], one["state"]),
                 iso(one["until_us"])[:19] if one["until_us"] else "",
-                escape(clean(one["words"].partition(": ")[2])),
+                clean(one["words"].partition(": ")[2]),
             )
             for one in answer["grants"]
         ),

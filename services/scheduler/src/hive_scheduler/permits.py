@@ -47,7 +47,7 @@ class Permits:
             Unavailable: the log cannot be read.
         """
         found = dict(agents)
-        asking = [(reference, agent) for reference, agent in agents.items() if agent.permissions != NONE]
+        asking = [(reference, agent) for reference, agent in agents.items() if not is_plain(agent)]
         if asking and self._minter is None:
             raise FailedPrecondition(
                 f"{asking[0][0]} asks for permissions, and this scheduler has no key for capability tokens "

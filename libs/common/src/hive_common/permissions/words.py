@@ -4,7 +4,7 @@ from hive_common.contracts.permissions import Permissions
 from hive_common.permissions.lattice import ANY_MODEL
 
 _PLACES = {
-    "any": "wherever they run",
+    "any": "wherever it runs",
     "pool": "on devices of this pool",
     "own-devices": "on the owner's own devices",
 }
@@ -36,7 +36,10 @@ def _model(permissions: Permissions) -> str:
     model = permissions.model
     if model is None:
         return ""
-    which = "any language model" if ANY_MODEL in model.names else f"the language models {_list(model.names)}"
+    several = "s" if len(model.names) > 1 else ""
+    which = (
+        "any language model" if ANY_MODEL in model.names else f"the language model{several} {_list(model.names)}"
+    )
     where = _PLACES.get(model.pin, f"on devices of {model.pin.replace(':', ' ', 1)}")
     return f"send what it knows to {which}, {where}, for at most {model.max_tokens:,} tokens per attempt"
 
