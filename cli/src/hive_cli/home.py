@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 from hive_common.inference.config import BackEndConfig
+from hive_common.inference.providers import ProviderConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
 from hive_executor.config import OLLAMA_URL
@@ -51,10 +52,12 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         urls: where servers of models may answer on this machine, or next to it: base URLs, or objects with `url`
             and the `key_file` of what has to be shown there.
         small: a small real model is served on this machine.
+        cloud: calls with the owner's key, and jobs submitted with it, may go to `providers`, within a budget.
     """
 
     pin: str = "any"
     counts_only: bool = False
+    cloud: bool = False
     ollama_without_key: bool = False
     urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
     small: bool = False
@@ -63,7 +66,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`hive.json`: what a home's first `up` chose and every later one uses. No secrets.
 
-    `public` is the address under which other machines connect, empty where none may.
+    `public` is the address under which other machines connect, empty where none may; `providers` are of models
+    outside, which cost money.
     """
 
     owner: str
@@ -72,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     executors: tuple[ExecutorEntry, ...]
     public: str = ""
     models: ModelSettings = ModelSettings()
+    providers: tuple[ProviderConfig, ...] = ()
     version: int = SETTINGS_VERSION
 
 
@@ -104,6 +109,11 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     token_public_key: str = ""
     kill_public_key: str = ""
     version: int = SETTINGS_VERSION
+
+
+def providers_of(settings: Settings, home: "Home") -> tuple[ProviderConfig, ...]:
+    """Return the providers with the paths of their keys, which may stand there relative to the home."""
+    return tuple(msgspec.structs.replace(one, key_file=str(home.root / one.key_file)) for one in settings.providers)
 
 
 class HomeInUse(FailedPrecondition):

@@ -19,10 +19,12 @@ from hive_cli.commands import (
     installation,
     job,
     join,
+    key,
     kill,
     kv,
     model,
     run,
+    spending,
 )
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
@@ -67,7 +69,10 @@ app.add_typer(agent.app, name="agent")
 executor.app.command("join")(join.join)
 app.add_typer(executor.app, name="executor")
 app.add_typer(extension.app, name="extension")
+model.app.command("usage")(spending.usage)
+model.app.add_typer(spending.app, name="budget")
 app.add_typer(model.app, name="model")
+app.add_typer(key.app, name="key")
 app.add_typer(audit.app, name="audit")
 app.add_typer(kill.app, name="kill")
 app.add_typer(kv.app, name="kv")

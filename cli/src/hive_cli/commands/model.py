@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.money import show_usd
 
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import clean, err, out, print_json, print_table
@@ -40,7 +41,9 @@ def _executor_names(api: "Api") -> dict[str, str]:
 def _row(one: dict[str, Any], names: dict[str, str]) -> tuple[str, ...]:
     size = f"{one['size_bytes'] / _MIB:,.0f} MiB" if one["size_bytes"] else ""
     context = str(one["context_tokens"] or "")
-    served = ", ".join(names.get(key, key) for key in one["executors"]) or "this host"
+    outside = [f"cloud: {name}" for name in one["providers"]]
+    devices = [names.get(key, key) for key in one["executors"]]
+    served = ", ".join([*devices, *outside]) or "this host"
     return one["id"], one["family"], one["quantisation"], size, context, "yes" if one["loaded"] else "", served
 
 
@@ -59,6 +62,9 @@ def explain(
         names = _executor_names(api)
     served = names.get(found["executor"], found["executor"])
     where = f"{found['route']} on {served}" if served else found["route"] or "nowhere"
+    if found["provider"]:
+        about = ", at most, since the answer did not say" if found["estimated"] else ""
+        where = f"{found['route']} at {found['provider']}, for {show_usd(found['nano_usd'])}{about}"
     out.print(clean(f"{found['model']}: {found['outcome'] or 'under way'}, {where}, pinned to {found['pin']}"))
     print_table(
         ("candidate", "route", "back end", "score", "verdict"),

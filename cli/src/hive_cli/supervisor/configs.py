@@ -14,7 +14,7 @@ from hive_executor.config import ExecutorConfig
 
 from hive_cli.author_keys import AUTHOR
 from hive_cli.author_keys import public_key as public_key_of
-from hive_cli.home import ExecutorEntry, Home, Settings
+from hive_cli.home import ExecutorEntry, Home, Settings, providers_of
 from hive_cli.supervisor import ca, names
 from hive_cli.supervisor.identities import credentials_name, issue, registry_settings, trust
 from hive_cli.supervisor.nats_conf import render, store_bytes
@@ -114,7 +114,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
     if service == names.GATEWAY:
         models = settings.models
         owner = {"name": OWNER_KEY, "scope": "admin", "file": str(home.api_key_file)}
-        keys = [owner | {"pin": models.pin, "counts_only": models.counts_only}]
+        keys = [owner | {"pin": models.pin, "counts_only": models.counts_only, "cloud": models.cloud}]
         return {
             "http_host": network.listen,
             "http_port": settings.ports["http"],
@@ -125,7 +125,13 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
         }
     if service == names.ROUTER:
         host = [entry.id for entry in settings.executors]
-        return {"model_urls": _model_urls(settings), "host_executors": host}
+        return {
+            "model_urls": _model_urls(settings),
+            "host_executors": host,
+            "providers": providers_of(settings, home),
+            "owner_key": OWNER_KEY,
+            "owner_cloud": settings.models.cloud,
+        }
     if service == names.SCHEDULER:
         return {"token_key_file": str(home.secret_file(TOKEN_KEY))}
     return {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
+from hive_common.inference.providers import check_providers
 from hive_common.kernel.errors import FailedPrecondition
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import read_secret, write_config
@@ -14,7 +15,7 @@ from hive_common.ops.files import replace_file
 from hive_executor.small_model import require_small_model
 
 from hive_cli.author_keys import ensure_author
-from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings
+from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings, providers_of
 from hive_cli.supervisor import names, ports
 from hive_cli.supervisor.network import LOOPBACK, Network
 
@@ -58,6 +59,7 @@ def provision(
 
     Raises:
         FailedPrecondition: a recorded port is taken, the disk is full, or the small model is not installed.
+        InvalidArgument: a provider in `hive.json` cannot be used; says which, and what is missing.
         OSError: something cannot be written.
     """
     _make_folders(home)
@@ -74,6 +76,8 @@ def provision(
     )
     if models.small:
         require_small_model()
+    if known is not None:
+        check_providers(providers_of(known, home), f"{home.settings_file}: providers")
     settings = _settle(home, known, executors, models, public, preferred_ports, network)
     if public:
         # Loaded where it is used: every command passes here, and few need the cryptography.
@@ -141,6 +145,7 @@ def _settle(
         executors=tuple(entries),
         public=public,
         models=models,
+        providers=known.providers if known else (),
     )
 
 

@@ -42,6 +42,7 @@ class ModelView(msgspec.Struct, frozen=True):
     quantisation: str
     context_tokens: int
     loaded: bool
+    providers: tuple[str, ...]
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -169,6 +170,7 @@ def view_of(model: Model) -> ModelView:
         quantisation=model.quantisation,
         context_tokens=model.context_tokens,
         loaded=model.loaded,
+        providers=model.providers if isinstance(model, OfferedModel) else (),
     )
 
 
