@@ -53,7 +53,8 @@ def test_a_service_gets_the_files_that_its_configuration_names(handed: tuple[Hom
         }
         extra = config.get("extra", {})
         named |= {key["file"] for key in extra.get("keys", ())}
-        named |= {file for name, file in extra.get("identities", {}).items() if name.endswith("_file")}
+        for settings in (extra, extra.get("identities", {})):
+            named |= {file for name, file in settings.items() if name.endswith("_file")}
         assert {str(home.root / file) for file in files_of(handout / service)} == named | {
             str(home.config_file(service))
         }

@@ -274,7 +274,7 @@ class TestAgents:
         (tmp_path / "agent.py").write_text(self.AGENT)
         tried = installation.json("agent", "run", str(tmp_path), "--input", f"question={HELLO[0]['content']}")
         assert tried["output"]["text"] and tried["output"]["end"] == "budget_exhausted"
-        installation.hive("agent", "push", str(tmp_path))
+        installation.hive("agent", "push", str(tmp_path), "--grant")
         task = {"id": "ask", "agent": "capital@1.0.0", "fork": [1, 2, 3], "input": {"question": "Say hello."}}
         document = {"apiVersion": "hive/v1", "kind": "Job", "name": "capital", "models": {"pin": "pool"}}
         job = installation.submit({**document, "tasks": [task], "output": "${tasks.ask.output}"})
