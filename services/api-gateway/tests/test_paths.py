@@ -17,8 +17,10 @@ SAMPLES = {
     "id": "smollm2:135m",
     "digest": "sha256:" + "0" * 64,
     "executor": "executor-1",
+    "key": "ada",
     "name": "square",
     "version": "1.0.0",
+    "namespace": "notes",
 }
 
 

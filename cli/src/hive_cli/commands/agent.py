@@ -245,7 +245,7 @@ def list_agents(
             str(v["size_bytes"]),
             iso(v["published_us"])[:19],
             _signed_by(v, signers),
-            "" if v["yanked_us"] is None else f"[red]yanked[/red]: {escape(clean(v['yank_reason']))}",
+            "" if v["yanked_us"] is None else f"yanked: {clean(v['yank_reason'])}",
         )
         for v in versions
     )
@@ -255,5 +255,5 @@ def list_agents(
 def _signed_by(version: dict[str, Any], signers: dict[str, Any]) -> str:
     signer = signers.get(version["signer"])
     if signer is None:
-        return "[red]nobody[/red]"
-    return clean(signer["name"]) if signer["trusted"] else f"[red]{clean(signer['name'])}, distrusted[/red]"
+        return "nobody"
+    return clean(signer["name"]) if signer["trusted"] else f"{clean(signer['name'])}, distrusted"

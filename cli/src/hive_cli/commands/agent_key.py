@@ -98,8 +98,8 @@ def distrust(
 
 def _trust(key: dict[str, Any]) -> str:
     if key["trusted"]:
-        return f"[green]since {iso(key['since_us'])[:19]}[/green]"
+        return f"since {iso(key['since_us'])[:19]}"
     if "since_us" not in key:
         return "no"
     reason = f": {clean(key['reason'])}" if key["reason"] else ""
-    return f"[red]not since {iso(key['since_us'])[:19]}[/red]{escape(reason)}"
+    return f"not since {iso(key['since_us'])[:19]}{reason}"

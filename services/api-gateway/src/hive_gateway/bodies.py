@@ -60,7 +60,7 @@ async def read_command(request: Request, kind: type[S]) -> S:
     body = await read_body(request, COMMAND_BYTES_MAX)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"body: {error}", path="body") from error
 
 

@@ -231,8 +231,10 @@ class ExecutorPage(View, frozen=True, kw_only=True):
 
 
 class AgentVersion(View, frozen=True, kw_only=True):
-    """A published version of an agent; it never changes. `digest` names its OCI manifest, `signature_digest` that of the
-    signature by the key `signer`. `yanked_us` is null where new jobs may use the version.
+    """A published version of an agent; it never changes.
+
+    `digest` names its OCI manifest, `signature_digest` that of the signature by the key `signer`. `yanked_us` is
+    null where new jobs may use the version.
     """
 
     name: str

@@ -21,9 +21,16 @@ AgentRelease = Annotated[str, Path(max_length=200, description="version of an ag
 
 
 class PushBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """What to publish: the digest of an OCI manifest whose blobs were put before."""
+    """What to publish: the digests of the OCI manifests of an agent and of its signature, put before as blobs."""
 
     manifest_digest: str
+    signature_digest: str = ""
+
+
+class YankBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why nobody should use the version any more; for those who do."""
+
+    reason: str
 
 
 def router(peers: Peers) -> APIRouter:
@@ -44,19 +51,23 @@ def router(peers: Peers) -> APIRouter:
     @api.post(
         "/agents",
         operation_id="publishAgent",
-        responses=answers(views.AgentVersion, 400, 404, 409, 413, status=201),
+        responses=answers(views.AgentVersion, 400, 403, 404, 409, 413, status=201),
         openapi_extra=struct_body(PushBody),
         response_class=Response,
         status_code=201,
     )
     async def publish(request: Request, upstream: UpstreamDep) -> Response:
-        """Publish a version. The same digest again is no error; another one under the same version is."""
+        """Publish a signed version. The same digest again is no error; another one under the same version is."""
         command = await read_command(request, PushBody)
         if not is_digest(command.manifest_digest):
             raise InvalidArgument(
                 "body.manifest_digest: expected `sha256:` and 64 hex digits", path="manifest_digest"
             )
-        message = agents_pb2.PushRequest(manifest_digest=command.manifest_digest, caller=upstream.caller.pseudonym)
+        message = agents_pb2.PushRequest(
+            manifest_digest=command.manifest_digest,
+            signature_digest=command.signature_digest,
+            caller=upstream.caller.pseudonym,
+        )
         version = await upstream.ask(peers.registry, peers.agents.Push, message, SUBMIT_S)
         location = f"/v1/agents/{version.name}/{version.version}"
         return reply(views.agent_version(version), 201, {"Location": location})
@@ -86,5 +97,20 @@ def router(peers: Peers) -> APIRouter:
         """Look at one version of an agent."""
         message = agents_pb2.GetRequest(name=name, version=version)
         return reply(views.agent_version(await upstream.ask(peers.registry, peers.agents.Get, message)))
+
+    @api.post(
+        "/agents/{name}/{version}/yank",
+        operation_id="yankAgentVersion",
+        responses=answers(views.AgentVersion, 400, 404, 413),
+        openapi_extra=struct_body(YankBody),
+        response_class=Response,
+    )
+    async def yank(request: Request, name: AgentName, version: AgentRelease, upstream: UpstreamDep) -> Response:
+        """Let no new job use a version; what runs goes on."""
+        command = await read_command(request, YankBody)
+        message = agents_pb2.YankRequest(
+            name=name, version=version, reason=command.reason, caller=upstream.caller.pseudonym
+        )
+        return reply(views.agent_version(await upstream.ask(peers.registry, peers.agents.Yank, message, SUBMIT_S)))
 
     return api
