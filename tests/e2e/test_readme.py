@@ -124,7 +124,12 @@ def commands_of(example: str) -> str:
 
 @pytest.mark.parametrize(
     ("example", "folder"),
-    [("squares", "examples/squares"), ("code-review", "examples/code-review"), ("extension", "")],
+    [
+        ("squares", "examples/squares"),
+        ("code-review", "examples/code-review"),
+        ("changes", "examples/changes"),
+        ("extension", ""),
+    ],
 )
 def test_the_commands_of_an_example_work_where_its_readme_says(
     example: str, folder: str, hive_home: Installation
