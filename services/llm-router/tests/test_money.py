@@ -249,6 +249,18 @@ async def test_who_has_spent_it_all_is_told_how_much_and_who_may_raise_it(
     assert len(acme.calls) == 2
 
 
+async def test_a_limit_that_is_lowered_holds_for_the_next_call(paid: Paid, acme: ScriptedBackEnd) -> None:
+    async with paid() as router:
+        for subject in ("total", "key:*"):
+            await set_budget(router, "key:*", ("month", "usd", NANO_PER_USD))
+            await ask(router, body={"max_tokens": 5})
+            await set_budget(router, subject, ("month", "usd", cost_of(0, 50)))
+            with pytest.raises(BudgetExhausted):
+                await ask(router, body={"max_tokens": 50})
+            await set_budget(router, subject, ("month", "usd", NANO_PER_USD))
+    assert len(acme.calls) == 2
+
+
 async def test_each_limit_holds_by_itself(paid: Paid, acme: ScriptedBackEnd) -> None:
     async with paid() as router:
         for subject, limit, whose in (

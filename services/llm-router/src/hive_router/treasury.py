@@ -169,6 +169,9 @@ class Treasury:
 
         await self._append(book, decide, actor)
         self._limits[subject] = book.account.limits
+        for other in tuple(self._books.values()):
+            if other is book or self.limits(other.account.subject) is book.account.limits:
+                await self._reserve_anew(other)
 
     # --- calls ---
 
@@ -265,6 +268,12 @@ class Treasury:
         await self._append(book, decide, ROUTER)
         purse.fill(granted)
         BLOCKS.inc()
+
+    async def _reserve_anew(self, book: _Book) -> None:
+        """Return what is free: it was reserved under other limits."""
+        if book.filling is not None:
+            await asyncio.wait({book.filling})
+        await self._give_back(book, book.purse, "the limits are others now")
 
     def _today(self, book: _Book) -> Purse:
         day = day_of(self._clock.now_us())
