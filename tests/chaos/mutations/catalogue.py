@@ -15,6 +15,8 @@ WRITER = "libs/common/src/hive_common/eventlog/writer.py"
 SQL = "libs/common/src/hive_common/eventlog/migrations/*.sql"
 VERIFIER = "services/audit/src/hive_audit/verifier.py"
 REPORTER = "executor/src/hive_executor/reporter.py"
+LATTICE = "libs/common/src/hive_common/permissions/lattice.py"
+TOKENS = "libs/common/src/hive_common/permissions/tokens.py"
 KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
 EXECUTOR = "executor/src/hive_executor/bootstrap.py"
 
@@ -26,6 +28,9 @@ CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
 APPEND = "libs/common/tests/eventlog/test_append.py"
 ORDERS = "libs/common/tests/control/test_orders.py"
 KILL = "executor/tests/service/test_kill.py"
+LATTICE_TESTS = "libs/common/tests/permissions/test_lattice.py"
+TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
+PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,69 @@ MUTATIONS = (
             ORDERS,
             f"{KILL}::test_forged_replayed_and_older_orders_are_counted_and_not_obeyed",
             "services/scheduler/tests/test_kills.py::test_an_order_that_nobody_signed_is_not_obeyed_even_from_the_log",
+        ),
+    ),
+    Mutation(
+        "permissions: a child has the more of both in tokens",
+        6,
+        LATTICE,
+        "    tokens = min(first.max_tokens, second.max_tokens)\n",
+        "    tokens = max(first.max_tokens, second.max_tokens)\n",
+        (LATTICE_TESTS, TOKEN_TESTS),
+    ),
+    Mutation(
+        "permissions: names below a host are those that end alike",
+        6,
+        "libs/common/src/hive_common/permissions/hosts.py",
+        'other.name.endswith(f".{self.name}")',
+        "other.name.endswith(self.name)",
+        (LATTICE_TESTS,),
+    ),
+    Mutation(
+        "grants: nobody looks again when an attempt is given out",
+        6,
+        DISPATCH,
+        "self._permits.permissions(agent))",
+        "agent.permissions)",
+        (f"{PERMITS_TESTS}::test_a_grant_that_is_taken_back_keeps_attempts_from_being_given_out",),
+    ),
+    Mutation(
+        "tokens: another executor's is as good",
+        6,
+        TOKENS,
+        "if claims.executor != executor or (key and claims.key != key):",
+        "if key and claims.key != key:",
+        (
+            TOKEN_TESTS,
+            "services/llm-router/tests/test_executor_calls.py"
+            "::test_a_guest_may_call_what_its_token_says_and_nothing_else",
+        ),
+    ),
+    Mutation(
+        "tokens: a block may be signed by a third party",
+        6,
+        TOKENS,
+        "if token.block_external_key(index) is not None:",
+        "if False:",
+        (TOKEN_TESTS,),
+    ),
+    Mutation(
+        "tokens: that of another attempt of the executor is as good",
+        6,
+        "executor/src/hive_executor/permits.py",
+        "if (claims.job, claims.task, claims.attempt) != (assignment.job, assignment.task, assignment.attempt):",
+        "if False:",
+        ("executor/tests/service/test_permits.py",),
+    ),
+    Mutation(
+        "tokens: the router does not look at the model",
+        6,
+        "services/llm-router/src/hive_router/tokens.py",
+        "        check_model(claims.permissions, call.model)\n",
+        "",
+        (
+            "services/llm-router/tests/test_executor_calls.py"
+            "::test_a_guest_may_call_what_its_token_says_and_nothing_else",
         ),
     ),
     Mutation(
