@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import log_append, models, peer_runs, report, sandbox, stack, tokens, verify
+from benchmarks import kill, log_append, models, peer_runs, report, sandbox, stack, tokens, verify
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +65,8 @@ async def run() -> dict[str, Any]:
     results["sandbox"] = await sandbox.run()
     progress("capability tokens, beside bare signatures")
     results["tokens"] = await tokens.run()
+    progress("kill orders, with fifty executors connected")
+    results["kill"] = await kill.run()
     progress("the whole stack, beside the sandbox alone, the peers and raw NATS")
     results["stack"] = await stack.run()
     progress("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway")

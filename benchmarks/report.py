@@ -200,6 +200,21 @@ def _tokens(tokens: dict[str, Any] | None) -> Row:
     )
 
 
+def _kill(kill: dict[str, Any] | None) -> Row:
+    what, goal = "kill order to its last effect, 50 executors", "≤ 2 s"
+    if kill is None:
+        return Row(what, goal, "", "`python -m benchmarks.kill`", None, "")
+    return Row(
+        what,
+        goal,
+        span(kill["heard_ms"], " ms"),
+        f"the last guest alone {span(kill['heard_guests_ms'], ' ms')}; where the order itself is lost, and an "
+        f"answer of the scheduler brings it, {span(kill['answered_ms'], ' ms')}",
+        max(kill["heard_ms"]["max"], kill["answered_ms"]["max"]) <= 2_000,
+        "Guests are coroutines: a real one ends when its process does, some ten milliseconds later.",
+    )
+
+
 def _idle(stack: dict[str, Any]) -> Row:
     return Row(
         "idle stack, one executor, two runners",
@@ -430,6 +445,7 @@ def render(results: dict[str, Any], name: str) -> str:
         _verification(results["verify"]),
         _sandbox(results["sandbox"]),
         _tokens(results.get("tokens")),
+        _kill(results.get("kill")),
         _idle(stack),
         _long(results.get("long")),
         *_models(results.get("models")),

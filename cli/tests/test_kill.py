@@ -149,7 +149,7 @@ def test_one_sentence_for_each_mistake(run: Callable[..., Result], registry: Reg
     assert "expected the id of a job" in failed(run("kill", "--job", "mine"), InvalidArgument)
     assert "there is no" in failed(run("kill", "--executor", "nobody"), NotFound)
     registry.job_state = "succeeded"
-    assert "has succeeded already" in failed(run("kill", "--job", JOB), FailedPrecondition)
+    assert "is over, succeeded" in failed(run("kill", "--job", JOB), FailedPrecondition)
     registry.is_away = True
     assert "hive down" in failed(run("kill", "--all"), Unavailable)
     assert registry.verifier.epoch == 0

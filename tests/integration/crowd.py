@@ -1,6 +1,7 @@
 """Executors by the dozen: they connect, verify and obey as real ones do, and their guests are coroutines."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -56,11 +57,6 @@ class Member:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def until_idle(self) -> None:
-        """Return when it has no guest."""
-        while self.guests:
-            await asyncio.sleep(0.005)
-
     async def _pull(self) -> None:
         while True:
             try:
@@ -113,7 +109,9 @@ class Crowd:
         self._folder = folder
         self._nats = nats
         self._changed = asyncio.Event()
-        self._given: KillOrder | None = None
+        self._reader = LogReader(database.dsn)
+        self._position = 0
+        self._logged: Counter[str] = Counter()
 
     @asynccontextmanager
     async def working(self, count: int, listening: bool = True) -> AsyncIterator[Self]:
@@ -129,6 +127,7 @@ class Crowd:
                 yield self
             finally:
                 await asyncio.gather(*(member.close() for member in self.members))
+                await self._reader.close()
 
     def now(self) -> float:
         """Return seconds on a clock that only runs forward."""
@@ -144,12 +143,9 @@ class Crowd:
         request = control_pb2.OrderRequest(order=signed.order, signature=signed.signature, caller="me")
         await call(stub.Order(request, metadata=self.plane.registry_key))
 
-    async def all_stopped(self) -> None:
-        """Return when nothing runs, and the log says so of every attempt."""
-        await self.until(lambda: not self.running())
-        while (types := await self.types()).count("TaskAssigned") > types.count("AttemptLost") + sum(
-            types.count(name) for name in ("TaskCancelled", "TaskFailed")
-        ):
+    async def until_logged(self, name: str, count: int) -> None:
+        """Return when the log has so many events of a type."""
+        while (await self.logged())[name] < count:
             await asyncio.sleep(0.005)
 
     async def all_running(self) -> None:
@@ -166,10 +162,14 @@ class Crowd:
             except TimeoutError:
                 pass
 
-    async def types(self) -> list[str]:
-        """Return the types of all events of jobs."""
-        async with LogReader(self.plane.dsn) as reader:
-            return [stored.type for stored in await reader.read(0, 10_000, payloads=False)]
+    async def logged(self) -> Counter[str]:
+        """Return how many events of each type there are."""
+        while True:
+            found = await self._reader.read(self._position, 10_000, payloads=False)
+            self._logged.update(stored.type for stored in found)
+            if not found:
+                return self._logged
+            self._position = found[-1].position
 
     def refused(self) -> float:
         """Return how many orders of an epoch that was over were refused, by everybody in this process."""

@@ -187,7 +187,7 @@ def _check_job(home: Home, job: str) -> None:
             return
         raise
     if state in ENDED:
-        raise FailedPrecondition(f"job {job} has {state} already: nothing of it runs")
+        raise FailedPrecondition(f"job {job} is over, {state}: nothing of it runs")
 
 
 def _ordered(api: "Api", key: Any, action: Any, scope: Any, target: str, reason: str) -> tuple[int, Any]:

@@ -170,12 +170,12 @@ class Laws(RuleBasedStateMachine):
         assert tasks.decide(task, command, self.closing()) == []
 
     @precondition(lambda self: self.among("active"))
-    @rule(which=WHICH)
-    def lose(self, which: int) -> None:
+    @rule(which=WHICH, reason=st.sampled_from(["lease_expired", tasks.KILLED]))
+    def lose(self, which: int, reason: str) -> None:
         found = self.among("active")
         task = found[which % len(found)]
         live = task.live()
-        self.apply(task.id, tasks.decide(task, tasks.Lose(live[which % len(live)], "lease_expired", self.now_us)))
+        self.apply(task.id, tasks.decide(task, tasks.Lose(live[which % len(live)], reason, self.now_us)))
 
     @precondition(lambda self: self.job.end is None and self.job.cancel_reason is None)
     @rule(really=st.integers(0, 9))

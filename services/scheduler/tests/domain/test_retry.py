@@ -59,6 +59,14 @@ def test_a_task_that_was_lost_too_often_says_how_in_words() -> None:
     assert end == events.TaskFailed("lost", message, LOST_ATTEMPTS_MAX + 1)
 
 
+def test_what_kill_orders_take_counts_against_nothing() -> None:
+    task = ready_task()
+    for number in range(1, 3 * LOST_ATTEMPTS_MAX):
+        step(task, tasks.Assign("e", "s", 6_000, task.not_before_us))
+        assert step(task, tasks.Lose(number, tasks.KILLED, 7))[-1] == events.TaskRetryScheduled(7)
+    assert (task.losses, task.failures) == (0, 0)
+
+
 def test_losses_take_nothing_from_the_retries() -> None:
     task = ready_task(max_attempts=2, backoff_ms=0)
     fail(task, "lost")
