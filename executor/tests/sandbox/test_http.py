@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hive_common.kernel.errors import (
     Unavailable,
 )
 from hive_executor.host.addresses import SystemResolver, problem_of
-from hive_executor.host.http import ANSWER_BODY_BYTES_MAX, HttpAccess, HttpClient
+from hive_executor.host.http import ANSWER_BODY_BYTES_MAX, HttpAccess, HttpClient, _socket_of
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX
 
 from .web import Names, ok, redirect, serving
@@ -207,6 +208,13 @@ async def test_a_name_that_leads_elsewhere_the_second_time_is_only_looked_up_onc
         with pytest.raises(PermissionDenied, match="private"):
             await ask(access(names, url, private=False), url)
     assert len(web.requests) == 1
+
+
+def test_a_socket_goes_to_no_address_that_was_not_looked_up() -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+    _socket_of((*kind, ("127.0.0.1", 80)), ["127.0.0.1"]).close()
+    with pytest.raises(OSError, match="not looked up"):
+        _socket_of((*kind, ("127.0.0.2", 80)), ["127.0.0.1"])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ VERIFIER = "services/audit/src/hive_audit/verifier.py"
 REPORTER = "executor/src/hive_executor/reporter.py"
 LATTICE = "libs/common/src/hive_common/permissions/lattice.py"
 TOKENS = "libs/common/src/hive_common/permissions/tokens.py"
+HTTP = "executor/src/hive_executor/host/http.py"
 KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
 EXECUTOR = "executor/src/hive_executor/bootstrap.py"
 
@@ -28,6 +29,8 @@ CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
 APPEND = "libs/common/tests/eventlog/test_append.py"
 ORDERS = "libs/common/tests/control/test_orders.py"
 KILL = "executor/tests/service/test_kill.py"
+HTTP_TESTS = "executor/tests/sandbox/test_http.py"
+KV_TESTS = "services/registry/tests/test_kv.py"
 LATTICE_TESTS = "libs/common/tests/permissions/test_lattice.py"
 TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
@@ -302,6 +305,63 @@ MUTATIONS = (
         (
             "services/llm-router/tests/test_executor_calls.py"
             "::test_a_guest_may_call_what_its_token_says_and_nothing_else",
+        ),
+    ),
+    Mutation(
+        "http: of the addresses of a name only the first is looked at",
+        6,
+        HTTP,
+        "        for address in found:\n",
+        "        for address in found[:1]:\n",
+        (
+            f"{HTTP_TESTS}::test_a_name_may_not_lead_to_an_address_that_means_something_here_only"
+            "[127.0.0.1-loopback]",
+        ),
+    ),
+    Mutation(
+        "http: sockets go wherever the library likes",
+        6,
+        HTTP,
+        "    if address[0] not in addresses:\n",
+        "    if not address[0]:\n",
+        (f"{HTTP_TESTS}::test_a_socket_goes_to_no_address_that_was_not_looked_up",),
+    ),
+    Mutation(
+        "http: a redirect is not checked like a request",
+        6,
+        HTTP,
+        "            check_http(self._permissions, host, request.method)\n",
+        "",
+        (
+            f"{HTTP_TESTS}::test_a_redirect_out_of_the_list_ends_the_attempt[//b.test/]",
+            f"{HTTP_TESTS}::test_a_redirect_needs_its_method_granted_too",
+        ),
+    ),
+    Mutation(
+        "kv: what another attempt wrote counts when one decides its task",
+        3,
+        "services/registry/src/hive_registry/kv_views.py",
+        "conn.execute(_OF_ATTEMPT, (*task, event.attempt))",
+        "conn.execute(_OF_ATTEMPT, (*task, 1))",
+        (f"{KV_TESTS}::test_of_an_attempt_that_does_not_decide_its_task_nothing_is_kept[another attempt]",),
+    ),
+    Mutation(
+        "kv: two attempts give back the same old value",
+        4,
+        "services/registry/src/hive_registry/domain/kv.py",
+        "        touched.update(write.key for write in one.writes)\n",
+        "",
+        ("services/registry/tests/test_kv_rules.py",),
+    ),
+    Mutation(
+        "kv: success is reported without handing over what was written",
+        3,
+        "executor/src/hive_executor/attempts.py",
+        "                await keep(capabilities)\n",
+        "                pass\n",
+        (
+            "executor/tests/service/test_keep.py"
+            "::test_what_an_attempt_wrote_is_staged_before_its_success_is_reported",
         ),
     ),
     Mutation(
