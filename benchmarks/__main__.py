@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import kill, log_append, models, peer_runs, report, sandbox, stack, tokens, verify
+from benchmarks import budgets, kill, log_append, models, peer_runs, report, sandbox, stack, tokens, verify
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,6 +61,8 @@ async def run() -> dict[str, Any]:
         results["log_append"] = await log_append.run(dsn)
         progress("verification, beside plain reading of the rows")
         results["verify"] = await verify.run(dsn)
+        progress("budgets, beside an append for each call")
+        results["budgets"] = await budgets.run(dsn)
     progress("sandbox, beside raw wasmtime")
     results["sandbox"] = await sandbox.run()
     progress("capability tokens, beside bare signatures")

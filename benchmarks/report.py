@@ -184,6 +184,21 @@ def _sandbox(sandbox: dict[str, Any]) -> Row:
     )
 
 
+def _budgets(budgets: dict[str, Any] | None) -> Row:
+    what, goal = "reserving and settling what a call may cost: p50", "1 ms at most"
+    if budgets is None:
+        return Row(what, goal, "", "`python -m benchmarks.budgets`", None, "")
+    ours, append = budgets["reserve_and_settle_p50_ms"], budgets["append_each_p50_ms"]
+    return Row(
+        what,
+        goal,
+        span(ours, " ms"),
+        f"an append to the log for each call instead: {span(append, ' ms')}",
+        ours["median"] <= 1,
+        f"{budgets['at_once']} calls under way, each against four budgets; blocks are reserved in a real log.",
+    )
+
+
 def _tokens(tokens: dict[str, Any] | None) -> Row:
     what, goal = "capability token: mint, narrow, verify", "p50 ≤ 1 ms each"
     if tokens is None:
@@ -445,6 +460,7 @@ def render(results: dict[str, Any], name: str) -> str:
         _verification(results["verify"]),
         _sandbox(results["sandbox"]),
         _tokens(results.get("tokens")),
+        _budgets(results.get("budgets")),
         _kill(results.get("kill")),
         _idle(stack),
         _long(results.get("long")),

@@ -68,6 +68,7 @@ class Providers:
             PREFIX + one.name: {name: model for model in one.models for name in (model.name, *model.aliases)}
             for one in configs
         }
+        self._prices = {(PREFIX + one.name, model.name): model.price for one in configs for model in one.models}
         urls = [BackEndConfig(one.base_url, one.key_file) for one in configs]
         self._names = [one.name for one in configs]
         self._servers = BackEnds(urls, calls_max, looks=False)
@@ -106,14 +107,14 @@ class Providers:
             InvalidArgument: the body asks for what nobody could tell the price of.
         """
         model = self._models[backend.id][call.model]
-        return bounded(call, model)
+        return bounded(call, model, self._prices[backend.id, model.name])
 
     async def complete(self, call: ModelCall, backend: BackEnd) -> Answer:
         """Begin a call that `bounded` has returned (`Completer.complete`)."""
         return await self._by_id[backend.id].complete(call)
 
 
-def bounded(call: ModelCall, model: ProviderModel) -> Bounded:
+def bounded(call: ModelCall, model: ProviderModel, price: Price) -> Bounded:
     """Return a call with its bounds (`Providers.bounded`)."""
     fields = decode(call.body, dict[str, msgspec.Raw])
     for name in _CHANGE_THE_PRICE:
@@ -133,7 +134,7 @@ def bounded(call: ModelCall, model: ProviderModel) -> Bounded:
     body = msgspec.json.encode(fields)
     return Bounded(
         call=msgspec.structs.replace(call, model=model.name, body=body),
-        price=model.price,
+        price=price,
         input_tokens=_input_bound(body, model, _prompts_of(fields)),
         output_tokens=output,
     )

@@ -26,12 +26,14 @@ from hive_common.kernel.errors import BudgetExhausted, HiveError, Unavailable, V
 from hive_common.kernel.ids import derive_id, new_id
 
 from hive_router.domain.budgets import (
+    BLOCK_CALLS,
     NOTHING,
     Account,
     Amount,
     Purse,
     Shortage,
     block,
+    block_calls,
     changed,
     check_limits,
     check_subject,
@@ -100,6 +102,8 @@ class _Book:
         self.purse = Purse(day)
         self.retired: list[Purse] = []
         self.waiting = NOTHING
+        self.calls = BLOCK_CALLS
+        self.filled_s = 0.0
         self.filling: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
         """Around appends to its stream."""
@@ -231,10 +235,10 @@ class Treasury:
                 return purse
             if book.filling is None or book.filling.done():
                 wanted = book.waiting.plus(need)
-                decided = block(book.account, self.limits(book.account.subject), purse, need, wanted)
+                decided = block(book.account, self.limits(book.account.subject), purse, need, wanted, book.calls)
                 if isinstance(decided, Shortage):
                     raise _exhausted(decided)
-                book.filling = asyncio.create_task(self._fill(book, purse, need, wanted))
+                book.filling = asyncio.create_task(self._fill(book, purse, need, wanted, book.calls))
                 # Whoever waited for it may be gone when it fails.
                 book.filling.add_done_callback(lambda task: task.cancelled() or task.exception())
             book.waiting = book.waiting.plus(need)
@@ -246,25 +250,27 @@ class Treasury:
 
     def _fill_ahead(self, book: _Book, purse: Purse, need: Amount) -> None:
         """Reserve the next block before the last one is used up, so that hardly any call waits for one."""
-        ahead = need.plus(need)
+        ahead = need.times(book.calls // 2)
         if purse.free.covers(ahead) or (book.filling is not None and not book.filling.done()):
             return
         if isinstance(block(book.account, self.limits(book.account.subject), purse, ahead, ahead), Shortage):
             return
-        book.filling = self._later(self._fill(book, purse, ahead, ahead), book)
+        book.filling = self._later(self._fill(book, purse, ahead, ahead, 2), book)
 
-    async def _fill(self, book: _Book, purse: Purse, need: Amount, wanted: Amount) -> None:
+    async def _fill(self, book: _Book, purse: Purse, need: Amount, wanted: Amount, calls: int) -> None:
         subject = book.account.subject
         granted = NOTHING
 
         def decide() -> Event | None:
             nonlocal granted
-            decided = block(book.account, self.limits(subject), purse, need, wanted)
+            decided = block(book.account, self.limits(subject), purse, need, wanted, calls)
             granted = NOTHING if isinstance(decided, Shortage) else decided
             if granted == NOTHING:
                 return None
             return BudgetReserved(subject, self.block, purse.day, granted.nano_usd, granted.tokens)
 
+        now_s = asyncio.get_running_loop().time()
+        book.calls, book.filled_s = block_calls(book.calls, now_s - book.filled_s), now_s
         await self._append(book, decide, ROUTER)
         purse.fill(granted)
         BLOCKS.inc()

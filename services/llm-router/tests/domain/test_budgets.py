@@ -3,6 +3,7 @@ from hive_common.contracts.events import BudgetLimit, BudgetReserved, BudgetRetu
 from hive_common.kernel.errors import InvalidArgument, UnknownEvent
 from hive_router.domain.budgets import (
     BLOCK_CALLS,
+    BLOCK_CALLS_MAX,
     NOTHING,
     PERIODS,
     UNITS,
@@ -11,6 +12,7 @@ from hive_router.domain.budgets import (
     Purse,
     Shortage,
     block,
+    block_calls,
     changed,
     check_limits,
     check_subject,
@@ -34,9 +36,21 @@ def account(*limits: BudgetLimit, counted: dict[str, Amount] | None = None) -> A
 
 def test_a_block_is_for_several_calls_and_never_beyond_a_limit() -> None:
     purse, need = Purse(DAY), Amount(100, 10)
-    assert block(account(MONTH_USD), [MONTH_USD], purse, need, need) == Amount(100 * BLOCK_CALLS, 10 * BLOCK_CALLS)
+    large = BudgetLimit("month", "usd", 10_000)
+    assert block(account(large), [large], purse, need, need) == Amount(100 * BLOCK_CALLS, 10 * BLOCK_CALLS)
+    assert block(account(large), [large], purse, need, need, 2) == Amount(200, 20)
+    # Of what a limit leaves a part stays for others, unless calls wait for it.
+    assert block(account(MONTH_USD), [MONTH_USD], purse, need, need) == Amount(250, 80)
+    assert block(account(MONTH_USD), [MONTH_USD], purse, need, Amount(900, 0)) == Amount(900, 80)
     used = account(MONTH_USD, counted={"2026-11": Amount(850, 0)})
-    assert block(used, [MONTH_USD], purse, need, need) == Amount(150, 10 * BLOCK_CALLS)
+    assert block(used, [MONTH_USD], purse, need, need.times(8)) == Amount(150, 10 * BLOCK_CALLS)
+
+
+def test_under_load_a_block_is_for_more_calls() -> None:
+    assert block_calls(8, 0.1) == 16
+    assert block_calls(BLOCK_CALLS_MAX, 0.1) == BLOCK_CALLS_MAX
+    assert block_calls(16, 1.0) == 16
+    assert (block_calls(16, 60.0), block_calls(BLOCK_CALLS, 60.0)) == (8, BLOCK_CALLS)
 
 
 def test_what_is_free_already_is_not_asked_for_again() -> None:

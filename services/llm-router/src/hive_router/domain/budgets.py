@@ -40,6 +40,12 @@ EACH: Final = "*"
 BLOCK_CALLS: Final = 8
 """A block is enough for so many calls like the one that needs it: what a crash costs is bounded by that."""
 
+BLOCK_CALLS_MAX: Final = 512
+_SOON_S: Final = 0.5
+_LONG_S: Final = 4.0
+_SHARE: Final = 4
+"""Beyond what calls wait for, a block takes no more than this part of what a limit leaves."""
+
 _NAME_CHARACTERS_MAX: Final = 200
 _IN_WORDS: Final = {REQUEST: "for one call", DAY: "today (UTC)", MONTH: "this month (UTC)", EVER: "so far"}
 
@@ -57,6 +63,10 @@ class Amount(msgspec.Struct, frozen=True):
     def minus(self, other: "Amount") -> "Amount":
         """Return the difference."""
         return Amount(self.nano_usd - other.nano_usd, self.tokens - other.tokens)
+
+    def times(self, count: int) -> "Amount":
+        """Return so many times it."""
+        return Amount(self.nano_usd * count, self.tokens * count)
 
     def covers(self, other: "Amount") -> bool:
         """Say whether there is at least as much of both."""
@@ -173,8 +183,23 @@ def over_request(subject: str, limits: Sequence[BudgetLimit], need: Amount) -> S
     return None
 
 
+def block_calls(calls: int, lasted_s: float) -> int:
+    """Return for how many calls the next block is, where one for `calls` has lasted so long.
+
+    Under load a block is for about a second of calls, so that hardly any of them waits for the log.
+    """
+    if lasted_s < _SOON_S:
+        return min(2 * calls, BLOCK_CALLS_MAX)
+    return max(calls // 2, BLOCK_CALLS) if lasted_s > _LONG_S else calls
+
+
 def block(
-    account: Account, limits: Sequence[BudgetLimit], purse: Purse, need: Amount, wanted: Amount
+    account: Account,
+    limits: Sequence[BudgetLimit],
+    purse: Purse,
+    need: Amount,
+    wanted: Amount,
+    calls: int = BLOCK_CALLS,
 ) -> Amount | Shortage:
     """Decide on a further block for a purse that does not cover `need`.
 
@@ -184,10 +209,11 @@ def block(
         purse: of the day.
         need: of the call.
         wanted: of all calls that wait, this one among them.
+        calls: for so many it should be.
     """
     missing = Amount(max(0, need.nano_usd - purse.free.nano_usd), max(0, need.tokens - purse.free.tokens))
     granted = {
-        unit: max(missing.of(unit), wanted.of(unit), BLOCK_CALLS * need.of(unit)) if missing.of(unit) else 0
+        unit: max(missing.of(unit), wanted.of(unit), calls * need.of(unit)) if missing.of(unit) else 0
         for unit in UNITS
     }
     at = windows(purse.day)
@@ -199,7 +225,8 @@ def block(
         if missing.of(limit.unit) > max(room, 0):
             held, free = purse.held.of(limit.unit), purse.free.of(limit.unit)
             return Shortage(account.subject, limit, counted - held - free, held, need.of(limit.unit))
-        granted[limit.unit] = min(granted[limit.unit], max(room, 0))
+        share = max(missing.of(limit.unit), wanted.of(limit.unit), room // _SHARE)
+        granted[limit.unit] = min(granted[limit.unit], share, max(room, 0))
     return Amount(granted[USD], granted[TOKENS])
 
 
