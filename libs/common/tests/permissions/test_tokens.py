@@ -111,13 +111,15 @@ def test_a_token_of_another_key_is_refused(verifier: Verifier) -> None:
         verifier.narrow(Minter(new_key()).mint(CLAIMS), PERMISSIONS, NOW)
 
 
-def test_every_changed_byte_is_noticed(verifier: Verifier) -> None:
+def test_every_changed_bit_is_noticed(verifier: Verifier) -> None:
     token = verifier.narrow(minter.mint(CLAIMS), PERMISSIONS, NOW + 60)
     data = base64.urlsafe_b64decode(token)
     assert base64.urlsafe_b64encode(data).decode() == token
     for index in range(len(data)):
-        changed = data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
-        denied(verifier, base64.urlsafe_b64encode(changed).decode())
+        for bit in range(8):
+            changed = data[:index] + bytes([data[index] ^ (1 << bit)]) + data[index + 1 :]
+            denied(verifier, base64.urlsafe_b64encode(changed).decode())
+    denied(verifier, token.rstrip("=") + "B" * token.count("="))
 
 
 def test_a_block_that_is_cut_off_does_not_give_back_what_it_took(verifier: Verifier) -> None:
