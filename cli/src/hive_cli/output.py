@@ -27,8 +27,8 @@ _EXIT_CODES = {
     "unavailable": UNREACHABLE,
     "deadline_exceeded": UNREACHABLE,
 }
-# Everything a terminal would act on: C0 and C1 but for tab and newline, and what turns text around.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Everything a terminal would act on: C0 and C1 but for tab and newline, and what turns text around or breaks lines.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # Into a file or a pipe rows stay whole, whatever the width of the terminal.
 _WIDTH = None if sys.stdout.isatty() else 10_000

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from componentize_py_types import Err
+from wit_world.imports import fork as _fork_host
 from wit_world.imports import http as _http_host
 from wit_world.imports import kv as _kv_host
 from wit_world.imports import log as _log_host
@@ -75,6 +76,10 @@ class HttpError(HostError):
 
 class KvError(HostError):
     """A value that could not be read or written."""
+
+
+class ForkError(HostError):
+    """A child task that has no output."""
 
 
 class Answer(dict[str, Any]):
@@ -255,6 +260,18 @@ class Kv:
         return _host(function, KvError, request)
 
 
+class Fork:
+    """Child tasks. It takes the permission `fork`, and is not supported yet: to ask ends the attempt."""
+
+    def run(self, agent: str, input: dict[str, Any]) -> Any:
+        """Have `name@version` work on an input, as a task of its own, and return its output.
+
+        Raises:
+            ForkError: there is none.
+        """
+        return _host(_fork_host.run, ForkError, {"agent": agent, "input": input})
+
+
 def _host(function: Callable[[str], str], error_type: type[HostError], request: dict[str, Any]) -> Any:
     try:
         return json.loads(function(_utf8(_dumped(request))))
@@ -275,5 +292,19 @@ log = Log()
 model = Model()
 http = Http()
 kv = Kv()
+fork = Fork()
 
-__all__ = ["Answer", "HostError", "HttpError", "KvError", "ModelError", "Response", "http", "kv", "log", "model"]
+__all__ = [
+    "Answer",
+    "ForkError",
+    "HostError",
+    "HttpError",
+    "KvError",
+    "ModelError",
+    "Response",
+    "fork",
+    "http",
+    "kv",
+    "log",
+    "model",
+]

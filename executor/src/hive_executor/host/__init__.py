@@ -1,6 +1,6 @@
 """What guests may ask of the host, one file for each permission, and which of it an attempt was granted."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import Permissions
@@ -39,19 +39,23 @@ class Of(NamedTuple):
     token: str = ""
 
 
-class _Asked:
-    """Stands where a person would be asked first, which nobody does yet."""
+class _Unsupported:
+    """Stands where what was granted would be done, if anybody did it yet."""
 
-    def __init__(self, permission: str) -> None:
+    def __init__(self, permission: str, how: str = "") -> None:
         self._permission = permission
+        self._how = how
 
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
         """Refuse."""
-        raise _unasked(self._permission)
+        raise _unsupported(self._permission, self._how)
 
 
-def _unasked(permission: str) -> PermissionDenied:
-    return denied(permission, "is granted with a question at each use (`--ask`), which is not supported yet")
+_ASK: Final = " with a question at each use (`--ask`)"
+
+
+def _unsupported(permission: str, how: str = "") -> PermissionDenied:
+    return denied(permission, f"is granted{how}, which is not supported yet")
 
 
 def granted(assignment: Assignment, permissions: Permissions, means: Means) -> Capabilities:
@@ -96,7 +100,9 @@ def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") ->
         found["http"] = HttpAccess(means.http, permissions.http, task=whose.task, attempt=whose.attempt)
     if permissions.kv is not None:
         found["kv"] = KvAccess(means.kv, permissions.kv, token=whose.token)
-    return found | {name: _Asked(name) for name in permissions.asks if name in found}
+    if permissions.fork is not None:
+        found["fork"] = _Unsupported("fork")
+    return found | {name: _Unsupported(name, _ASK) for name in permissions.asks if name in found}
 
 
 def scratch(permissions: Permissions) -> int:
@@ -106,7 +112,7 @@ def scratch(permissions: Permissions) -> int:
         PermissionDenied: a person would have to be asked.
     """
     if "scratch" in permissions.asks:
-        raise _unasked("scratch")
+        raise _unsupported("scratch", _ASK)
     return permissions.scratch_bytes
 
 
