@@ -36,6 +36,8 @@ STREAM_S = 3_600.0
 
 HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 HEALTH_EVERY_S = 2.0
+HEALTH_AGAIN_S = 0.2
+"""The same while one of them has a problem: this gateway is not ready until it has none."""
 HEALTH_S = 1.0
 
 _UP = Gauge("hive_gateway_peer_up", "1 while the peer's health check answers SERVING", ["peer"])
@@ -52,6 +54,7 @@ class Peer:
 
     def __init__(self, name: str, address: str, key: str) -> None:
         self.name = name
+        self.host = address.rpartition(":")[0].strip("[]")
         self.channel = open_channel(address)
         self._key = key
         self._health: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse]
@@ -107,10 +110,14 @@ class Peer:
         error = raised(failure)
         said_by_peer = any(key == TRAILER for key, _ in failure.trailing_metadata() or ())
         if isinstance(error, Unavailable) and not said_by_peer:
-            return Unavailable(f"the {self.name} cannot be reached now", peer=self.name)
+            return self.unreachable()
         if isinstance(error, Unauthenticated):
             return Internal(f"the {self.name} refuses the key of this gateway", peer=self.name)
         return error
+
+    def unreachable(self) -> Unavailable:
+        """Return what a caller of the gateway is told while nobody answers there."""
+        return Unavailable(f"the {self.name} cannot be reached now", peer=self.name)
 
     def problem(self) -> str | None:
         """Say what was wrong at the last health check, or None (a `telemetry.Check`)."""
@@ -160,7 +167,8 @@ class Peers:
         """Check all peers for ever."""
         while True:
             await asyncio.gather(*(peer.check() for peer in self.all))
-            await asyncio.sleep(HEALTH_EVERY_S)
+            all_well = all(peer.problem() is None for peer in self.all)
+            await asyncio.sleep(HEALTH_EVERY_S if all_well else HEALTH_AGAIN_S)
 
     async def close(self) -> None:
         """Close all channels."""

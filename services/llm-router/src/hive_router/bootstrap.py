@@ -25,7 +25,7 @@ from nats.aio.client import Client
 
 from hive_router.admission import Admission
 from hive_router.devices import Devices
-from hive_router.exchange import ExchangeServicer
+from hive_router.exchange import Exchange
 from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
@@ -99,7 +99,10 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
         servicer = ModelsServicer(waterfall, Explanations(recorder, reader, config.ns), config.owner)
         models_pb2_grpc.add_ModelsServicer_to_server(servicer, server.server)
-        models_pb2_grpc.add_ExchangeServicer_to_server(ExchangeServicer(servicer), server.server)
+        exchange = Exchange(servicer, config.grpc_host)
+        models_pb2_grpc.add_ExchangeServicer_to_server(exchange, server.server)
+        stack.push_async_callback(exchange.stop)
+        await exchange.start()
         stack.push_async_callback(server.stop)
         await server.start()
         started.set()
