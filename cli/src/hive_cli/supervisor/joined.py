@@ -114,13 +114,15 @@ class JoinedSupervisor(Running):
         if settings.small_model:
             write_small_model(home, settings.ports)
             model = self._add(small_model_spec(home, settings.ports, session))
+        spec = executor_spec(home, EXECUTOR, settings.ports, session)
+        executor = self._plan(dataclasses.replace(spec, ready_s=READY_S, essential=False))
+        executor.start(held=True)
         await runtime.prepare(runtime.default_cache_dir(), self._report)
         if settings.small_model:
             # An executor looks for models when it starts.
             await self._ready(model, f"model {NAME} on port {settings.ports[names.SMALL_MODEL]}")
-        spec = executor_spec(home, EXECUTOR, settings.ports, session)
-        spec = dataclasses.replace(spec, ready_s=READY_S, essential=False)
-        await self._ready(self._add(spec), f"executor {settings.executor.name} ({settings.executor.id})")
+        executor.release()
+        await self._ready(executor, f"executor {settings.executor.name} ({settings.executor.id})")
         seconds = time.monotonic() - started
         return (
             f"{settings.executor.name} works for {settings.gateway}, ready after {seconds:.1f} s\n"

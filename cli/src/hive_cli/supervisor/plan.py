@@ -1,5 +1,6 @@
 """How each process of an installation is run."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -76,5 +77,6 @@ def executor_spec(home: Home, name: str, ports: dict[str, int], session: aiohttp
 
 
 def module_command(module: str, config_file: Path) -> list[str]:
-    """Return the command of one of our own processes."""
-    return [sys.executable, "-P", "-m", module, "--config", str(config_file), "--supervised"]
+    """Return the command of one of our own processes, which ends when this process does."""
+    command = [sys.executable, "-P", "-m", module, "--config", str(config_file)]
+    return [*command, "--supervised", str(os.getpid()), "--held"]

@@ -99,9 +99,14 @@ class Running(ABC):
         return "" if find_home(None).root == self._home.root else f" --home {self._home.root}"
 
     def _add(self, spec: ProcessSpec) -> Child:
+        child = self._plan(spec)
+        child.start()
+        return child
+
+    def _plan(self, spec: ProcessSpec) -> Child:
+        """Take a process up among the others, without starting it."""
         child = Child(spec, self._save, self._on_restart, self._ended_for_good)
         self._children[spec.name] = child
-        child.start()
         return child
 
     def _on_restart(self, text: str) -> None:

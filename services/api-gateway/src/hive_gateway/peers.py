@@ -9,6 +9,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from hive_common.kernel.errors import HiveError, Internal, Unauthenticated, Unavailable
 from hive_common.rpc.client import bearer, open_channel
 from hive_common.rpc.errors import TRAILER, raised
+from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
@@ -63,8 +64,8 @@ class Peer:
         )
         self._problem: str | None = f"the {name} has not been asked yet"
 
-    def metadata(self, caller: Caller | None) -> tuple[tuple[str, str], ...]:
-        """Return what a call carries: the service key in place of the caller's, and the caller's pseudonym.
+    def metadata(self, caller: Caller | None) -> tuple[tuple[str, str | bytes], ...]:
+        """Return what a call carries: the service key in place of the caller's, who that is, and its key's rules.
 
         A call for several callers names them in its message.
         """
