@@ -25,6 +25,7 @@ def granted(assignment: Assignment, completer: Completer) -> Capabilities:
             completer,
             permission,
             pin=narrowest(assignment.pin, permission.pin),
+            counts_only=assignment.counts_only,
             job=assignment.job,
             task=assignment.task,
             attempt=assignment.attempt,

@@ -75,6 +75,7 @@ class RouterWay:
             attempt=call.attempt,
             pin=call.pin,
             tokens_max=call.tokens_max,
+            counts_only=call.counts_only,
         )
         return await self._ask(request, call.body, call.deadline_ms / 1000)
 

@@ -71,7 +71,8 @@ class Peer:
         """
         if caller is None:
             return bearer(self._key)
-        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym))
+        rules = metadata_of(KeyRules(caller.pin, caller.counts_only))
+        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym), *rules)
 
     async def ask(
         self,

@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import grpc.aio
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
-from hive_common.inference.calls import PATHS, PIN_ANY, Answer, Head, ModelCall, OfferedModel, narrowed
+from hive_common.inference.calls import PATHS, Answer, Head, ModelCall, OfferedModel, narrowed
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import is_id
+from hive_common.rpc.rules import NO_RULES, KeyRules, rules_of
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 from hive_router.explanations import Explanations
@@ -48,16 +49,19 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         offered = (await self._waterfall.offered())[: request.limit or LIST_DEFAULT]
         return models_pb2.ListResponse(models=[_model(one) for one in offered])
 
-    async def begin(self, request: models_pb2.CompleteRequest, remaining_s: float | None) -> Answer:
-        """Begin a call. Raises as the port of model calls says."""
-        call = _call(request, remaining_s)
+    async def begin(
+        self, request: models_pb2.CompleteRequest, remaining_s: float | None, rules: KeyRules = NO_RULES
+    ) -> Answer:
+        """Begin a call, under the rules of a key. Raises as the port of model calls says."""
+        call = _call(request, remaining_s, rules)
         return await self._waterfall.complete(call, Asker(self._owner, call.caller, call.caller or _ACTOR))
 
     async def Complete(
         self, request: models_pb2.CompleteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[models_pb2.CompleteResponse]:
         """Make one call. A caller that goes away cancels it."""
-        answer = await self.begin(request, context.time_remaining())
+        rules = rules_of(context.invocation_metadata())
+        answer = await self.begin(request, context.time_remaining(), rules)
         chunks = answer.chunks
         try:
             # Its first piece is there already.
@@ -87,7 +91,7 @@ def head_of(head: Head, chunk: bytes) -> models_pb2.CompleteHead:
     )
 
 
-def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> ModelCall:
+def _call(request: models_pb2.CompleteRequest, remaining_s: float | None, rules: KeyRules) -> ModelCall:
     if not is_id(request.call_id):
         raise InvalidArgument("call_id: expected a UUID", path="call_id")
     if request.endpoint not in PATHS:
@@ -104,8 +108,8 @@ def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> Mod
         deadline_ms=max(1, left_ms - min(_SLACK_MS_MAX, left_ms // 20)),
         caller=request.caller,
         key=request.key,
-        pin=narrowed(PIN_ANY, request.pin),
-        counts_only=request.counts_only,
+        pin=narrowed(rules.pin, request.pin),
+        counts_only=rules.counts_only or request.counts_only,
     )
 
 
