@@ -141,13 +141,17 @@ class Dispatcher:
         state = self._executors.setdefault(executor, _Executor(executor))
         if request.session in state.past:
             return PullReply(epoch=self._epoch, superseded=True)
-        if request.session != state.session:
+        begins = request.session != state.session
+        if begins:
             self._begin_session(state, request)
         elif request.sequence <= state.sequence:
             return await self._again(state, request)
         pull = self._register(state, request)
         self._reconcile(state, pull)
         self._engine.settle()
+        if begins and not pull.sealed and not pull.assignments:
+            # An executor that has only just come is not ready before it has a lease.
+            self._answer(state, pull)
         return await asyncio.shield(pull.answered)
 
     def _begin_session(self, state: _Executor, request: PullRequest) -> None:
