@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hive_common.inference import http_pool
+from hive_common.inference import http1, http_pool
 from hive_common.inference.http1 import BUFFER_BYTES_MAX, HEAD_BYTES_MAX, Connection, Response
 from hive_common.inference.http_pool import Pool
 from hive_common.kernel.errors import InvalidArgument, Unavailable
@@ -538,6 +538,38 @@ async def test_a_server_that_is_not_there_cannot_be_reached() -> None:
 async def test_a_name_that_is_not_known_cannot_be_reached() -> None:
     with pytest.raises(Unavailable, match="cannot be reached: "):
         await Pool("http://nowhere.invalid").request("GET", "/")
+
+
+@pytest.mark.parametrize("is_patient", [True, False])
+async def test_the_end_of_a_body_that_nobody_waits_for_gives_the_connection_back_if_it_comes_soon(
+    monkeypatch: pytest.MonkeyPatch, is_patient: bool
+) -> None:
+    monkeypatch.setattr(http1, "LEAVE_S", 600.0 if is_patient else 0.01)
+    left = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(CHUNKS + b"6\r\n[DONE]\r\n")
+        await left.wait()
+        if is_patient:
+            writer.write(chunked([]))
+            await request_of(reader)
+            writer.write(OK)
+        await reader.read()
+
+    server = RawServer(handle)
+    async with server.running() as pool:
+        response = await pool.request("GET", "/")
+        assert await response.read() == b"[DONE]"
+        response.leave()
+        left.set()
+        if is_patient:
+            await until(lambda: bool(pool._idle))
+            await _ok(pool)
+        else:
+            await until(server.ended[0].is_set)
+            await until(lambda: not pool._all)
+    assert server.connections == 1
 
 
 # Bodies

@@ -215,8 +215,11 @@ class BackEnd:
         finally:
             if has_begun:
                 self.in_flight -= 1
-            # Unless all of it was read, which gave the connection back already. It ends the generation.
-            response.close()
+            if is_whole:
+                response.leave()
+            else:
+                # It ends the generation.
+                response.close()
 
     def _first(self, call: ModelCall, events: list[bytes]) -> list[bytes]:
         """Return the events from the first that is one: before it there may be comments, or an error instead."""

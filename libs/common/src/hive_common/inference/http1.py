@@ -22,6 +22,9 @@ BUFFER_BYTES_MAX: Final = 64 << 10
 brought some 256 KiB more, and over TLS twice that."""
 
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+LEAVE_S: Final = 1.0
+"""An answer may end before its body does, as a stream of events does; what is left may take so long."""
+
 CLOSED_HERE: Final = "it was closed here"
 _TOO_LARGE: Final = f"more than {HEAD_BYTES_MAX} bytes that are no body"
 _UPGRADED: Final = "it changed to another protocol, which nobody had asked for"
@@ -97,6 +100,12 @@ class Response:
             self._connection.abort(CLOSED_HERE)
         self._pieces.clear()
 
+    def leave(self) -> None:
+        """Let go of it when all that matters has come: what is left comes unread, and the connection is kept."""
+        if self._connection is not None:
+            self._connection.leave()
+        self._pieces.clear()
+
     async def _more(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -154,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._response: Response | None = None
+        self._leaving: asyncio.TimerHandle | None = None
         self._is_paused = False
         self.has_answered = False
         self._reset()
@@ -184,6 +194,16 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         if response is not None:
             response.broke(fault)
+
+    def leave(self) -> None:
+        """Close it soon, unless the answer comes to its end before."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().call_later(LEAVE_S, self.abort, CLOSED_HERE)
+
+    def _stay(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
     def drained(self) -> None:
         """Go on reading; what had come was taken."""
@@ -224,6 +244,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end: of the answer too, where that is how its end is told (RFC 9112, section 6.3)."""
+        self._stay()
         response, self._response = self._response, None
         if response is not None:
             if (
@@ -243,6 +264,7 @@ class Connection(asyncio.Protocol):
         What comes behind an answer is no answer to what will be asked next, and a server that answered before it
         had read all of the request may read the rest as the next one.
         """
+        self._stay()
         response, self._response = self._response, None
         assert response is not None and self._transport is not None
         response.ends()
