@@ -384,7 +384,8 @@ class ExchangePeer(models_pb2_grpc.ExchangeServicer):
     async def _make(self, call: Any, frames: Frames[Any]) -> None:
         try:
             async for part in self.models.Complete(call, None):
-                frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, part=part))
+                whole = {"head": part.head} if part.HasField("head") else {"chunk": part.chunk}
+                frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, **whole))
             frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, last=True))
         except HiveError as error:
             told = msgspec.json.encode(body_of(error))

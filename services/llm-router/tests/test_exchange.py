@@ -85,6 +85,11 @@ async def line(router: Router) -> AsyncIterator[Line]:
     made.frames.abort()
 
 
+def answered_of(answer: list[pb.ExchangeResponse]) -> Answered:
+    parts = [pb.CompleteResponse(chunk=message.chunk) for message in answer[1:]]
+    return Answered(answer[0].call_id, [pb.CompleteResponse(head=answer[0].head), *parts])
+
+
 def error_of(answer: list[pb.ExchangeResponse]) -> ErrorBody:
     return msgspec.json.decode(answer[-1].error_json, type=ErrorBody)
 
@@ -96,7 +101,7 @@ async def test_each_call_has_its_own_answer_or_error(line: Line) -> None:
     assert error_of(await line.answer(requests[-1])).fields["nearest"] == ["scripted"]
     for request in requests[:-1]:
         answer = await line.answer(request)
-        answered = Answered(request.call.call_id, [message.part for message in answer if message.HasField("part")])
+        answered = answered_of(answer)
         assert answered.head.route == "local"
         if request.call.stream:
             assert answered.text == text_of(16) and answered.error is None
@@ -129,7 +134,7 @@ async def test_a_deadline_ends_one_call_and_the_others_go_on(line: Line, back_en
     back_end.play(tokens=16, pace_ms=0)
     next_one = request_of()
     line.frames.send(next_one)
-    assert (await line.answer(next_one))[-1].part.head.chunk
+    assert (await line.answer(next_one))[-1].head.chunk
 
 
 async def test_a_stream_waits_for_whoever_reads_and_another_passes_it(
@@ -141,8 +146,8 @@ async def test_a_stream_waits_for_whoever_reads_and_another_passes_it(
     line.frames.send(slow)
 
     def size() -> int:
-        parts = [message.part for message in line.came if message.call_id == slow.call.call_id]
-        return sum(len(part.chunk or part.head.chunk) for part in parts)
+        mine = [message for message in line.came if message.call_id == slow.call.call_id]
+        return sum(len(message.chunk or message.head.chunk) for message in mine)
 
     # What is ahead is bounded: by what may be, and one piece of it that the back end sent at once.
     await back_end.until(lambda: size() >= AHEAD_BYTES)
@@ -155,7 +160,7 @@ async def test_a_stream_waits_for_whoever_reads_and_another_passes_it(
     assert size() == before and not any(m.last for m in line.came if m.call_id == slow.call.call_id)
     line.frames.send(pb.ExchangeRequest(grant=slow.call.call_id, grant_bytes=100 * AHEAD_BYTES))
     answer = await line.answer(slow)
-    assert Answered(slow.call.call_id, [m.part for m in answer if m.HasField("part")]).text == text_of(tokens)
+    assert answered_of(answer).text == text_of(tokens)
 
 
 async def test_only_a_ticket_opens_it_and_only_once(router: Router, back_end: ScriptedBackEnd) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/models/v1/models.proto\x12\x0ehive.models.v1\"\r\n\x0bOpenRequest\",\n\x0cOpenResponse\x12\x0c\n\x04port\x18\x01 \x01(\x05\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\"\x99\x01\n\x0f\x45xchangeRequest\x12-\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1f.hive.models.v1.CompleteRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\x0c\x12\r\n\x05grant\x18\x05 \x01(\t\x12\x13\n\x0bgrant_bytes\x18\x06 \x01(\x03\"u\n\x10\x45xchangeResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12.\n\x04part\x18\x02 \x01(\x0b\x32 .hive.models.v1.CompleteResponse\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x12\n\nerror_json\x18\x04 \x01(\x0c\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"5\n\x0cListResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.hive.models.v1.Model\"\x8a\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\texecutors\x18\x02 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cquantisation\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\"\xa0\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\t \x01(\x08\"Y\n\x10\x43ompleteResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.hive.models.v1.CompleteHeadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"j\n\x0c\x43ompleteHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0cJ\x04\x08\x06\x10\x07\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x9b\x01\n\x0b\x45xplanation\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0b\n\x03pin\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12-\n\ncandidates\x18\x07 \x03(\x0b\x32\x19.hive.models.v1.Candidate\"}\n\tCandidate\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x10\n\x08rejected\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\r\n\x05tried\x18\x07 \x01(\t2\xe4\x01\n\x06Models\x12\x41\n\x04List\x12\x1b.hive.models.v1.ListRequest\x1a\x1c.hive.models.v1.ListResponse\x12O\n\x08\x43omplete\x12\x1f.hive.models.v1.CompleteRequest\x1a .hive.models.v1.CompleteResponse0\x01\x12\x46\n\x07\x45xplain\x12\x1e.hive.models.v1.ExplainRequest\x1a\x1b.hive.models.v1.Explanation2M\n\x08\x45xchange\x12\x41\n\x04Open\x12\x1b.hive.models.v1.OpenRequest\x1a\x1c.hive.models.v1.OpenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/models/v1/models.proto\x12\x0ehive.models.v1\"\r\n\x0bOpenRequest\",\n\x0cOpenResponse\x12\x0c\n\x04port\x18\x01 \x01(\x05\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\"\x99\x01\n\x0f\x45xchangeRequest\x12-\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1f.hive.models.v1.CompleteRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\x0c\x12\r\n\x05grant\x18\x05 \x01(\t\x12\x13\n\x0bgrant_bytes\x18\x06 \x01(\x03\"\x86\x01\n\x10\x45xchangeResponse\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x12\n\nerror_json\x18\x04 \x01(\x0c\x12*\n\x04head\x18\x05 \x01(\x0b\x32\x1c.hive.models.v1.CompleteHead\x12\r\n\x05\x63hunk\x18\x06 \x01(\x0cJ\x04\x08\x02\x10\x03\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"5\n\x0cListResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.hive.models.v1.Model\"\x8a\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\texecutors\x18\x02 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cquantisation\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06loaded\x18\x07 \x01(\x08\"\xa0\x01\n\x0f\x43ompleteRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x0b\n\x03key\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\t \x01(\x08\"Y\n\x10\x43ompleteResponse\x12,\n\x04head\x18\x01 \x01(\x0b\x32\x1c.hive.models.v1.CompleteHeadH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"j\n\x0c\x43ompleteHead\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\r\n\x05\x63hunk\x18\x05 \x01(\x0cJ\x04\x08\x06\x10\x07\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x9b\x01\n\x0b\x45xplanation\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05route\x18\x03 \x01(\t\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0b\n\x03pin\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12-\n\ncandidates\x18\x07 \x03(\x0b\x32\x19.hive.models.v1.Candidate\"}\n\tCandidate\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x10\n\x08rejected\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\r\n\x05tried\x18\x07 \x01(\t2\xe4\x01\n\x06Models\x12\x41\n\x04List\x12\x1b.hive.models.v1.ListRequest\x1a\x1c.hive.models.v1.ListResponse\x12O\n\x08\x43omplete\x12\x1f.hive.models.v1.CompleteRequest\x1a .hive.models.v1.CompleteResponse0\x01\x12\x46\n\x07\x45xplain\x12\x1e.hive.models.v1.ExplainRequest\x1a\x1b.hive.models.v1.Explanation2M\n\x08\x45xchange\x12\x41\n\x04Open\x12\x1b.hive.models.v1.OpenRequest\x1a\x1c.hive.models.v1.OpenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENRESPONSE']._serialized_end=112
   _globals['_EXCHANGEREQUEST']._serialized_start=115
   _globals['_EXCHANGEREQUEST']._serialized_end=268
-  _globals['_EXCHANGERESPONSE']._serialized_start=270
-  _globals['_EXCHANGERESPONSE']._serialized_end=387
-  _globals['_LISTREQUEST']._serialized_start=389
-  _globals['_LISTREQUEST']._serialized_end=417
-  _globals['_LISTRESPONSE']._serialized_start=419
-  _globals['_LISTRESPONSE']._serialized_end=472
-  _globals['_MODEL']._serialized_start=475
-  _globals['_MODEL']._serialized_end=613
-  _globals['_COMPLETEREQUEST']._serialized_start=616
-  _globals['_COMPLETEREQUEST']._serialized_end=776
-  _globals['_COMPLETERESPONSE']._serialized_start=778
-  _globals['_COMPLETERESPONSE']._serialized_end=867
-  _globals['_COMPLETEHEAD']._serialized_start=869
-  _globals['_COMPLETEHEAD']._serialized_end=975
-  _globals['_EXPLAINREQUEST']._serialized_start=977
-  _globals['_EXPLAINREQUEST']._serialized_end=1010
-  _globals['_EXPLANATION']._serialized_start=1013
-  _globals['_EXPLANATION']._serialized_end=1168
-  _globals['_CANDIDATE']._serialized_start=1170
-  _globals['_CANDIDATE']._serialized_end=1295
-  _globals['_MODELS']._serialized_start=1298
-  _globals['_MODELS']._serialized_end=1526
-  _globals['_EXCHANGE']._serialized_start=1528
-  _globals['_EXCHANGE']._serialized_end=1605
+  _globals['_EXCHANGERESPONSE']._serialized_start=271
+  _globals['_EXCHANGERESPONSE']._serialized_end=405
+  _globals['_LISTREQUEST']._serialized_start=407
+  _globals['_LISTREQUEST']._serialized_end=435
+  _globals['_LISTRESPONSE']._serialized_start=437
+  _globals['_LISTRESPONSE']._serialized_end=490
+  _globals['_MODEL']._serialized_start=493
+  _globals['_MODEL']._serialized_end=631
+  _globals['_COMPLETEREQUEST']._serialized_start=634
+  _globals['_COMPLETEREQUEST']._serialized_end=794
+  _globals['_COMPLETERESPONSE']._serialized_start=796
+  _globals['_COMPLETERESPONSE']._serialized_end=885
+  _globals['_COMPLETEHEAD']._serialized_start=887
+  _globals['_COMPLETEHEAD']._serialized_end=993
+  _globals['_EXPLAINREQUEST']._serialized_start=995
+  _globals['_EXPLAINREQUEST']._serialized_end=1028
+  _globals['_EXPLANATION']._serialized_start=1031
+  _globals['_EXPLANATION']._serialized_end=1186
+  _globals['_CANDIDATE']._serialized_start=1188
+  _globals['_CANDIDATE']._serialized_end=1313
+  _globals['_MODELS']._serialized_start=1316
+  _globals['_MODELS']._serialized_end=1544
+  _globals['_EXCHANGE']._serialized_start=1546
+  _globals['_EXCHANGE']._serialized_end=1623
 # @@protoc_insertion_point(module_scope)

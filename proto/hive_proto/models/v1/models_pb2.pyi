@@ -101,28 +101,32 @@ class ExchangeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: _builtins.int
-    PART_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     ERROR_JSON_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     last: _builtins.bool
     error_json: _builtins.bytes
     """hive_common.kernel.errors.ErrorBody: what ended the call in place of its last part"""
+    chunk: _builtins.bytes
+    """as of Models.Complete, in order; of a stream no further ahead than was granted"""
     @_builtins.property
-    def part(self) -> Global___CompleteResponse:
-        """as of Models.Complete, in order; of a stream no further ahead than was granted"""
+    def head(self) -> Global___CompleteHead:
+        """first of all, with the first piece of the body"""
 
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
-        part: Global___CompleteResponse | None = ...,
         last: _builtins.bool = ...,
         error_json: _builtins.bytes = ...,
+        head: Global___CompleteHead | None = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error_json", b"error_json", "last", b"last", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "chunk", b"chunk", "error_json", b"error_json", "head", b"head", "last", b"last"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,15 +66,13 @@ class Incoming(AsyncGenerator[bytes, None]):
         """Take what came."""
         if message.error_json:
             return self.fail(_decode_error(message.error_json).raised())
-        if message.HasField("part"):
-            part = message.part
-            chunk = part.chunk
-            if part.HasField("head"):
-                head = part.head
-                self._head = Head(head.status, head.content_type, head.route, head.executor)
-                chunk = head.chunk
-            if chunk:
-                self._chunks.append(chunk)
+        chunk = message.chunk
+        if self._head is None and message.HasField("head"):
+            head = message.head
+            self._head = Head(head.status, head.content_type, head.route, head.executor)
+            chunk = head.chunk
+        if chunk:
+            self._chunks.append(chunk)
         self._is_over = message.last
         if message.last or self._is_stream:
             self._woken()

@@ -13,7 +13,7 @@ from hive_common.kernel.errors import HiveError, Unavailable, body_of
 from hive_common.rpc.frames import Frames
 from hive_common.rpc.server import MESSAGE_BYTES_MAX
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
-from hive_proto.models.v1.models_pb2 import CompleteResponse, ExchangeRequest, ExchangeResponse
+from hive_proto.models.v1.models_pb2 import ExchangeRequest, ExchangeResponse
 
 from hive_router.models import ModelsServicer, head_of
 
@@ -183,22 +183,24 @@ class _Line:
     async def _whole(self, call_id: str, answer: Answer, running: _Running) -> None:
         """Send an answer, nearly always in one message. Whoever asked holds all of it anyway."""
         chunks = answer.chunks
-        part, following = await _first(answer), await anext(chunks, None)
-        while following is not None:
-            await self._send(ExchangeResponse(call_id=call_id, part=part))
-            part, following = CompleteResponse(chunk=following), await anext(chunks, None)
-        self.frames.send(ExchangeResponse(call_id=call_id, part=part, last=True))
+        message = await _first(call_id, answer)
+        while (following := await anext(chunks, None)) is not None:
+            await self._send(message)
+            message = ExchangeResponse(call_id=call_id, chunk=following)
+        message.last = True
+        self.frames.send(message)
+        self.frames.flush()
 
     async def _stream(self, call_id: str, answer: Answer, running: _Running) -> None:
         """Send pieces as they come, no further ahead than was granted."""
-        part = await _first(answer)
-        running.left -= len(part.head.chunk)
-        await self._send(ExchangeResponse(call_id=call_id, part=part))
+        first = await _first(call_id, answer)
+        running.left -= len(first.head.chunk)
+        await self._send(first)
         async for chunk in answer.chunks:
             if running.left <= 0:
                 await running.may_send()
             running.left -= len(chunk)
-            await self._send(ExchangeResponse(call_id=call_id, part=CompleteResponse(chunk=chunk)))
+            await self._send(ExchangeResponse(call_id=call_id, chunk=chunk))
         self.frames.send(ExchangeResponse(call_id=call_id, last=True))
 
     async def _send(self, message: ExchangeResponse) -> None:
@@ -210,6 +212,6 @@ class _Line:
         self.frames.send(ExchangeResponse(call_id=call_id, error_json=told, last=True))
 
 
-async def _first(answer: Answer) -> CompleteResponse:
+async def _first(call_id: str, answer: Answer) -> ExchangeResponse:
     """Return the head, with the first piece, which is there already."""
-    return CompleteResponse(head=head_of(answer.head, await anext(answer.chunks, b"")))
+    return ExchangeResponse(call_id=call_id, head=head_of(answer.head, await anext(answer.chunks, b"")))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar, cast
 
 from hive_common.kernel.errors import Unavailable
+from hive_common.ops.gathering import Gathering
 from hive_common.rpc.server import MESSAGE_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Frames(asyncio.Protocol, Generic[M]):
         self._took = took
         self._lost = lost
         self.bytes_max = MESSAGE_BYTES_MAX
-        self._transport: asyncio.Transport | None = None
+        self._transport: Gathering | None = None
         self._rest = bytearray()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -62,6 +63,11 @@ class Frames(asyncio.Protocol, Generic[M]):
         if self._transport is not None:
             data = message.SerializeToString()
             self._transport.write(len(data).to_bytes(_LENGTH, "big") + data)
+
+    def flush(self) -> None:
+        """Let go now what was sent: else that is done once for each turn of the loop."""
+        if self._transport is not None:
+            self._transport.flush()
 
     async def drain(self) -> None:
         """Return once the other end has taken most of what was sent.
@@ -86,7 +92,7 @@ class Frames(asyncio.Protocol, Generic[M]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        self._transport = Gathering(cast(asyncio.Transport, transport))  # uvloop's does not derive from it
         self._transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
