@@ -6,9 +6,8 @@ import os
 import time
 from collections.abc import Iterable
 
-import aiohttp
 from hive_common.kernel.errors import HiveError
-from hive_common.ops.telemetry import configure_logging
+from hive_common.ops.logs import configure_logging
 from hive_executor.small_model import NAME
 
 from hive_cli.home import ExecutorEntry, Home, Settings
@@ -51,6 +50,7 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
                 public=wishes.public,
                 ollama_without_key=wishes.ollama_without_key,
                 model_urls=wishes.model_urls,
+                counts_only=wishes.counts_only,
                 small_model=wishes.small_model,
             )
             if settings.public and (problem := problem_of(settings.public)):
@@ -89,18 +89,18 @@ class Supervisor(Running):
         self._executors: tuple[ExecutorEntry, ...] = active_executors(settings, executors)
         self._cache_dir = runtime.default_cache_dir()
 
-    async def _start(self, session: aiohttp.ClientSession) -> str:
+    async def _start(self) -> str:
         started = time.monotonic()
         home, settings = self._home, self._settings
         write_configs(home, settings, self._executors, self._cache_dir)
-        database, nats = self._plan(postgres_spec(home, settings)), self._plan(nats_spec(home, settings, session))
-        services = [self._plan(service_spec(home, settings, name, session)) for name in names.SERVICES]
-        executors = [self._plan(executor_spec(home, one.name, settings.ports, session)) for one in self._executors]
+        database, nats = self._plan(postgres_spec(home, settings)), self._plan(nats_spec(home, settings))
+        services = [self._plan(service_spec(home, settings, name)) for name in names.SERVICES]
+        executors = [self._plan(executor_spec(home, one.name, settings.ports)) for one in self._executors]
         # Loading their code takes longer than anything else here, and needs none of the others.
         for child in (*services, *executors):
             child.start(held=True)
         async with asyncio.TaskGroup() as group:
-            model = group.create_task(self._start_small_model(session))
+            model = group.create_task(self._start_small_model())
             prepared = group.create_task(runtime.prepare(self._cache_dir, self._report))
             group.create_task(self._release_executors(executors, prepared, model))
             log_id = await self._start_servers(database, nats)
@@ -118,9 +118,9 @@ class Supervisor(Running):
         for child in executors:
             await self._ready(child, child.spec.name)
 
-    async def _start_small_model(self, session: aiohttp.ClientSession) -> None:
+    async def _start_small_model(self) -> None:
         if self._settings.models.small:
-            child = self._add(small_model_spec(self._home, self._settings.ports, session))
+            child = self._add(small_model_spec(self._home, self._settings.ports))
             await self._ready(child, f"model {NAME} on port {self._settings.ports[names.SMALL_MODEL]}")
 
     async def _start_servers(self, database: Child, nats: Child) -> str:
@@ -133,7 +133,10 @@ class Supervisor(Running):
                 self._report(Report("done", f"database made in {home.postgres_dir}"))
             database.start()
             await self._ready(database, f"PostgreSQL on port {settings.ports['postgres']}")
-            return await postgres.prepare_database(home, settings)
+            # Loaded here, when everything else is under way.
+            from hive_cli.supervisor.database import prepare_database
+
+            return await prepare_database(home, settings)
 
     def _welcome(self, seconds: float) -> str:
         endpoints, option = self._settings.endpoints, self._option()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.config import load_config
-from hive_common.ops.telemetry import configure_logging
+from hive_common.ops.logs import configure_logging
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")

@@ -1,15 +1,9 @@
-"""Logs as JSON lines, Prometheus metrics, and the loopback server for health and metrics of one process."""
+"""Prometheus metrics, and the loopback server for health and metrics of one process."""
 
-import json
-import logging
-import sys
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
-
-from hive_common.kernel.clock import iso
 
 Check = Callable[[], str | None]
 """Returns None when fine, else one sentence that says what is not."""
@@ -23,32 +17,6 @@ DURATION = Histogram(
 )
 FENCED = Counter("hive_executors_fenced_total", "Executors that flooded a subject, and were not heard for a while")
 IN_FLIGHT = Gauge("hive_requests_in_flight", "Calls that are being handled; open streams and long polls are such")
-
-
-class _JsonFormatter(logging.Formatter):
-    def __init__(self, service: str) -> None:
-        super().__init__()
-        self._service = service
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "ts": iso(int(record.created * 1_000_000)),
-            "level": record.levelname.lower(),
-            "service": self._service,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
-
-
-def configure_logging(service: str, level: str = "INFO") -> None:
-    """Send every log record of this process to stderr as one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(service))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
 class Health:
