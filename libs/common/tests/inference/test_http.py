@@ -604,6 +604,18 @@ async def test_who_reads_slowly_holds_little(certificate: Path, by_tls: bool) ->
         assert pool._idle
 
 
+async def test_who_waits_for_a_body_waits_no_longer_than_it_wants_to() -> None:
+    async with RawServer(answering(head(b"content-length: 9") + b"half")).running() as pool:
+        response = await pool.request("GET", "/")
+        now_s = asyncio.get_running_loop().time()
+        assert await response.read(now_s) == b"half"
+        with pytest.raises(TimeoutError):
+            await response.read(now_s + 0.01)
+        # Nothing is lost by it.
+        assert not pool._idle and pool._all
+        response.close()
+
+
 @pytest.mark.parametrize("framing", [b"content-length: 9", b"transfer-encoding: chunked"])
 async def test_a_body_that_breaks_off_is_given_as_far_as_it_came(framing: bytes) -> None:
     body = b"half" if framing.startswith(b"c") else b"4\r\nhalf\r\n"

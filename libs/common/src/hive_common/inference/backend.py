@@ -177,8 +177,7 @@ class BackEnd:
         try:
             while not is_whole:
                 until_s = min(deadline_s, loop.time() + SILENCE_S_MAX) if has_begun else deadline_s
-                async with asyncio.timeout_at(until_s):
-                    data = await response.read()
+                data = await response.read(until_s)
                 if not data:
                     break
                 events = cutter.feed(data)

@@ -77,18 +77,22 @@ class Response:
                 raise Unavailable(f"{self._url}: {self._fault}", url=self._url)
             await self._more()
 
-    async def read(self) -> bytes:
+    async def read(self, until_s: float | None = None) -> bytes:
         """Return what has come of the body since the last time, and wait where that is nothing; b"" is its end.
+
+        Args:
+            until_s: how long to wait, on the loop's clock.
 
         Raises:
             Unavailable: it broke off. What had come before was returned before.
+            TimeoutError: nothing came until then.
         """
         while not self._pieces:
             if self._is_whole:
                 return b""
             if self._fault:
                 raise Unavailable(f"{self._url}: the answer broke off: {self._fault}", url=self._url)
-            await self._more()
+            await self._more(until_s)
         pieces, self._pieces, self._size = self._pieces, [], 0
         if self._connection is not None:
             self._connection.drained()
@@ -106,12 +110,17 @@ class Response:
             self._connection.leave()
         self._pieces.clear()
 
-    async def _more(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    async def _more(self, until_s: float | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        # For each token of a stream; `asyncio.timeout` costs as much as all the rest of it.
+        timer = None if until_s is None else loop.call_at(until_s, _expire, waiter)
         try:
-            await self._waiter
+            await waiter
         finally:
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -140,6 +149,11 @@ class Response:
         """Note that no more will come of it."""
         self._fault, self._connection = self._fault or fault, None
         self._wake()
+
+
+def _expire(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 class Connection(asyncio.Protocol):
