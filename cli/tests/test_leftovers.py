@@ -11,6 +11,7 @@ import psutil
 import pytest
 from hive_cli.home import Home
 from hive_cli.supervisor.leftovers import end_leftovers
+from hive_cli.supervisor.ports import is_free
 from hive_cli.supervisor.state import InstallationState, ProcessState, created_at, write_state
 
 Run = Callable[..., "subprocess.Popen[bytes]"]
@@ -90,6 +91,21 @@ def test_a_server_gets_a_moment_to_end_in_order(home: Home) -> None:
     server.send_signal(signal.SIGINT)
     assert end_leftovers(home) in (["postgres"], [])
     assert server.wait() in (7, -signal.SIGKILL)
+
+
+def test_what_listened_with_many_threads_has_given_its_port_back(home: Home) -> None:
+    code = (
+        "import socket, threading, time; listener = socket.create_server(('127.0.0.1', 0));"
+        "[threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(200)];"
+        "print(listener.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    for _ in range(10):
+        command = [sys.executable, "-c", code, *supervised(home, "registry")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as registry:
+            assert registry.stdout is not None
+            port = int(registry.stdout.readline())
+            assert end_leftovers(home) == ["registry"]
+            assert is_free(port)
 
 
 def test_one_that_is_stopped_in_its_tracks_is_ended(home: Home, run: Run) -> None:

@@ -99,8 +99,13 @@ def _wait(processes: list[psutil.Process], patience_s: float) -> None:
 
 
 def _is_gone(process: psutil.Process) -> bool:
-    """Say whether it has ended, also where nobody has taken note of that yet."""
+    """Say whether it has ended, also where nobody has taken note of that yet.
+
+    It is a zombie as soon as its first thread has ended, and has its ports until the last one has.
+    """
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        if not process.is_running():
+            return True
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.Error:
         return True
