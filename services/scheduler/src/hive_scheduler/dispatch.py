@@ -354,7 +354,8 @@ class Dispatcher:
             memory_bytes=agent.memory_bytes,
             fuel=agent.fuel,
             index=task.index,
-            pin=job.spec.pin,
+            pin=job.pin,
+            counts_only=job.counts_only,
         )
 
     def _without_schemas(self, agent: AgentRef) -> AgentRef:
