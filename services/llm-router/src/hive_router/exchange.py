@@ -189,7 +189,6 @@ class _Line:
             message = ExchangeResponse(call_id=call_id, chunk=following)
         message.last = True
         self.frames.send(message)
-        self.frames.flush()
 
     async def _stream(self, call_id: str, answer: Answer, running: _Running) -> None:
         """Send pieces as they come, no further ahead than was granted."""

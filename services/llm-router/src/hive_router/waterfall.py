@@ -172,8 +172,9 @@ class Waterfall:
         if streams:
             flight.streamed = True
             return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
-        # Whoever called does not wait until that is written down.
-        asyncio.get_running_loop().call_soon(self._whole_ended, flight, place, first_byte_s, first)
+        # After the next turn of the loop, in which the answer goes: its reader does not wait until it is written down.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._whole_ended, flight, place, first_byte_s, first)
         return RoutedAnswer(head, _pieces(first))
 
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
