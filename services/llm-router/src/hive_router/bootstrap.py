@@ -77,7 +77,8 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         devices = Devices(views, fleet, settings, config.peers.get("scheduler"), key, changed=admission.look_again)
         await process.follow(devices, wake)
 
-        writer, recorder = await process.records(head_announcer(client, wake))
+        # Records of calls are nothing that the fleet is made of.
+        writer, recorder = await process.records(head_announcer(client))
         waterfall = Waterfall(
             fleet,
             admission,
