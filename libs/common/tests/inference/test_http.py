@@ -14,6 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hive_common.inference import http1, http_pool
+from hive_common.inference.backends import BackEnds
+from hive_common.inference.calls import ModelCall
+from hive_common.inference.config import BackEndConfig
 from hive_common.inference.http1 import BUFFER_BYTES_MAX, HEAD_BYTES_MAX, Connection, Response
 from hive_common.inference.http_pool import Pool
 from hive_common.kernel.errors import InvalidArgument, Unavailable
@@ -682,6 +685,41 @@ async def test_over_tls_the_server_is_told_the_name_and_has_to_prove_it(
         made = server.writers[0].get_extra_info("ssl_object")
         assert (names, made.selected_alpn_protocol()) == (["localhost"], "http/1.1")
     assert server.connections == 1
+
+
+async def test_a_back_end_over_https_is_shown_its_key_and_nobody_else_is(certificate: Path, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("secret")
+    key_file.chmod(0o600)
+    seen: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            asked, _ = await request_of(reader)
+            seen.append(asked)
+            body = b'{"data": [{"id": "m"}]}' if b"GET /v1/models " in asked else b'{"choices": []}'
+            writer.write(head(b"content-type: application/json", b"content-length: %d" % len(body)) + body)
+
+    wrong = _certificate(tmp_path / "wrong.pem", "elsewhere")
+    for shown, models in ((certificate, ["m"]), (wrong, [])):
+        seen.clear()
+        async with RawServer(handle, server_context(shown, shown)).running("localhost", str(shown)) as pool:
+            config = BackEndConfig(f"{pool.url}/v1", str(key_file), str(shown))
+            async with BackEnds([config]) as back_ends:
+                assert [model.name for model in back_ends.found] == models
+                for model in models:
+                    call = ModelCall(
+                        id="x",
+                        endpoint="chat",
+                        model=model,
+                        body=b'{"model": "m"}',
+                        stream=False,
+                        deadline_ms=20_000,
+                    )
+                    answer = await back_ends.complete(call)
+                    assert [piece async for piece in answer.chunks] == [b'{"choices": []}']
+        assert all(b"authorization: Bearer secret\r\n" in asked for asked in seen)
+        assert bool(seen) == bool(models)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
