@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import itertools
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -398,6 +399,10 @@ async def test_connections_are_used_again_and_there_are_as_many_as_are_needed() 
     async with server.running() as pool:
         for _ in range(3):
             await asyncio.gather(*(_ok(pool) for _ in range(4)))
+        for connection in pool._all:
+            assert connection._transport is not None
+            made = connection._transport.get_extra_info("socket")
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert server.connections == 4
 
 
