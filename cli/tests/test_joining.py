@@ -19,6 +19,8 @@ from hive_cli.home import Home
 from hive_cli.main import app
 from hive_cli.output import exit_code_of
 from hive_cli.supervisor import ca
+from hive_cli.supervisor.joined import checked, executor_config
+from hive_cli.supervisor.wishes import Wishes
 from hive_common.bus.jwt import read_credentials
 from hive_common.contracts.joining import JoinToken, proof_of
 from hive_common.kernel.errors import HiveError
@@ -152,7 +154,8 @@ def join(home, token, *options):
 
 def test_a_machine_joins_with_a_key_of_its_own(installation, home):
     token = installation.token()
-    code, said = join(home, token, "--slots", "3", "--region", "eu", "--model-url", "http://127.0.0.1:8080/")
+    options = ("--slots", "3", "--region", "eu", "--model-url", "http://127.0.0.1:8080/", "--counts-only")
+    code, said = join(home, token, *options)
     assert code == 0, said
     (body,) = installation.enrolled
     proof = base64.b64decode(body["proof"])
@@ -164,6 +167,7 @@ def test_a_machine_joins_with_a_key_of_its_own(installation, home):
     joined = home.joined()
     assert (joined.executor.id, joined.executor.name) == (installation.answer["executor_id"], NAME)
     assert (joined.slots, joined.labels, joined.model_urls) == (3, {"region": "eu"}, ("http://127.0.0.1:8080",))
+    assert joined.counts_only and executor_config(home, joined).models_counts_only
     assert home.ca_file.exists() == bool(installation.fingerprint)
     assert home.started == [home.root]
 
@@ -310,6 +314,21 @@ def test_status_of_a_joined_home_says_where_it_belongs(installation, home):
     found = json.loads(done.output)
     assert found["joined"]["http"] == installation.url and found["joined"]["name"] == NAME
     assert found["state"] == "stopped"
+
+
+def test_status_of_a_joined_home_names_its_port_of_models_only_while_something_runs(installation, home):
+    assert join(home, installation.token())[0] == 0
+    command = ["status", "--home", str(home.root)]
+    line = f"http://127.0.0.1:{home.ports()['http']}/v1"
+    assert line not in CliRunner().invoke(app, command).output
+    with home.locked():
+        assert line in CliRunner().invoke(app, command).output
+
+
+def test_that_only_counts_are_kept_can_be_taken_back_on_a_joined_machine(installation, home):
+    assert join(home, installation.token())[0] == 0
+    kept = [checked(home, Wishes(counts_only=wish)).counts_only for wish in (None, True, None, False)]
+    assert kept == [False, True, True, False]
 
 
 @pytest.mark.parametrize("option", [["--executors", "2"], ["--no-public"]])

@@ -13,8 +13,9 @@ import psutil
 import psycopg
 import pytest
 from hive_cli.home import Home, Settings
+from hive_cli.supervisor.database import admin_dsn, prepare_database
 from hive_cli.supervisor.plan import postgres_spec
-from hive_cli.supervisor.postgres import admin_dsn, clear_leftovers, ensure_cluster, prepare_database
+from hive_cli.supervisor.postgres import clear_leftovers, ensure_cluster
 from hive_cli.supervisor.process import Child
 from hive_cli.supervisor.provision import provision
 from hive_common.kernel.errors import FailedPrecondition

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hive_cli.supervisor import process
 from hive_cli.supervisor.leash import leashed
 from hive_cli.supervisor.logs import LOG_BYTES_MAX, bound_log, log_tail
 from hive_cli.supervisor.probes import Answer, Probed
@@ -72,6 +73,56 @@ async def test_a_process_that_dies_at_once_is_tried_again_ever_more_slowly(run: 
     await until(lambda: child.restarts >= 4)
     # 0.1 + 0.2 + 0.4 s lie between the first four ends.
     assert time.monotonic() - started >= 0.7
+
+
+async def test_one_that_was_ready_is_tried_again_at_once_however_often_it_died(
+    run: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "HEALTHY_S", 0.0)
+    paused: list[float] = []
+    pause = Child._pause
+
+    async def noted(child: Child, seconds: float) -> None:
+        paused.append(seconds)
+        await pause(child, seconds)
+
+    monkeypatch.setattr(Child, "_pause", noted)
+    child = run(SLEEPER)
+    for count in range(3):
+        await until(lambda: child.snapshot().state == "ready")
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.restarts > count)  # noqa: B023
+    assert set(paused) == {process.BACKOFF_FIRST_S}
+
+
+async def test_a_process_that_is_held_begins_once_it_is_released_and_later_at_once(
+    tmp_path: Path,
+) -> None:
+    began = tmp_path / "began"
+    code = f"import os, pathlib, time; os.read(0, 1); pathlib.Path({str(began)!r}).touch(); time.sleep(60)"
+
+    async def has_begun() -> Probed:
+        return Probed(Answer.READY if began.exists() else Answer.SILENT)
+
+    spec = ProcessSpec("child", [sys.executable, "-c", code], tmp_path / "child.log", has_begun)
+    child = Child(spec, lambda: None, lambda text: None)
+    try:
+        child.start(held=True)
+        await until(lambda: child.pid is not None)
+        held = child.pid
+        assert held is not None
+        os.kill(held, signal.SIGKILL)  # one that dies before is held again
+        await until(lambda: child.pid not in (None, held))
+        assert not began.exists()
+        child.release()
+        await child.is_ready.wait()
+        began.unlink()
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await until(began.exists)
+    finally:
+        await child.stop(patience_s=0.2)
 
 
 async def test_a_superseded_executor_is_left_alone(run: Callable[..., Child]) -> None:

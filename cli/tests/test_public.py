@@ -1,18 +1,21 @@
 """`hive up --public ADDRESS`: which addresses are taken, and what is recorded and written for them."""
 
 import json
+import socket
 
 import pytest
 from hive_cli.commands.installation import _chosen_address
 from hive_cli.home import Home
-from hive_cli.supervisor import public
+from hive_cli.supervisor import ports, public
 from hive_cli.supervisor.configs import write_configs
 from hive_cli.supervisor.nats_conf import render
 from hive_cli.supervisor.provision import provision
-from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import ServiceConfig, load_config
 
 OURS = "192.0.2.7"
+OTHER_LOOPBACK = "127.0.0.2"
+"""Stands for an address of this machine on which something may listen that is not on 127.0.0.1."""
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,27 @@ def test_the_address_is_kept_until_it_is_taken_back(tmp_path):
     again = provision(home, None, public=OURS)
     assert again == first
     assert (home.root / "tls" / "ca.pem").read_text() == ca, "devices know the installation by it"
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "nats"])
+def test_a_port_that_is_taken_at_the_address_is_named_before_anything_is_recorded(tmp_path, name):
+    home = Home(tmp_path / "home")
+    before = provision(home, 1, preferred_ports=False)
+    said = rf"--public: port {before.ports[name]} \({name}\) of {OTHER_LOOPBACK} is taken .*\(\$\.ports\.{name}\)"
+    with socket.create_server((OTHER_LOOPBACK, before.ports[name])):
+        with pytest.raises(FailedPrecondition, match=said):
+            provision(home, None, public=OTHER_LOOPBACK)
+        assert home.settings() == before and not home.ca_file.exists()
+        # On the loopback it is free: without an address nothing is in the way.
+        assert provision(home, None) == before
+    assert provision(home, None, public=OTHER_LOOPBACK).public == OTHER_LOOPBACK
+
+
+def test_a_new_installation_takes_ports_that_are_free_at_its_address_too(tmp_path, monkeypatch):
+    with socket.create_server((OTHER_LOOPBACK, 0)) as other:
+        liked = other.getsockname()[1]
+        monkeypatch.setitem(ports.PREFERRED, "http", liked)
+        assert provision(Home(tmp_path / "home"), 1, public=OTHER_LOOPBACK).ports["http"] != liked
 
 
 def test_nats_listens_outside_only_with_tls(tmp_path):

@@ -26,7 +26,7 @@ class One(Running):
         if line.kind == "ready":
             self._stop.set()
 
-    async def _start(self, session):
+    async def _start(self):
         command = [sys.executable, "-c", f"raise SystemExit({self._code})"]
         spec = ProcessSpec("one", command, self._home.log_file("one"), silent, finals=EXECUTOR_FINALS)
         await self._ready(self._add(spec), "one")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from hive_common.testing.installation import Installation
+from hive_common.testing.scripted import Script, ScriptedModel, ScriptedProcess
+
+from tests.chaos.answers import MODEL, TOKENS, Rig
 
 HERE = Path(__file__).parent
 ROUNDS = int(os.environ.get("HIVE_CHAOS_ROUNDS", "1"))
@@ -59,3 +62,26 @@ def installation(_installation):
 @pytest.fixture(params=range(ROUNDS), ids=lambda number: f"seed{SEED + number}")
 def rng(request):
     return random.Random(SEED + request.param)
+
+
+@pytest.fixture(scope="session")
+def served():
+    """An installation with a model; others that are shared have none."""
+    folder = Path(tempfile.mkdtemp(prefix="hive-answers-"))
+    installation = Installation(folder / "home")
+    try:
+        with ScriptedProcess(folder, Script(models=(ScriptedModel(name=MODEL),), tokens=TOKENS)) as back_end:
+            installation.hive("init", "--free-ports", "--executors", "2")
+            installation.hive("up", "--detach", "--model-url", back_end.url)
+            yield installation, back_end
+    finally:
+        installation.hive("down", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def rig(served):
+    """Where answers are lost."""
+    made = Rig(*served)
+    await made.prepare()
+    return made

@@ -161,6 +161,15 @@ def test_recovery_counts_from_the_kill_to_the_first_task_decided_once_all_is_rea
     assert "nothing was done after it" in told(GOOD, struck=[never])["problems"][0]
 
 
+def test_the_supervisor_counts_from_the_next_start_to_a_job_that_was_submitted_since_and_is_done(told, storm):
+    def killed(at):
+        return told(GOOD, struck=[storm["target"].Strike("kill supervisor", at=at, ready_at=4.0)])
+
+    # The job of this history was acknowledged at 1.0 and ended at 6.0.
+    assert killed(0.5)["recovery_max_s"] == 5.5
+    assert "nothing was done after it" in killed(1.5)["problems"][0]
+
+
 def test_an_executor_is_not_back_before_what_it_held_is_over(told, storm):
     other = [("other", "TaskCreated", {"job": "job"}), assigned(task="other", executor="y")]
     history = [SUBMITTED, CREATED, assigned(), *other, *succeeded(task="other"), SUCCEEDED, DECIDED, ENDED]

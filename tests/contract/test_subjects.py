@@ -25,7 +25,8 @@ def reachable() -> dict[str, type[msgspec.Struct]]:
     waiting = [
         found
         for found in vars(messages).values()
-        if is_struct(found) and found.__module__ == messages.__name__ and found is not messages.Message
+        # What others are made from is described with these.
+        if is_struct(found) and found.__module__ == messages.__name__ and not found.__subclasses__()
     ]
     found: dict[str, type[msgspec.Struct]] = {}
     while waiting:

@@ -49,8 +49,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         pin: where the data of calls may go: `own-devices`, `pool`, `region:<r>` or `any`.
         counts_only: keep no prompt and no completion in the log, only how much was used.
         ollama_without_key: programs of this machine may use the Ollama paths without the key.
-        urls: where servers of models may answer on this machine, or next to it: base URLs, or objects with `url`
-            and the `key_file` of what has to be shown there.
+        urls: where servers of models may answer on this machine, or next to it: base URLs, or objects with `url`,
+            `key_file` with what has to be shown there, and `ca_file` with whom to trust there.
         small: a small real model is served on this machine.
         cloud: calls with the owner's key, and jobs submitted with it, may go to `providers`, within a budget.
     """
@@ -92,6 +92,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         slots: guests that run at the same time; 0 is as many as there are cores.
         labels: for placement.
         model_urls: where servers of models may answer, as in `ModelSettings.urls`; empty takes Ollama's.
+        counts_only: of model calls of this machine no prompt and no answer are kept in the log.
         small_model: a small real model is served on this machine.
         token_public_key: verifies capability tokens of that installation.
         kill_public_key: verifies its kill orders.
@@ -105,6 +106,7 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     slots: int = 0
     labels: dict[str, str] = {}
     model_urls: tuple[str | BackEndConfig, ...] = ()
+    counts_only: bool = False
     small_model: bool = False
     token_public_key: str = ""
     kill_public_key: str = ""

@@ -85,17 +85,7 @@ def trusted_ca(token: JoinToken) -> str:
         FailedPrecondition: the installation has none, or the clocks of both machines are too far apart.
         Unavailable: the installation cannot be reached.
     """
-    # Who answers is not known yet; what is answered is only used if its digest is the one in the token.
-    with httpx.Client(verify=False, trust_env=False, timeout=_TIMEOUT) as client:  # noqa: S501
-        try:
-            with client.stream("GET", f"{token.url}/v1/ca") as response:
-                body = b""
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > CA_BYTES_MAX:
-                        break
-        except httpx.TransportError as error:
-            raise _unreachable(token.url, error) from error
+    response, body = _fetched_ca(token.url)
     if response.status_code != 200:
         raise FailedPrecondition(
             f"{token.url} answers {response.status_code} instead of the certificate of its CA; "
@@ -113,6 +103,26 @@ def trusted_ca(token: JoinToken) -> str:
         )
     _check_clock(response)
     return pem
+
+
+def _fetched_ca(url: str) -> tuple[httpx.Response, bytes]:
+    """Return the answer and the beginning of its body, which is enough to see that it is no certificate."""
+    # Who answers is not known yet; what is answered is only used if its digest is the one in the token.
+    with httpx.Client(verify=False, trust_env=False, timeout=_TIMEOUT) as client:  # noqa: S501
+        try:
+            with client.stream("GET", f"{url}/v1/ca") as response:
+                return response, _beginning(response)
+        except httpx.TransportError as error:
+            raise _unreachable(url, error) from error
+
+
+def _beginning(response: httpx.Response) -> bytes:
+    body = b""
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > CA_BYTES_MAX:
+            break
+    return body
 
 
 def admitted(token: JoinToken, ca: str, name: str) -> Admission:

@@ -32,9 +32,9 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         labels: shown in the capabilities, for placement.
         battery_floor_percent: on battery at or below this, no new attempts are taken.
         model_urls: what may serve models on this device, Ollama or anything that speaks OpenAI's API: base URLs, or
-            objects with `url` and `key_file` where a key has to be shown.
+            objects (`BackEndConfig`) where a key has to be shown or a CA of its own is to be trusted.
         models_port: port of 127.0.0.1 on which programs of this device reach all models; 0: none.
-        models_counts_only: keep no prompts and no answers of calls that this device serves itself.
+        models_counts_only: keep no prompts and no answers of calls that programs and guests of this device make.
         model_calls_max: calls of the pool that run here at once.
         prefetch_max: attempts beyond `slots` that may wait here, so that runners do not idle for a round trip.
         prefetch_ms: only as many are asked for as will start within this time, judged by recent attempts.

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,9 +25,9 @@ async def far() -> ScriptedBackEnd:
         yield back_end
 
 
-async def with_far(places: Places, far: ScriptedBackEnd, *urls: str) -> Place:
+async def with_far(places: Places, far: ScriptedBackEnd, *urls: str, **more: Any) -> Place:
     """Return a device whose router serves what `far` has."""
-    place = await places.make(*urls)
+    place = await places.make(*urls, **more)
     back_ends = BackEnds([far.url])
     await back_ends.open()
     places.ends.append(back_ends.close)
@@ -69,6 +70,16 @@ async def test_where_only_counts_are_kept_no_text_leaves(places: Places, scripte
     await until(lambda: place.router.reports)
     assert (place.router.reports[0].request, place.router.reports[0].response) == (None, None)
     assert place.router.reports[0].completion_tokens == 16
+
+
+@pytest.mark.parametrize(("setting", "asked"), [(True, False), (False, True), (False, False)])
+async def test_that_only_counts_are_kept_goes_to_the_router_with_the_call(
+    places: Places, far: ScriptedBackEnd, setting: bool, asked: bool
+) -> None:
+    place = await with_far(places, far, models_counts_only=setting)
+    wanted = msgspec.structs.replace(call("far"), counts_only=asked)
+    await read((await place.completer.complete(wanted)).chunks)
+    assert [one.counts_only for one in place.router.asked] == [setting or asked]
 
 
 async def test_what_is_too_long_for_a_message_is_stored(places: Places, scripted: ScriptedBackEnd) -> None:

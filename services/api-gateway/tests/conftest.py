@@ -21,6 +21,8 @@ from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
 from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.rpc.frames import Frames
+from hive_common.rpc.rules import KeyRules, rules_of
 from hive_common.rpc.server import RpcServer, key_check
 from hive_common.testing.identities import Issuer
 from hive_gateway.bootstrap import Gateway
@@ -378,6 +380,7 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.rules: list[KeyRules] = []
         self.parts: list[bytes] = [b'{"id": "x", "choices": []}']
         self.error: HiveError | None = None
         self.breaks: HiveError | None = None
@@ -391,6 +394,8 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
 
     async def Complete(self, request, context):
         self.requests.append(request)
+        if context is not None:
+            self.rules.append(rules_of(context.invocation_metadata()))
         if self.error is not None:
             raise self.error
         kind = "text/event-stream" if request.stream else "application/json"
@@ -435,39 +440,61 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
 
 
 class ExchangePeer(models_pb2_grpc.ExchangeServicer):
-    """The same on one stream."""
+    """The same on one connection. What a stream may send is not looked at, but kept in `grants`."""
 
     def __init__(self, models: ModelsPeer) -> None:
         self.models = models
-        self.streams = 0
+        self.connections = 0
+        self.grants: list[int] = []
+        self._server: asyncio.Server | None = None
+        self._open: set[Frames[models_pb2.ExchangeRequest]] = set()
 
-    async def Calls(self, requests, context):
-        self.streams += 1
-        answers: asyncio.Queue[Any] = asyncio.Queue()
+    async def start(self) -> None:
+        self._server = await asyncio.get_running_loop().create_server(self._connected, "127.0.0.1", 0)
+
+    def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for frames in list(self._open):
+            frames.abort()
+
+    async def Open(self, request, context):
+        return models_pb2.OpenResponse(port=self._server.sockets[0].getsockname()[1], ticket=b"ticket")
+
+    def _connected(self) -> Frames[models_pb2.ExchangeRequest]:
         running: dict[str, asyncio.Task[None]] = {}
+        admitted: list[bytes] = []
 
-        async def make(call: Any) -> None:
-            try:
-                async for part in self.models.Complete(call, context):
-                    await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, part=part))
-                await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, last=True))
-            except HiveError as error:
-                told = msgspec.json.encode(body_of(error))
-                await answers.put(models_pb2.ExchangeResponse(call_id=call.call_id, error_json=told, last=True))
+        def took(request: models_pb2.ExchangeRequest) -> None:
+            if not admitted:
+                assert request.ticket == b"ticket"
+                admitted.append(request.ticket)
+            elif request.cancel:
+                running[request.cancel].cancel()
+            elif request.grant:
+                self.grants.append(request.grant_bytes)
+            else:
+                running[request.call.call_id] = asyncio.create_task(self._make(request.call, frames))
 
-        async def read() -> None:
-            async for request in requests:
-                if request.cancel:
-                    running[request.cancel].cancel()
-                else:
-                    running[request.call.call_id] = asyncio.create_task(make(request.call))
+        def lost() -> None:
+            self._open.discard(frames)
+            for task in running.values():
+                task.cancel()
 
-        reader = asyncio.create_task(read())
+        self.connections += 1
+        frames = Frames(models_pb2.ExchangeRequest.FromString, took, lost)
+        self._open.add(frames)
+        return frames
+
+    async def _make(self, call: Any, frames: Frames[Any]) -> None:
         try:
-            while True:
-                yield await answers.get()
-        finally:
-            reader.cancel()
+            async for part in self.models.Complete(call, None):
+                whole = {"head": part.head} if part.HasField("head") else {"chunk": part.chunk}
+                frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, **whole))
+            frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, last=True))
+        except HiveError as error:
+            told = msgspec.json.encode(body_of(error))
+            frames.send(models_pb2.ExchangeResponse(call_id=call.call_id, error_json=told, last=True))
 
 
 class ControlPeer(control_pb2_grpc.ControlServicer):
@@ -545,10 +572,13 @@ class World:
         else:
             models_pb2_grpc.add_ModelsServicer_to_server(self.models, server.server)
             models_pb2_grpc.add_ExchangeServicer_to_server(self.exchange, server.server)
+            await self.exchange.start()
         self.peers[name] = f"127.0.0.1:{await server.start()}"
         self.servers[name] = server
 
     async def stop_peer(self, name: str) -> int:
+        if name == "router":
+            self.exchange.stop()
         await self.servers.pop(name).stop(0)
         return int(self.peers[name].rsplit(":", 1)[1])
 

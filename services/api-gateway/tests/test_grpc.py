@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 
 import grpc
 import grpc.aio
@@ -10,8 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hive_common.kernel.errors import ErrorBody, NotFound
 from hive_common.kernel.ids import new_id
+from hive_common.ops.lifecycle import Stop
 from hive_common.rpc.client import bearer, call
 from hive_common.rpc.errors import TRAILER
+from hive_common.rpc.rules import KeyRules, metadata_of, rules_of
+from hive_gateway.bootstrap import Gateway
 from hive_gateway.grpc_proxy import WITHHELD
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -96,6 +100,22 @@ async def test_every_method_but_health_needs_an_admin_key(world, channel):
 async def test_health_needs_no_key(channel):
     answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_rules_of_a_key_go_with_its_calls_and_cannot_be_made_up(world):
+    rules = {"pin": "own-devices", "counts_only": True}
+    keys = [{"name": "admin", "scope": "admin", "file": world.secret("key-ruled", world.keys["admin"])} | rules]
+    gateway = Gateway(world.config(keys=keys))
+    job = world.jobs.add()
+    request = jobs_pb2.CancelRequest(job_id=job.job_id)
+    forged = metadata_of(KeyRules("pool"))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(gateway.peers.close)
+        await gateway.start(Stop(), stack)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            stub = jobs_pb2_grpc.JobsStub(channel)
+            await stub.Cancel(request, metadata=(*bearer(world.keys["admin"]), *forged))
+    assert rules_of(world.jobs.metadata[-1].items()) == KeyRules(**rules, key="admin")
 
 
 async def test_the_key_stays_here_and_the_caller_cannot_be_made_up(world, channel, key):

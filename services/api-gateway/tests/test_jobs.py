@@ -20,7 +20,7 @@ async def test_submit_answers_201_with_location_and_names_the_caller(world, http
     assert response.headers["Location"] == f"/v1/jobs/{body['job_id']}"
     assert body["existed"] is False and body["position"] > 0
     sent = world.jobs.requests[-1]
-    assert sent.caller == world.caller
+    assert (sent.caller, sent.pin, sent.counts_only) == (world.caller, "any", False)
     assert world.keys["admin"] not in str(world.jobs.metadata)
 
 

@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from hive_common.kernel.errors import PermissionDenied
 from hive_common.rpc.client import bearer, call
+from hive_common.rpc.rules import KeyRules
 from hive_gateway.keys import Caller
 from hive_gateway.rights import USER_METHODS, check_method, check_path
 from hive_proto.agents.v1 import agents_pb2
@@ -53,13 +54,10 @@ async def test_over_grpc_what_a_caller_says_of_its_key_does_not_count(world: Wor
     async with grpc.aio.insecure_channel(f"127.0.0.1:{world.gateway.grpc_port}") as channel:
         stub = models_pb2_grpc.ModelsStub(channel)
         assert [part async for part in stub.Complete(said, metadata=bearer(secret))]
-        said.pin = "any"
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            assert [part async for part in stub.Complete(said, metadata=bearer(secret))]
-        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    (request,) = world.models.requests
-    assert (request.key, request.caller) == ("ci", world.keyring.named("ci").pseudonym)
-    assert (request.pin, request.counts_only, request.cloud) == ("own-devices", True, False)
+    (request,), (rules,) = world.models.requests, world.models.rules
+    assert request.caller == world.keyring.named("ci").pseudonym
+    # Beside the call, where the router looks, and nowhere else.
+    assert rules == KeyRules("pool", counts_only=True, cloud=False, key="ci")
 
 
 async def test_what_the_registry_says_is_kept_for_seconds(world: World) -> None:

@@ -34,10 +34,10 @@ async def test_a_stream_passes_event_by_event(world, http):
     assert world.models.requests[0].stream
 
 
-async def test_whole_answers_share_a_stream_which_is_opened_again_after_it_broke(world, http):
+async def test_calls_share_a_connection_which_is_opened_again_after_it_broke(world, http):
     answers = await asyncio.gather(*(http.post(CHAT, data=BODY) for _ in range(8)))
     assert {await answer.read() for answer in answers} == {world.models.parts[0]}
-    assert world.exchange.streams == 1 and len({answer.headers["x-request-id"] for answer in answers}) == 8
+    assert world.exchange.connections == 1 and len({answer.headers["x-request-id"] for answer in answers}) == 8
     world.models.hold = True
     world.models.answering.clear()
     waiting = asyncio.create_task(http.post(CHAT, data=BODY))
@@ -51,7 +51,17 @@ async def test_whole_answers_share_a_stream_which_is_opened_again_after_it_broke
     async with asyncio.timeout(20):
         while (await http.post(CHAT, data=BODY)).status != 200:
             await asyncio.sleep(0.02)
-    assert world.exchange.streams == 2
+    assert world.exchange.connections == 2
+
+
+async def test_the_router_may_go_on_with_a_stream_as_it_is_read(world, http, eventually):
+    piece = b'data: {"n": "%b"}\n\n' % (b"1" * 50_000)
+    world.models.parts = [piece, piece, piece, b"data: [DONE]\n\n"]
+    world.models.hold = True
+    async with http.post(CHAT, json={"model": "m", "stream": True}) as response:
+        assert await response.content.readexactly(3 * len(piece))
+        await eventually(lambda: sum(world.exchange.grants) >= 2 * len(piece))
+    await eventually(world.models.cancelled.is_set)
 
 
 @pytest.mark.parametrize("breaks", [None, Unavailable("the device is gone")])

@@ -14,6 +14,7 @@ from hive_common.inference.calls import Endpoint
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.rpc.client import call, stream
+from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.scripted import Script, ScriptedBackEnd
 from hive_common.testing.services import key_of, running_service, service_config
@@ -116,6 +117,8 @@ class Router:
         self.nats = nats
         self.folder = Path(config.artifacts_dir).parent
         self.key = key_of(config)
+        self.rules = KeyRules(key="key-1")
+        """Of the key with which calls come."""
         self.channel = channel
         self.stub = models_pb2_grpc.ModelsStub(channel)
 
@@ -126,15 +129,17 @@ class Router:
     def begin(
         self, model: str = "scripted", *, endpoint: Endpoint = "chat", timeout: float = 30, **changes: Any
     ) -> Any:
-        """Begin a call. `body` fields stand in `body`, the rest are fields of the request."""
+        """Begin a call. `body` fields stand in `body`, `key` and `cloud` beside it, the rest in the request."""
         body = {"model": model, "messages": [{"role": "user", "content": "count"}], **changes.pop("body", {})}
         streams = changes.get("stream", False)
         if streams:
             body["stream"] = True
-        fields = {"call_id": new_id(), "caller": "caller-1", "key": "key-1", **changes}
+        beside = {name: changes.pop(name) for name in ("key", "cloud") if name in changes}
+        rules = msgspec.structs.replace(self.rules, **beside)
+        fields = {"call_id": new_id(), "caller": "caller-1", **changes}
         raw = fields.pop("raw", None) or msgspec.json.encode(body)
         request = pb.CompleteRequest(endpoint=endpoint, model=model, body=raw, **fields)
-        return self.stub.Complete(request, metadata=self.key, timeout=timeout)
+        return self.stub.Complete(request, metadata=(*self.key, *metadata_of(rules)), timeout=timeout)
 
     async def complete(self, model: str = "scripted", **changes: Any) -> Answered:
         call_id = changes.setdefault("call_id", new_id())

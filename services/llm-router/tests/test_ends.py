@@ -110,8 +110,12 @@ async def test_tools_go_only_to_a_model_that_has_them(start: Start, back_end: Sc
         tools = [{"type": "function", "function": {"name": "f"}}]
         async with start(model_urls=[without.url, back_end.url]) as router:
             for _ in range(3):
-                await router.complete(body={"tools": tools})
-            assert (len(without.calls), len(back_end.calls)) == (0, 3)
+                answered = await router.complete(body={"tools": tools})
+            await router.complete(body={"functions": [{"name": "f"}]})
+            assert (len(without.calls), len(back_end.calls)) == (0, 4)
+            # It was known before anybody had to refuse.
+            told = (await router.explain(answered.id)).candidates
+            assert [one.rejected for one in told if one.backend == without.url] == ["capability"]
         async with start(model_urls=[without.url]) as router:
             with pytest.raises(InvalidArgument, match="tools"):
                 await router.complete(body={"tools": tools})

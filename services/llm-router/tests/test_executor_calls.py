@@ -100,6 +100,21 @@ async def test_a_guest_may_call_what_its_token_says_and_nothing_else(
         assert msgspec.json.decode(back_end.calls[-1].body)["max_tokens"] == 5
 
 
+async def test_of_a_device_that_keeps_only_counts_no_text_is_recorded(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        kept = []
+        for counts_only in (True, False):
+            asking = await device.ask("scripted", stream=True, counts_only=counts_only).begin()
+            await asking.all()
+            _, event = await log.call(asking.request.call)
+            assert event.completion_tokens == 16
+            kept.append((event.request is not None, event.response is not None))
+        assert kept == [(False, False), (True, True)]
+
+
 async def test_a_device_streams_from_another_device_but_never_from_itself(start: Start, log: Log) -> None:
     async with start() as router, router.device(new_id()) as asks, router.device(new_id()) as serves:
         await joined(router, log, asks, OWN)

@@ -3,8 +3,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from hive_common.kernel.errors import InvalidArgument, NotFound
+from hive_common.kernel.errors import InvalidArgument, NotFound, PermissionDenied
 from hive_common.kernel.ids import new_id
+from hive_common.rpc.rules import KeyRules
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
 
 from .conftest import Log, Router, Start, piece_of
@@ -83,6 +84,19 @@ async def test_counts_only_keeps_no_text(router: Router, log: Log) -> None:
     answered = await router.complete(stream=True, counts_only=True)
     _, event = await log.call(answered.id)
     assert (event.request, event.response, event.completion_tokens) == (None, None, 16)
+
+
+async def test_the_rules_of_a_key_that_come_beside_a_call_hold(
+    start: Start, back_end: ScriptedBackEnd, log: Log
+) -> None:
+    async with start(model_urls=[back_end.url]) as router:
+        router.rules = KeyRules("pool", counts_only=True, key="ci")
+        answered = await router.complete()
+        _, event = await log.call(answered.id)
+        assert (event.key, event.pin, event.request, event.response) == ("ci", "pool", None, None)
+        with pytest.raises(PermissionDenied, match="`pool`"):
+            await router.complete(pin="any")
+        assert len(back_end.calls) == 1
 
 
 async def test_a_call_is_explained_also_after_a_restart(start: Start, back_end: ScriptedBackEnd, log: Log) -> None:

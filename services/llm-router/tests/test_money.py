@@ -20,7 +20,8 @@ from hive_common.kernel.errors import (
 )
 from hive_common.kernel.ids import new_id
 from hive_common.kernel.money import NANO_PER_USD
-from hive_common.rpc.client import call
+from hive_common.rpc.client import call, stream
+from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_common.testing.scripted import Generation, Script, ScriptedBackEnd, ScriptedModel
 from hive_proto.models.v1 import models_pb2 as pb
 
@@ -215,6 +216,17 @@ async def test_who_may_not_is_told_why_by_name(
         assert caught.value.fields["reason"] == reason
         explained = await router.explain(call_id)
         assert [(one.backend, one.rejected) for one in explained.candidates] == [("cloud:acme", reason)]
+    assert not acme.requests
+
+
+async def test_what_a_call_itself_says_of_its_key_does_not_count(paid: Paid, acme: ScriptedBackEnd) -> None:
+    async with paid() as router:
+        said = pb.CompleteRequest(
+            call_id=new_id(), endpoint="chat", model="big-1", body=b'{"model": "big-1"}', key="owner", cloud=True
+        )
+        beside = metadata_of(KeyRules(key="key-1"))
+        with pytest.raises(PermissionDenied, match="key `key-1` may not use providers"):
+            await anext(stream(router.stub.Complete(said, metadata=(*router.key, *beside))))
     assert not acme.requests
 
 

@@ -99,9 +99,11 @@ class Control:
     async def submit(self, document: dict[str, Any], **fields: Any) -> str:
         return (await self.submit_full(document, **fields)).job_id
 
-    async def submit_full(self, document: dict[str, Any], **fields: Any) -> jobs_pb2.SubmitResponse:
+    async def submit_full(
+        self, document: dict[str, Any], metadata: tuple[Any, ...] = (), **fields: Any
+    ) -> jobs_pb2.SubmitResponse:
         request = jobs_pb2.SubmitRequest(document_json=msgspec.json.encode(document), caller="me", **fields)
-        return await call(self.jobs.Submit(request, metadata=bearer(KEY), timeout=REQUEST_S))
+        return await call(self.jobs.Submit(request, metadata=(*bearer(KEY), *metadata), timeout=REQUEST_S))
 
     async def watch(self, job_id: str, from_position: int = 0) -> list[jobs_pb2.JobEvent]:
         """Return every event of a job; ends when the job has."""

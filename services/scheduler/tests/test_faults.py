@@ -164,6 +164,7 @@ async def test_an_attempt_in_hand_is_not_sent_again(cluster, control, one_step):
 async def test_an_older_session_is_told_that_it_is_superseded(cluster, control):
     old = await cluster.executor("one", {}, start=False)
     new = old.restarted()
+    assert (await old.pull(old.pull_request())).assignments == ()
     pending = asyncio.create_task(old.pull(old.pull_request()))
     await asyncio.sleep(0.1)
     taken_over = asyncio.create_task(new.pull(new.pull_request()))

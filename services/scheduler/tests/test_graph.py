@@ -7,8 +7,9 @@ import msgspec
 import pytest
 from hive_common.artifacts.manifest import AgentManifest
 from hive_common.contracts import values
-from hive_common.kernel.errors import Conflict, ErrorBody, InvalidArgument, NotFound
+from hive_common.kernel.errors import Conflict, ErrorBody, InvalidArgument, NotFound, PermissionDenied
 from hive_common.rpc.client import bearer, call
+from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
 from .conftest import KEY, Failure
@@ -260,6 +261,35 @@ async def test_a_job_whose_models_may_be_nowhere_is_refused(cluster, control, on
     total = {**task, "agent": "total@1.0.0"}
     done = await control.finish(await control.submit({**document, "tasks": [total]}))
     assert (done.state, seen) == ("succeeded", ["own-devices"])
+
+
+async def test_the_rules_of_the_key_come_with_the_assignment_and_the_document_only_narrows_them(
+    cluster, control, one_step
+):
+    seen = []
+
+    def run(assignment, given):
+        seen.append((assignment.pin, assignment.counts_only))
+        return {}
+
+    await cluster.executor("one", {"total": run})
+    task = {**one_step["tasks"][0], "agent": "total@1.0.0", "input": {}}
+    document = {**one_step, "tasks": [task], "output": None}
+    # By the gateway for many at once, and beside a call that it passes on as it is.
+    await control.finish(await control.submit(document, pin="pool", counts_only=True))
+    beside = metadata_of(KeyRules("own-devices", counts_only=True))
+    for given in ({}, {"pin": "own-devices"}):
+        await control.finish(
+            await control.submit({**document, "models": {"pin": "pool"}}, metadata=beside, **given)
+        )
+    await control.finish(await control.submit(document))
+    assert seen == [("pool", True), ("own-devices", True), ("own-devices", True), ("any", False)]
+    with pytest.raises(PermissionDenied, match="`own-devices`"):
+        await control.submit(document, metadata=beside, pin="any")
+    with pytest.raises(
+        PermissionDenied, match=r"\Amodels\.pin: .*the key that submits the job pins to `own-devices`"
+    ):
+        await control.submit({**document, "models": {"pin": "region:eu"}}, metadata=beside)
 
 
 async def test_an_attempt_that_was_denied_a_permission_is_not_retried(cluster, control, one_step):

@@ -137,10 +137,21 @@ def keys_of(assignments):
 
 
 async def test_a_pull_without_work_is_answered_within_a_third_of_the_lease(bench):
+    await bench.pull()
     pull = bench.pull()
+    await bench.settled()
+    assert not pull.done()
     await bench.pass_time(LEASE_MS // 3)
     reply = await pull
     assert (reply.assignments, reply.lease_ms) == ((), LEASE_MS)
+
+
+async def test_whoever_has_only_just_come_gets_a_lease_at_once(bench):
+    for session in ("s1", "s2"):
+        pull = bench.pull(session=session)
+        await bench.settled()
+        reply = await pull
+        assert (reply.assignments, reply.lease_ms) == ((), LEASE_MS)
 
 
 async def test_an_assignment_leaves_only_after_its_commit(bench):

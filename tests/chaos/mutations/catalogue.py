@@ -20,6 +20,10 @@ TOKENS = "libs/common/src/hive_common/permissions/tokens.py"
 HTTP = "executor/src/hive_executor/host/http.py"
 KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
 EXECUTOR = "executor/src/hive_executor/bootstrap.py"
+RESPONDER = "libs/common/src/hive_common/bus/nats.py"
+CHUNKS = "libs/common/src/hive_common/inference/chunks.py"
+EXECUTOR_CALLS = "services/llm-router/src/hive_router/executor_calls.py"
+SELECTION = "services/llm-router/src/hive_router/domain/selection.py"
 
 FENCE = "services/scheduler/tests/domain/test_fence.py"
 LAWS = "services/scheduler/tests/domain/test_laws.py"
@@ -414,5 +418,56 @@ MUTATIONS = (
             "services/audit/tests/test_tampering.py"
             "::test_an_event_rewritten_with_its_hash_breaks_the_link_behind_it",
         ),
+    ),
+    Mutation(
+        "reply prefix, services: an answer goes wherever the request says",
+        6,
+        RESPONDER,
+        'if message.reply.startswith(inbox_prefix(executor) + "."):',
+        "if message.reply:",
+        (
+            "libs/common/tests/bus/test_nats.py"
+            "::test_a_reply_subject_outside_of_the_callers_inbox_is_never_published_to",
+        ),
+    ),
+    Mutation(
+        "reply prefix, router: the answer of a model goes wherever the call says",
+        6,
+        EXECUTOR_CALLS,
+        'if not reply.startswith(inbox_prefix(executor) + "."):',
+        "if not reply:",
+        ("services/llm-router/tests/test_executor_calls.py::test_a_reply_subject_of_somebody_else_is_dropped",),
+    ),
+    Mutation(
+        "pin: data goes to whatever device has the model",
+        7,
+        SELECTION,
+        "    (REASON_PIN, _pin),\n",
+        "",
+        (
+            "services/llm-router/tests/domain/test_selection.py",
+            "services/llm-router/tests/test_pool_calls.py"
+            "::test_pinned_to_own_devices_nothing_is_sent_anywhere_without_one",
+        ),
+    ),
+    Mutation(
+        "streams: a piece that is missing is not missed",
+        8,
+        CHUNKS,
+        "        if chunk.sequence != self._sequence:\n            return self.fail(",
+        "        if False:\n            return self.fail(",
+        (
+            "libs/common/tests/inference/test_chunks.py"
+            "::test_a_gap_ends_the_stream_in_an_error_event_and_tells_the_sender",
+            "services/llm-router/tests/test_pool_calls.py::test_a_gap_ends_the_stream_with_an_error",
+        ),
+    ),
+    Mutation(
+        "streams: a device sends as far ahead as it likes",
+        4,
+        CHUNKS,
+        "if self._credit < 0 or self._buffered_bytes > BUFFERED_BYTES_MAX:",
+        "if False:",
+        ("libs/common/tests/inference/test_chunks.py::test_a_sender_that_floods_is_not_heard_any_more",),
     ),
 )

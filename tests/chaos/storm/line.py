@@ -135,8 +135,8 @@ def _may_end(kind: str, data: dict[str, Any], expected: str) -> bool:
 
 
 def killed(strike: Strike) -> bool:
-    """Say whether the fault was `kill -9` of one process that has a supervisor to bring it back."""
-    return strike.kind.startswith("kill ") and strike.kind != "kill supervisor"
+    """Say whether the fault was `kill -9` of one process."""
+    return strike.kind.startswith("kill ")
 
 
 def recoveries(
@@ -145,8 +145,9 @@ def recoveries(
     """Return, for each fault, the seconds until it had passed, None where it never did.
 
     It has passed when every process is ready again, what was killed as a new one, *and* work has been done
-    since: a submit was acknowledged where the gateway was hit, a task was decided otherwise. Where an executor
-    was hit, every attempt that it held has its end, too.
+    since: a submit was acknowledged where the gateway was hit, a job that was submitted later was done where the
+    supervisor was, a task was decided otherwise. Where an executor was hit, every attempt that it held has its end,
+    too.
     """
     return [(strike, _recovery(records, history, strike)) for strike in struck]
 
@@ -156,6 +157,8 @@ def _recovery(records: Sequence[Record], history: History, strike: Strike) -> fl
         return None
     if strike.kind == "kill gateway":
         times = [record.acknowledged_at for record in records if record.acknowledged_at is not None]
+    elif strike.kind == "kill supervisor":
+        times = _done(records, history, strike.at)
     else:
         times = history.decided_at
     passed = min((ts for ts in times if ts >= strike.ready_at), default=None)
@@ -168,6 +171,13 @@ def _recovery(records: Sequence[Record], history: History, strike: Strike) -> fl
         if attempt.executor == strike.executor and attempt.at < strike.at < (attempt.over_at or math.inf)
     )
     return max(passed, *held, strike.at) - strike.at
+
+
+def _done(records: Sequence[Record], history: History, after: float) -> list[float]:
+    """Return when jobs ended that were acknowledged after some time."""
+    taken = [record for record in records if (record.acknowledged_at or 0) > after]
+    jobs = [history.jobs[job_id] for record in taken for job_id in record.jobs if job_id in history.jobs]
+    return [job.ends[0].ts for job in jobs if job.ends]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

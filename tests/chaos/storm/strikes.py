@@ -137,15 +137,17 @@ class Strikes:
         return struck if stopped and died else None
 
     async def _kill_supervisor(self) -> Strike | None:
-        """Everything goes with it; `hive up` goes on where the log stands."""
-        struck = Strike("kill supervisor", time.time())
+        """Everything goes with it; `hive up` goes on where the log stands. What counts is from that on."""
         hit = kill(self._processes.state()["supervisor_pid"])
+        struck = Strike("kill supervisor", time.time())
         await self._up_again(struck)
         return struck if hit else None
 
     async def _up_again(self, struck: Strike) -> None:
         await asyncio.to_thread(self._installation.up, executors=self._target.executors)
         struck.ready_at = time.time()
+        # What it takes until a job is done is measured without the proxies: for them, processes start anew.
+        await self._target.progress.job_done()
         await self._wires.lay()
 
     # --- SIGSTOP, slow disks -------------------------------------------------------------------------------

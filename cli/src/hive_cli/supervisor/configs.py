@@ -7,15 +7,15 @@ from typing import Any
 
 import psutil
 from hive_common.control import keys as kill_keys
-from hive_common.eventlog.roles import role_of
-from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, write_config
+from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig, read_secret, role_of, write_config
 from hive_common.permissions.tokens import public_key
 from hive_executor.config import ExecutorConfig
 
 from hive_cli.author_keys import AUTHOR
 from hive_cli.author_keys import public_key as public_key_of
 from hive_cli.home import ExecutorEntry, Home, Settings, providers_of
-from hive_cli.supervisor import ca, names
+from hive_cli.model_servers import Urls
+from hive_cli.supervisor import certificates, names
 from hive_cli.supervisor.identities import credentials_name, issue, registry_settings, trust
 from hive_cli.supervisor.nats_conf import render, store_bytes
 from hive_cli.supervisor.network import LOOPBACK, Network
@@ -28,7 +28,7 @@ from hive_cli.supervisor.provision import (
     write_private,
 )
 from hive_cli.supervisor.public import listened, nats_for_others, nats_host, url_for_others
-from hive_cli.supervisor.small_model import Urls, with_small_model, write_small_model
+from hive_cli.supervisor.small_model import with_small_model, write_small_model
 
 OWNER_KEY = "owner"
 
@@ -70,7 +70,7 @@ def _nats(home: Home, settings: Settings, network: Network) -> str:
         store_dir=home.nats_dir,
         trust=trust(home),
         # In containers the store is a volume of its own, which only the server sees.
-        tls=ca.files(home, names.NATS) if settings.public else None,
+        tls=certificates.files(home, names.NATS) if settings.public else None,
         engine_network=network.by_name,
         store_bytes_max=None if network.by_name else store_bytes(shutil.disk_usage(home.nats_dir).free, stored),
     )
@@ -138,7 +138,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
 
 
 def _doors(home: Home, settings: Settings) -> dict[str, Any]:
-    own = ca.files(home, names.GATEWAY)
+    own = certificates.files(home, names.GATEWAY)
     return {
         "ca_file": str(home.ca_file),
         "tls": {

@@ -18,9 +18,9 @@ from hive_common.kernel.errors import HiveError
 from hive_cli.home import ExecutorEntry, Home, Settings, find_home
 from hive_cli.supervisor import names
 from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.database import prepare_database
 from hive_cli.supervisor.identities import OPERATOR, SIGNING, credentials_name, service_identities
 from hive_cli.supervisor.network import CONTAINERS
-from hive_cli.supervisor.postgres import prepare_database
 from hive_cli.supervisor.provision import (
     POSTGRES_ADMIN,
     SERVICE_KEY,

@@ -5,7 +5,6 @@ import dataclasses
 import time
 from collections.abc import Iterable
 
-import aiohttp
 import msgspec
 import psutil
 from hive_common.kernel.errors import InvalidArgument
@@ -63,7 +62,11 @@ def checked(home: Home, wishes: Wishes) -> JoinedSettings:
 
 
 def _wanted(settings: JoinedSettings, wishes: Wishes) -> JoinedSettings:
-    changes = {"model_urls": wishes.model_urls, "small_model": wishes.small_model}
+    changes = {
+        "model_urls": wishes.model_urls,
+        "counts_only": wishes.counts_only,
+        "small_model": wishes.small_model,
+    }
     wanted = msgspec.structs.replace(
         settings, **{name: value for name, value in changes.items() if value is not None}
     )
@@ -89,6 +92,7 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         models_port=settings.ports.get(MODELS, 0),
         token_public_key=settings.token_public_key,
         kill_public_key=settings.kill_public_key,
+        models_counts_only=settings.counts_only,
     )
     urls = with_small_model(settings.model_urls, settings.ports, settings.small_model)
     return msgspec.structs.replace(config, model_urls=urls) if urls else config
@@ -107,7 +111,7 @@ class JoinedSupervisor(Running):
         super().__init__(home, report)
         self._settings = settings
 
-    async def _start(self, session: aiohttp.ClientSession) -> str:
+    async def _start(self) -> str:
         started = time.monotonic()
         home, settings = self._home, self._settings
         for folder in (home.config_dir, home.executor_dir(EXECUTOR)):
@@ -115,14 +119,16 @@ class JoinedSupervisor(Running):
         await asyncio.to_thread(write_config, home.config_file(EXECUTOR), executor_config(home, settings))
         if settings.small_model:
             write_small_model(home, settings.ports)
-            model = self._add(small_model_spec(home, settings.ports, session))
+            model = self._add(small_model_spec(home, settings.ports))
+        spec = executor_spec(home, EXECUTOR, settings.ports)
+        executor = self._plan(dataclasses.replace(spec, ready_s=READY_S, essential=False))
+        executor.start(held=True)
         await runtime.prepare(runtime.default_cache_dir(), self._report)
         if settings.small_model:
             # An executor looks for models when it starts.
             await self._ready(model, f"model {NAME} on port {settings.ports[names.SMALL_MODEL]}")
-        spec = executor_spec(home, EXECUTOR, settings.ports, session)
-        spec = dataclasses.replace(spec, ready_s=READY_S, essential=False)
-        await self._ready(self._add(spec), f"executor {settings.executor.name} ({settings.executor.id})")
+        executor.release()
+        await self._ready(executor, f"executor {settings.executor.name} ({settings.executor.id})")
         seconds = time.monotonic() - started
         return (
             f"{settings.executor.name} works for {settings.gateway}, ready after {seconds:.1f} s\n"

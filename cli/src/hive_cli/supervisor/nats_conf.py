@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hive_common.ops.tls import check_listener
 
-from hive_cli.supervisor.ca import Files
+from hive_cli.supervisor.certificates import Files
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 STORE_BYTES_MIN = 64 * 1024 * 1024

@@ -1,5 +1,6 @@
 """Where the processes of an installation listen, and how they reach each other."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hive_cli.supervisor import names, ports
@@ -31,14 +32,16 @@ class Network:
         """Return the host at which others reach `process`."""
         return process if self.by_name else self.listen
 
-    def pick_ports(self, wanted: list[str], taken: dict[str, int], *, preferred: bool = True) -> dict[str, int]:
+    def pick_ports(
+        self, wanted: list[str], taken: dict[str, int], *, preferred: bool = True, addresses: Iterable[str] = ()
+    ) -> dict[str, int]:
         """Return a port for each of `wanted`, as `ports.pick` does; on hosts of their own, the usual ones.
 
         Raises:
             Unavailable: no free port was found.
         """
         if not self.by_name:
-            return ports.pick(wanted, taken, preferred=preferred)
+            return ports.pick(wanted, taken, preferred=preferred, addresses=addresses)
         return {name: _container_port(name) for name in wanted}
 
 

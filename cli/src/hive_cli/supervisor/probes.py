@@ -5,9 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 
-import aiohttp
 import msgspec
-import psycopg
 
 HOST = "127.0.0.1"
 ANSWER_S = 2.0
@@ -37,9 +35,7 @@ class _Readiness(msgspec.Struct):
 Probe = Callable[[], Awaitable[Probed]]
 
 
-def http_probe(
-    session: aiohttp.ClientSession, port: int, path: str = "/readyz", good_enough: str | None = None
-) -> Probe:
+def http_probe(port: int, path: str = "/readyz", good_enough: str | None = None) -> Probe:
     """Return a probe of an HTTP server: 200 is ready, another status is alive, no answer is silence.
 
     With `good_enough`, an answer that has this text in it is ready as well.
@@ -48,15 +44,30 @@ def http_probe(
 
     async def probe() -> Probed:
         try:
-            async with session.get(url, timeout=aiohttp.ClientTimeout(total=ANSWER_S)) as response:
-                text = await response.text()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return Probed(Answer.SILENT, f"{url}: {error or type(error).__name__}")
-        if response.status == 200 or (good_enough is not None and good_enough in text):
+            async with asyncio.timeout(ANSWER_S):
+                status, text = await _get(port, path)
+        except (OSError, ValueError) as error:
+            return Probed(Answer.SILENT, f"{url}: {str(error) or type(error).__name__}")
+        if status == 200 or (good_enough is not None and good_enough in text):
             return Probed(Answer.READY)
         return Probed(Answer.UNREADY, _problems_in(text))
 
     return probe
+
+
+async def _get(port: int, path: str) -> tuple[int, str]:
+    """Return status and body. Raises ValueError where the answer is none.
+
+    A supervisor asks nothing else over HTTP, and every `up` would wait for a library to load.
+    """
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {HOST}:{port}\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    _, status, *_ = head.split(maxsplit=2)
+    return int(status), body.decode(errors="replace")
 
 
 def _problems_in(text: str) -> str:
@@ -72,6 +83,8 @@ def postgres_probe(dsn: Callable[[], str]) -> Probe:
     """Return a probe of PostgreSQL. Recovery after a crash counts as alive."""
 
     async def probe() -> Probed:
+        import psycopg  # an `up` has other things to do before
+
         try:
             async with asyncio.timeout(ANSWER_S * 2):
                 conn = await psycopg.AsyncConnection.connect(dsn(), connect_timeout=2)

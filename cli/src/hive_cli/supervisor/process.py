@@ -19,13 +19,14 @@ log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
-HEALTHY_S = 30.0
-"""A process that lived this long is restarted at once again."""
+HEALTHY_S = 2.0
+"""A process that was ready for so long is restarted at once again."""
 
 READY_S = 90.0
 STOP_S = 10.0
 START_SILENCE_S = 60.0
 PROBE_START_S = 0.1
+PROBE_UNREADY_S = 0.25
 PROBE_S = 2.0
 LOG_CHECK_S = 30.0
 CANNOT_START = 127
@@ -111,6 +112,8 @@ class Child:
         self._on_restart = on_restart
         self._on_final = on_final
         self._stopping = asyncio.Event()
+        self._released = asyncio.Event()
+        self._ready_since: float | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -124,10 +127,22 @@ class Child:
         """Return what `hive status` shows."""
         return ProcessState(self.spec.name, self._state, self.pid, self.restarts, self._created, self._problem)
 
-    def start(self) -> asyncio.Task[None]:
-        """Start it, and keep it running until `stop`. The task fails only where a start is impossible."""
+    def start(self, *, held: bool = False) -> asyncio.Task[None]:
+        """Start it, and keep it running until `stop`. The task fails only where a start is impossible.
+
+        Args:
+            held: one of our own processes loads its code, and begins with `release`.
+        """
+        if not held:
+            self._released.set()
         self._task = asyncio.create_task(self._keep_running(), name=self.spec.name)
         return self._task
+
+    def release(self) -> None:
+        """Let a process that was held begin."""
+        self._released.set()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
 
     async def stop(self, patience_s: float = STOP_S) -> None:
         """Ask it to end, wait, and kill it when it does not."""
@@ -154,7 +169,7 @@ class Child:
         backoff_s = BACKOFF_FIRST_S
         try:
             while not self._stopping.is_set():
-                started = time.monotonic()
+                self._ready_since = None
                 try:
                     code = await self._run_once()
                 except OSError as error:
@@ -171,7 +186,7 @@ class Child:
                     self._change(*self.final)
                     self._on_final(self)
                     return
-                if time.monotonic() - started >= HEALTHY_S:
+                if self._was_healthy():
                     backoff_s = BACKOFF_FIRST_S
                 self.restarts += 1
                 self._change("restarting", f"ended with {describe_exit(code)}")
@@ -181,6 +196,9 @@ class Child:
         finally:
             self.has_ended.set()
         self._change("stopped", "")
+
+    def _was_healthy(self) -> bool:
+        return self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_S
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -196,7 +214,7 @@ class Child:
         with self.spec.log_file.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL if self._released.is_set() else asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 cwd="/",
@@ -207,6 +225,8 @@ class Child:
         self._process = process
         self._created = created_at(process.pid)
         self._change("starting", "")
+        if self._released.is_set():
+            self.release()  # it may have been meanwhile
         watch = asyncio.create_task(self._watch(process))
         try:
             return await process.wait()
@@ -215,6 +235,7 @@ class Child:
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        await self._released.wait()
         answered_at = ready_at = log_checked_at = time.monotonic()
         has_answered = has_been_ready = False
         while True:
@@ -234,7 +255,7 @@ class Child:
             if now - log_checked_at > LOG_CHECK_S:
                 bound_log(self.spec.log_file)
                 log_checked_at = now
-            await asyncio.sleep(PROBE_S if has_been_ready else PROBE_START_S)
+            await asyncio.sleep(_pause_after(probed.answer, has_been_ready))
 
     def _overdue(self, silent_s: float, silence_max_s: float, unready_s: float, has_been_ready: bool) -> str:
         if silent_s > silence_max_s:
@@ -246,6 +267,8 @@ class Child:
 
     def _note(self, probed: Probed, has_been_ready: bool) -> None:
         if probed.answer is Answer.READY:
+            if self._ready_since is None:
+                self._ready_since = time.monotonic()
             self._change("ready", "")
             self.is_ready.set()
         elif has_been_ready:
@@ -259,6 +282,13 @@ class Child:
         if is_news:
             self._told = (state, self.pid)
             self._on_change()
+
+
+def _pause_after(answer: Answer, has_been_ready: bool) -> float:
+    """Return how soon to ask again: others wait for one that is not ready."""
+    if not has_been_ready:
+        return PROBE_START_S
+    return PROBE_S if answer is Answer.READY else PROBE_UNREADY_S
 
 
 def describe_exit(code: int) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import msgspec
 from hive_common.kernel.errors import InvalidArgument
-from rich.console import Console
-from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Kind = Literal["begin", "done", "note", "ready", "failed"]
 
@@ -31,8 +32,9 @@ _STYLES: dict[Kind, str] = {
 }
 
 
-def to_console(console: Console) -> Reporter:
+def to_console(console: "Console") -> Reporter:
     """Return a reporter that prints."""
+    from rich.markup import escape  # a detached supervisor prints nothing
 
     def report(line: Report) -> None:
         console.print(_STYLES[line.kind].format(escape(line.text)), highlight=False, soft_wrap=True)

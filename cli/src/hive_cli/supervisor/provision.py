@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
+from hive_common.inference.config import BackEndConfig
 from hive_common.inference.providers import check_providers
 from hive_common.kernel.errors import FailedPrecondition
 from hive_common.kernel.ids import new_id
@@ -40,7 +41,8 @@ def provision(
     *,
     public: str | None = None,
     ollama_without_key: bool | None = None,
-    model_urls: tuple[str, ...] | None = None,
+    model_urls: tuple[str | BackEndConfig, ...] | None = None,
+    counts_only: bool | None = None,
     small_model: bool | None = None,
     preferred_ports: bool = True,
     network: Network = LOOPBACK,
@@ -53,6 +55,7 @@ def provision(
         public: parsed address under which other machines connect; None is as last time, empty for none.
         ollama_without_key: whether the Ollama paths need no key on this machine; None is as last time.
         model_urls: where servers of models may answer; None is as last time.
+        counts_only: whether the log keeps no prompt and no answer; None is as last time.
         small_model: whether a small real model is served here; None is as last time.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
@@ -69,7 +72,12 @@ def provision(
         ports.check_recorded(_listened(known, executors), home.settings_file)
     if public is None:
         public = known.public if known else ""
-    wished = {"ollama_without_key": ollama_without_key, "urls": model_urls, "small": small_model}
+    wished = {
+        "ollama_without_key": ollama_without_key,
+        "urls": model_urls,
+        "counts_only": counts_only,
+        "small": small_model,
+    }
     models = msgspec.structs.replace(
         known.models if known else ModelSettings(),
         **{name: value for name, value in wished.items() if value is not None},
@@ -78,7 +86,13 @@ def provision(
         require_small_model()
     if known is not None:
         check_providers(providers_of(known, home), f"{home.settings_file}: providers")
-    settings = _settle(home, known, executors, models, public, preferred_ports, network)
+    addresses: tuple[str, ...] = ()
+    if public and not network.by_name:
+        from hive_cli.supervisor.public import listened
+
+        addresses = listened(public)
+    settings = _settle(home, known, executors, models, public, preferred_ports, network, addresses)
+    ports.check_public(settings.ports, addresses, home.settings_file)
     if public:
         # Loaded where it is used: every command passes here, and few need the cryptography.
         from hive_cli.supervisor.ca import ensure_certificates
@@ -130,6 +144,7 @@ def _settle(
     public: str,
     preferred_ports: bool,
     network: Network,
+    addresses: tuple[str, ...],
 ) -> Settings:
     entries = list(known.executors if known else ())
     missing = range(len(entries) + 1, (executors or 1) + 1)
@@ -137,7 +152,7 @@ def _settle(
     recorded = dict(known.ports) if known else {}
     wanted = names.port_names([entry.name for entry in entries], small_model=models.small)
     missing_ports = [name for name in wanted if name not in recorded]
-    recorded |= network.pick_ports(missing_ports, recorded, preferred=preferred_ports)
+    recorded |= network.pick_ports(missing_ports, recorded, preferred=preferred_ports, addresses=addresses)
     return Settings(
         owner=known.owner if known else new_id(),
         endpoints=_endpoints(home, recorded, network, public),

@@ -9,8 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-import aiohttp
-import psycopg
 from hive_common.kernel.errors import DeadlineExceeded, FailedPrecondition, HiveError
 
 from hive_cli.home import Home, find_home
@@ -46,7 +44,7 @@ class Running(ABC):
         self._save_again: asyncio.TimerHandle | None = None
 
     @abstractmethod
-    async def _start(self, session: aiohttp.ClientSession) -> str:
+    async def _start(self) -> str:
         """Start everything, and return what to tell the user once it is ready."""
 
     @abstractmethod
@@ -64,27 +62,26 @@ class Running(ABC):
         """Start everything, watch it, and return once everything has ended."""
         self._handle_signals()
         code = 1
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-            starting = asyncio.create_task(self._start(session))
-            stopping = asyncio.create_task(self._stop.wait())
-            try:
-                await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if self._failure or not starting.done():
-                    why = self._failure or "stopped before everything was ready"
-                    self._report(Report("failed", why))
-                elif (error := starting.exception()) is not None:
-                    self._report(Report("failed", self._explain(error)))
-                else:
-                    self._report(Report("ready", starting.result()))
-                    self._state = "ready"
-                    self._save()
-                    await stopping
-                    code = self._ended()
-            finally:
-                for task in (starting, stopping):
-                    task.cancel()
-                await asyncio.gather(starting, stopping, return_exceptions=True)
-                await self._shut_down()
+        starting = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure or not starting.done():
+                why = self._failure or "stopped before everything was ready"
+                self._report(Report("failed", why))
+            elif (error := starting.exception()) is not None:
+                self._report(Report("failed", self._explain(error)))
+            else:
+                self._report(Report("ready", starting.result()))
+                self._state = "ready"
+                self._save()
+                await stopping
+                code = self._ended()
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+            await self._shut_down()
         return code
 
     def _ended(self) -> int:
@@ -99,9 +96,14 @@ class Running(ABC):
         return "" if find_home(None).root == self._home.root else f" --home {self._home.root}"
 
     def _add(self, spec: ProcessSpec) -> Child:
+        child = self._plan(spec)
+        child.start()
+        return child
+
+    def _plan(self, spec: ProcessSpec) -> Child:
+        """Take a process up among the others, without starting it."""
         child = Child(spec, self._save, self._on_restart, self._ended_for_good)
         self._children[spec.name] = child
-        child.start()
         return child
 
     def _on_restart(self, text: str) -> None:
@@ -137,6 +139,8 @@ class Running(ABC):
         self._report(Report("done", title))
 
     def _explain(self, error: BaseException) -> str:
+        import psycopg
+
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         match error:

@@ -1,7 +1,6 @@
 """`run/state.json`: the processes of a home as its supervisor sees them, for `hive status`."""
 
 import logging
-import time
 
 import msgspec
 import psutil
@@ -62,39 +61,3 @@ def created_at(pid: int) -> float:
         return psutil.Process(pid).create_time()
     except psutil.Error:
         return 0.0
-
-
-def end_leftovers(home: Home, patience_s: float = 10.0) -> list[str]:
-    """Wait for what an earlier supervisor left behind, kill what does not go, and return the killed names.
-
-    A supervisor that was killed takes its processes along within seconds; this is for the next `up` that comes
-    sooner, and for a process that was stopped in its tracks.
-    """
-    state = read_state(home)
-    left = {entry.name: found for entry in (state.services if state else ()) if (found := _alive(entry))}
-    until = time.monotonic() + patience_s
-    while left and time.monotonic() < until:
-        time.sleep(0.05)
-        left = {name: process for name, process in left.items() if process.is_running() and not _zombie(process)}
-    for process in left.values():
-        process.kill()
-    psutil.wait_procs(list(left.values()), timeout=5)
-    return list(left)
-
-
-def _alive(entry: ProcessState) -> psutil.Process | None:
-    if entry.pid is None:
-        return None
-    try:
-        process = psutil.Process(entry.pid)
-        same = abs(process.create_time() - entry.created) < 1.0
-    except psutil.Error:
-        return None
-    return process if same and not _zombie(process) else None
-
-
-def _zombie(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return True

@@ -6,23 +6,23 @@ import os
 import time
 from collections.abc import Iterable
 
-import aiohttp
 from hive_common.kernel.errors import HiveError
-from hive_common.ops.telemetry import configure_logging
+from hive_common.ops.logs import configure_logging
 from hive_executor.small_model import NAME
 
 from hive_cli.home import ExecutorEntry, Home, Settings
 from hive_cli.supervisor import names, postgres, runtime
 from hive_cli.supervisor.configs import write_configs
 from hive_cli.supervisor.joined import JoinedSupervisor, checked
+from hive_cli.supervisor.leftovers import end_leftovers
 from hive_cli.supervisor.logs import bound_log
 from hive_cli.supervisor.plan import executor_spec, nats_spec, postgres_spec, service_spec
+from hive_cli.supervisor.process import Child
 from hive_cli.supervisor.progress import Report, Reporter
 from hive_cli.supervisor.provision import active_executors, provision, write_private
 from hive_cli.supervisor.public import problem_of, url_for_others
 from hive_cli.supervisor.running import Running
 from hive_cli.supervisor.small_model import small_model_spec
-from hive_cli.supervisor.state import end_leftovers
 from hive_cli.supervisor.wishes import Wishes
 
 
@@ -40,8 +40,8 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
         with home.locked():
             _log_to(home)
             write_private(home.pid_file, f"{os.getpid()}\n")
-            for name in end_leftovers(home):
-                report(Report("note", f"{name} of an earlier supervisor still ran and was killed"))
+            if ended := end_leftovers(home):
+                report(Report("note", f"of an earlier supervisor there still ran: {', '.join(ended)}; ended"))
             if home.is_joined():
                 return asyncio.run(JoinedSupervisor(home, checked(home, wishes), report).run())
             settings = provision(
@@ -50,6 +50,7 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
                 public=wishes.public,
                 ollama_without_key=wishes.ollama_without_key,
                 model_urls=wishes.model_urls,
+                counts_only=wishes.counts_only,
                 small_model=wishes.small_model,
             )
             if settings.public and (problem := problem_of(settings.public)):
@@ -88,41 +89,54 @@ class Supervisor(Running):
         self._executors: tuple[ExecutorEntry, ...] = active_executors(settings, executors)
         self._cache_dir = runtime.default_cache_dir()
 
-    async def _start(self, session: aiohttp.ClientSession) -> str:
+    async def _start(self) -> str:
         started = time.monotonic()
         home, settings = self._home, self._settings
         write_configs(home, settings, self._executors, self._cache_dir)
-        if await asyncio.to_thread(postgres.ensure_cluster, home):
-            self._report(Report("done", f"database made in {home.postgres_dir}"))
+        database, nats = self._plan(postgres_spec(home, settings)), self._plan(nats_spec(home, settings))
+        services = [self._plan(service_spec(home, settings, name)) for name in names.SERVICES]
+        executors = [self._plan(executor_spec(home, one.name, settings.ports)) for one in self._executors]
+        # Loading their code takes longer than anything else here, and needs none of the others.
+        for child in (*services, *executors):
+            child.start(held=True)
         async with asyncio.TaskGroup() as group:
-            model = group.create_task(self._start_small_model(session))
+            model = group.create_task(self._start_small_model())
             prepared = group.create_task(runtime.prepare(self._cache_dir, self._report))
-            await self._start_servers(session)
-            log_id = await postgres.prepare_database(home, settings)
+            group.create_task(self._release_executors(executors, prepared, model))
+            log_id = await self._start_servers(database, nats)
             self._report(Report("done", f"event log {log_id}"))
-            for name in names.SERVICES:
-                child = self._add(service_spec(home, settings, name, session))
-                group.create_task(self._ready(child, name))
-            await prepared
-            # An executor looks for models when it starts.
-            await model
-            for entry in self._executors:
-                child = self._add(executor_spec(home, entry.name, settings.ports, session))
-                group.create_task(self._ready(child, entry.name))
+            for child in services:
+                child.release()
+                group.create_task(self._ready(child, child.spec.name))
         return self._welcome(time.monotonic() - started)
 
-    async def _start_small_model(self, session: aiohttp.ClientSession) -> None:
+    async def _release_executors(self, executors: list[Child], *first: asyncio.Task[None]) -> None:
+        """Let executors begin: not before Python is there, and models, for which they look when they start."""
+        await asyncio.gather(*first)
+        for child in executors:
+            child.release()
+        for child in executors:
+            await self._ready(child, child.spec.name)
+
+    async def _start_small_model(self) -> None:
         if self._settings.models.small:
-            child = self._add(small_model_spec(self._home, self._settings.ports, session))
+            child = self._add(small_model_spec(self._home, self._settings.ports))
             await self._ready(child, f"model {NAME} on port {self._settings.ports[names.SMALL_MODEL]}")
 
-    async def _start_servers(self, session: aiohttp.ClientSession) -> None:
-        ports = self._settings.ports
-        database = self._add(postgres_spec(self._home, self._settings))
-        nats = self._add(nats_spec(self._home, self._settings, session))
+    async def _start_servers(self, database: Child, nats: Child) -> str:
+        """Start PostgreSQL and NATS, and return the id of the log once everybody may use both."""
+        home, settings = self._home, self._settings
+        nats.start()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._ready(database, f"PostgreSQL on port {ports['postgres']}"))
-            group.create_task(self._ready(nats, f"NATS on port {ports['nats']}"))
+            group.create_task(self._ready(nats, f"NATS on port {settings.ports['nats']}"))
+            if await asyncio.to_thread(postgres.ensure_cluster, home):
+                self._report(Report("done", f"database made in {home.postgres_dir}"))
+            database.start()
+            await self._ready(database, f"PostgreSQL on port {settings.ports['postgres']}")
+            # Loaded here, when everything else is under way.
+            from hive_cli.supervisor.database import prepare_database
+
+            return await prepare_database(home, settings)
 
     def _welcome(self, seconds: float) -> str:
         endpoints, option = self._settings.endpoints, self._option()

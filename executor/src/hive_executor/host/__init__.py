@@ -70,10 +70,12 @@ def granted(assignment: Assignment, permissions: Permissions, means: Means) -> C
         PermissionDenied: job and manifest pin data to places that exclude each other.
     """
     whose = Of(assignment.job, assignment.task, assignment.attempt, assignment.token)
-    return allowed(permissions, means, whose, assignment.pin)
+    return allowed(permissions, means, whose, assignment.pin, assignment.counts_only)
 
 
-def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") -> Capabilities:
+def allowed(
+    permissions: Permissions, means: Means, whose: Of, pin: str = "", counts_only: bool = False
+) -> Capabilities:
     """Return the capabilities that permissions allow.
 
     Args:
@@ -81,6 +83,7 @@ def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") ->
         means: of this device.
         whose: who has them.
         pin: of the job: where the data of its model calls may go.
+        counts_only: of the job: of these no prompt and no completion are kept.
 
     Raises:
         PermissionDenied: as `granted`.
@@ -91,6 +94,7 @@ def allowed(permissions: Permissions, means: Means, whose: Of, pin: str = "") ->
             means.completer,
             model,
             pin=narrowest(pin or PIN_ANY, model.pin),
+            counts_only=counts_only,
             job=whose.job,
             task=whose.task,
             attempt=whose.attempt,

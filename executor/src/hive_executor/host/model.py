@@ -45,6 +45,7 @@ class ModelAccess:
         completer: serves the calls.
         permission: what the manifest asks for.
         pin: where the data may go.
+        counts_only: keep no prompt and no completion.
         job, task, attempt, token: on whose account; empty and 0 for a try-out.
 
     Attributes:
@@ -57,6 +58,7 @@ class ModelAccess:
         permission: ModelPermission,
         *,
         pin: str = PIN_ANY,
+        counts_only: bool = False,
         job: str = "",
         task: str = "",
         attempt: int = 0,
@@ -65,6 +67,7 @@ class ModelAccess:
         self._completer = completer
         self._permission = permission
         self._pin = pin
+        self._counts_only = counts_only
         self._job = job
         self._task = task
         self._attempt = attempt
@@ -98,6 +101,7 @@ class ModelAccess:
             stream=False,
             deadline_ms=left_ms,
             pin=self._pin,
+            counts_only=self._counts_only,
             job=self._job,
             task=self._task,
             attempt=self._attempt,

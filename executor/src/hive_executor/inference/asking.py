@@ -73,6 +73,7 @@ class RouterWay:
             pin=call.pin,
             tokens_max=call.tokens_max,
             token=call.token,
+            counts_only=call.counts_only,
         )
         return await self._ask(request, call.body, call.deadline_ms / 1000)
 

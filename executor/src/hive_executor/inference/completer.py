@@ -34,10 +34,17 @@ class DeviceCompleter:
         router: the way to those of others.
         reports: takes down what was served here.
         region: of this device; empty where it is not told.
+        counts_only: of no call of this device prompt and completion are kept, here or anywhere.
     """
 
     def __init__(
-        self, executor_id: str, own: BackEnds, router: Completer, reports: Reports, region: str = ""
+        self,
+        executor_id: str,
+        own: BackEnds,
+        router: Completer,
+        reports: Reports,
+        region: str = "",
+        counts_only: bool = False,
     ) -> None:
         self._head = (LOCAL, executor_id)
         self._executor_id = executor_id
@@ -45,10 +52,13 @@ class DeviceCompleter:
         self._router = router
         self._reports = reports
         self._region = region
+        self._counts_only = counts_only
         self._looked_s = 0.0
 
     async def complete(self, call: ModelCall) -> Answer:
         """Begin a call; see `Completer`."""
+        if self._counts_only:
+            call = msgspec.structs.replace(call, counts_only=True)
         failure: HiveError | None = None
         if self._may_stay(call) and self._own.serving(call.model):
             watched = self._reports.begun(call)

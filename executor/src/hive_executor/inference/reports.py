@@ -34,13 +34,11 @@ class CallReports:
 
     Args:
         link: to the control plane.
-        counts_only: keep no prompt and no completion.
         store: keeps what is too long for a message.
     """
 
-    def __init__(self, link: Link, counts_only: bool, store: Callable[[bytes], Awaitable[str]]) -> None:
+    def __init__(self, link: Link, store: Callable[[bytes], Awaitable[str]]) -> None:
         self._link = link
-        self._counts_only = counts_only
         self._store = store
         self._subject = call_subject(link.executor_id, SUBJECT)
         self._waiting: deque[Finished] = deque()
@@ -54,7 +52,7 @@ class CallReports:
 
     def begun(self, call: ModelCall) -> Watched:
         """Note that a call begins here; the result sees its answer."""
-        return Watched(call, self._counts_only, self.take)
+        return Watched(call, self.take)
 
     def take(self, finished: Finished) -> None:
         """Take a call that has ended. Returns at once."""

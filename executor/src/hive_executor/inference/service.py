@@ -31,10 +31,15 @@ class DeviceModels:
     def __init__(self, config: ExecutorConfig, link: Link, store: Callable[[bytes], Awaitable[str]]) -> None:
         self._back_ends = BackEnds(config.model_urls)
         self._way = RouterWay(link)
-        self._reports = CallReports(link, config.models_counts_only, store)
+        self._reports = CallReports(link, store)
         self._taker = Taker(link, self._back_ends, config.model_calls_max)
         self.completer = DeviceCompleter(
-            config.executor_id, self._back_ends, self._way, self._reports, config.labels.get("region", "")
+            config.executor_id,
+            self._back_ends,
+            self._way,
+            self._reports,
+            region=config.labels.get("region", ""),
+            counts_only=config.models_counts_only,
         )
         """Serves guests and programs of this device."""
         self._port = LoopbackPort(self.completer, config.owner, config.models_port) if config.models_port else None

@@ -1,31 +1,21 @@
 """The loopback port on which this machine's programs reach all models without a key."""
 
 import asyncio
-import contextlib
 import logging
 import socket
-from collections.abc import Iterator
 from typing import Final
 
-import uvicorn
 from hive_common.inference.calls import Completer
 from hive_common.inference.exchange import App, Caller
 from hive_common.inference.surfaces import loopback_surfaces
+from hive_common.ops.http_server import Server
 
 log = logging.getLogger(__name__)
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 512
 TRY_AGAIN_S: Final = 2.0
-KEEP_ALIVE_S: Final = 75
 GRACE_S: Final = 2
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: `Stop` has them."""
-        yield
 
 
 class LoopbackPort:
@@ -46,20 +36,7 @@ class LoopbackPort:
     async def run(self) -> None:
         """Serve for ever. Ends only by being cancelled."""
         listener = await self._listener()
-        server = _Server(
-            uvicorn.Config(
-                self._app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
+        server = Server(self._app, GRACE_S)
         serving = asyncio.create_task(server.serve([listener]), name="models port")
         try:
             await asyncio.shield(serving)

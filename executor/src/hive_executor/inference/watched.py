@@ -41,16 +41,15 @@ class Watched(AsyncGenerator[bytes, None]):
 
     Args:
         call: as it came.
-        counts_only: keep no prompt and no completion.
         finished: is told once it has ended.
 
     Attributes:
         call: as the back end gets it; a stream is asked for its usage.
     """
 
-    def __init__(self, call: ModelCall, counts_only: bool, finished: Callable[[Finished], None]) -> None:
+    def __init__(self, call: ModelCall, finished: Callable[[Finished], None]) -> None:
         self._asked = call
-        self._keeps = not counts_only and not call.counts_only
+        self._keeps = not call.counts_only
         self._finished = finished
         self._started_s = time.perf_counter()
         self._first_byte_ms = 0

@@ -169,6 +169,14 @@ async def test_nobody_there_is_unavailable_at_once_and_silence_is_a_deadline(con
         await bus.request(client, hello_subject(executor), Greeting(), HelloReply, 0.2)
 
 
+async def test_a_connection_that_is_gone_cannot_settle(connect: Connect) -> None:
+    client = await connect()
+    await bus.settled(client)
+    await client.close()
+    with pytest.raises(Unavailable, match="NATS"):
+        await bus.settled(client)
+
+
 async def test_an_answer_that_does_not_fit_is_said_to(connect: Connect) -> None:
     executor, service = new_id(), await connect()
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-import uvicorn
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.exchange import App, Caller
 from hive_common.inference.surfaces import loopback_surfaces
+from hive_common.ops.http_server import Server
 from hive_common.testing.scripted import Script, ScriptedBackEnd, ScriptedModel
 
 CHAT = ScriptedModel(name="scripted")
@@ -28,12 +28,10 @@ class World:
 async def served(app: App) -> AsyncIterator[str]:
     """Serve an application; its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
+    server = Server(app, grace_s=1)
     # Without `serve`, which looks for signals every 100 ms, and ends no sooner.
+    config = server.config
     config.load()
-    server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup(sockets=[listener])
     try:

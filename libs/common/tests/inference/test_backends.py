@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hive_common.inference import backends
+from hive_common.inference import backend, backends
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.calls import Answer, Endpoint, ModelCall
 from hive_common.inference.config import BackEndConfig
@@ -129,7 +129,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(scripted: ScriptedBac
 async def test_a_stream_that_falls_silent_ends_in_an_error_event(
     scripted: ScriptedBackEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "SILENCE_S_MAX", 0.05)
+    monkeypatch.setattr(backend, "SILENCE_S_MAX", 0.05)
     scripted.play(hang_after=5)
     async with BackEnds([scripted.url]) as back_ends:
         stream = await whole(await back_ends.complete(call(stream=True)))

@@ -1,12 +1,15 @@
 """What serves models tells about them, each kind in its own way."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
-import aiohttp
 import pytest
 from hive_common.contracts.events import Model
+from hive_common.inference.abilities import lacking
 from hive_common.inference.backends import BackEnds
-from hive_common.inference.discovery import Discovery, may
+from hive_common.inference.discovery import Discovery, base_url
+from hive_common.inference.http_pool import Pool
 from hive_common.ops.embedded import free_port
 from hive_common.testing.scripted import ScriptedBackEnd, ScriptedModel
 
@@ -17,9 +20,18 @@ MODELS = (
 )
 
 
+@contextlib.contextmanager
+def looking_at(url: str) -> Iterator[Discovery]:
+    pool = Pool(base_url(url))
+    try:
+        yield Discovery(pool)
+    finally:
+        pool.close()
+
+
 async def discovered(url: str) -> tuple[Model, ...] | None:
-    async with aiohttp.ClientSession() as session:
-        return await Discovery(url).models(session)
+    with looking_at(url) as discovery:
+        return await discovery.models()
 
 
 async def test_ollama_tells_everything(scripted: ScriptedBackEnd) -> None:
@@ -45,7 +57,7 @@ async def test_llama_cpp_tells_its_context_and_its_template_whether_it_takes_too
     scripted.play(flavour="llama.cpp", models=(ScriptedModel(name="smol", context_tokens=2048, tools=tools),))
     (smol,) = await discovered(scripted.url) or ()
     assert (smol.backend, smol.context_tokens, smol.size_bytes, smol.loaded) == ("llama.cpp", 2048, 1_000_000, True)
-    assert may(smol, "tools") is tools
+    assert lacking(smol, ("tools",)) == ([] if tools else ["tools"])
 
 
 async def test_vllm_tells_its_context(scripted: ScriptedBackEnd) -> None:
@@ -58,25 +70,24 @@ async def test_any_other_server_of_the_api_tells_names(scripted: ScriptedBackEnd
     found = (Model("beta:1b", "openai", loaded=True),)
     assert await discovered(scripted.url) == found
     assert await discovered(f"{scripted.url}/v1/") == found
-    assert may(found[0], "tools")
+    assert not lacking(found[0], ("completion", "embedding", "tools"))
 
 
 async def test_it_is_kept_current_and_a_server_is_not_asked_for_what_it_does_not_have(
     scripted: ScriptedBackEnd,
 ) -> None:
     scripted.play(models=MODELS[:1])
-    async with aiohttp.ClientSession() as session:
-        discovery = Discovery(scripted.url)
-        assert [model.name for model in await discovery.models(session) or ()] == ["beta:1b"]
+    with looking_at(scripted.url) as discovery:
+        assert [model.name for model in await discovery.models() or ()] == ["beta:1b"]
         scripted.requests.clear()
         scripted.play(models=MODELS[1:2])
-        assert [model.name for model in await discovery.models(session) or ()] == ["alpha:2b"]
+        assert [model.name for model in await discovery.models() or ()] == ["alpha:2b"]
         assert [request.path for request in scripted.requests] == ["/v1/models"]
-        scripted.play(flavour="ollama")
-        discovery = Discovery(scripted.url)
-        await discovery.models(session)
+    scripted.play(flavour="ollama")
+    with looking_at(scripted.url) as discovery:
+        await discovery.models()
         scripted.requests.clear()
-        await discovery.models(session)
+        await discovery.models()
         assert [request.path for request in scripted.requests] == ["/api/tags", "/api/ps"]
 
 
@@ -107,3 +118,21 @@ async def test_who_watches_hears_of_models_that_come_and_go_and_of_nothing_else(
         watching.cancel()
         await asyncio.wait({watching})
     assert seen == [["new", "scripted"], []]
+
+
+@pytest.mark.parametrize(
+    ("backend", "abilities", "lacks"),
+    [
+        ("vllm", (), []),
+        ("ollama", ("completion",), ["tools"]),
+        ("ollama", ("embedding",), ["completion", "tools"]),
+        ("llama.cpp", ("completion", "tools"), []),
+        ("lm-studio", ("completion", "tools"), ["embedding"]),
+        ("lm-studio", (), []),
+    ],
+)
+def test_what_a_model_lacks_is_known_where_what_serves_it_tells(
+    backend: str, abilities: tuple[str, ...], lacks: list[str]
+) -> None:
+    model = Model(name="m", backend=backend, abilities=abilities)
+    assert lacking(model, ("tools", "embedding", "completion")) == lacks

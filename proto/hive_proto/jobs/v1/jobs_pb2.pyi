@@ -95,6 +95,8 @@ class SubmitRequest(_message.Message):
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    COUNTS_ONLY_FIELD_NUMBER: _builtins.int
     document_json: _builtins.bytes
     """the job document (apiVersion: hive/v1, kind: Job)"""
     input_json: _builtins.bytes
@@ -104,6 +106,10 @@ class SubmitRequest(_message.Message):
     idempotency_key: _builtins.str
     caller: _builtins.str
     """pseudonym of who submits; set by the gateway from the key"""
+    pin: _builtins.str
+    """where model calls of its guests may go, besides what the document says; empty is `any`"""
+    counts_only: _builtins.bool
+    """keep no prompt and no completion of their calls"""
     def __init__(
         self,
         *,
@@ -112,10 +118,12 @@ class SubmitRequest(_message.Message):
         input_digest: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
         caller: _builtins.str = ...,
+        pin: _builtins.str = ...,
+        counts_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "document_json", b"document_json", "idempotency_key", b"idempotency_key", "input_digest", b"input_digest", "input_json", b"input_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "counts_only", b"counts_only", "document_json", b"document_json", "idempotency_key", b"idempotency_key", "input_digest", b"input_digest", "input_json", b"input_json", "pin", b"pin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

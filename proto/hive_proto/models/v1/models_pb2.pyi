@@ -297,16 +297,63 @@ class ReturnUnaccountedRequest(_message.Message):
 Global___ReturnUnaccountedRequest: _TypeAlias = ReturnUnaccountedRequest  # noqa: Y015
 
 @_typing.final
+class OpenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenRequest: _TypeAlias = OpenRequest  # noqa: Y015
+
+@_typing.final
+class OpenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """on the host that answers this"""
+    ticket: _builtins.bytes
+    """to be shown there once, within seconds"""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenResponse: _TypeAlias = OpenResponse  # noqa: Y015
+
+@_typing.final
 class ExchangeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    GRANT_BYTES_FIELD_NUMBER: _builtins.int
     deadline_ms: _builtins.int
     """what is left for the call"""
     cancel: _builtins.str
     """in place of a call: the id of one that nobody waits for any more"""
+    ticket: _builtins.bytes
+    """in place of a call: of `Open`; before all others"""
+    grant: _builtins.str
+    """in place of a call: the id of a stream that may send `grant_bytes` more"""
+    grant_bytes: _builtins.int
     @_builtins.property
     def call(self) -> Global___CompleteRequest: ...
     def __init__(
@@ -315,10 +362,13 @@ class ExchangeRequest(_message.Message):
         call: Global___CompleteRequest | None = ...,
         deadline_ms: _builtins.int = ...,
         cancel: _builtins.str = ...,
+        ticket: _builtins.bytes = ...,
+        grant: _builtins.str = ...,
+        grant_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "deadline_ms", b"deadline_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "deadline_ms", b"deadline_ms", "grant", b"grant", "grant_bytes", b"grant_bytes", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,28 +379,32 @@ class ExchangeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: _builtins.int
-    PART_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     ERROR_JSON_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     last: _builtins.bool
     error_json: _builtins.bytes
     """hive_common.kernel.errors.ErrorBody: what ended the call in place of its last part"""
+    chunk: _builtins.bytes
+    """as of Models.Complete, in order; of a stream no further ahead than was granted"""
     @_builtins.property
-    def part(self) -> Global___CompleteResponse:
-        """as of Models.Complete, in order"""
+    def head(self) -> Global___CompleteHead:
+        """first of all, with the first piece of the body"""
 
     def __init__(
         self,
         *,
         call_id: _builtins.str = ...,
-        part: Global___CompleteResponse | None = ...,
         last: _builtins.bool = ...,
         error_json: _builtins.bytes = ...,
+        head: Global___CompleteHead | None = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error_json", b"error_json", "last", b"last", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "chunk", b"chunk", "error_json", b"error_json", "head", b"head", "last", b"last"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,7 +588,6 @@ class CompleteHead(_message.Message):
     ROUTE_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
-    WHOLE_FIELD_NUMBER: _builtins.int
     status: _builtins.int
     content_type: _builtins.str
     route: _builtins.str
@@ -543,8 +596,6 @@ class CompleteHead(_message.Message):
     """id of the device that serves the call"""
     chunk: _builtins.bytes
     """the first piece of the body"""
-    whole: _builtins.bool
-    """that piece is all of it, and nothing is awaited any more"""
     def __init__(
         self,
         *,
@@ -553,11 +604,10 @@ class CompleteHead(_message.Message):
         route: _builtins.str = ...,
         executor: _builtins.str = ...,
         chunk: _builtins.bytes = ...,
-        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "executor", b"executor", "route", b"route", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -367,8 +367,11 @@ class Models:
 
 
 class ExchangeStub:
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
     def __init__(self, channel):
@@ -377,19 +380,22 @@ class ExchangeStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Calls = channel.stream_stream(
-                '/hive.models.v1.Exchange/Calls',
-                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.SerializeToString,
-                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.FromString,
+        self.Open = channel.unary_unary(
+                '/hive.models.v1.Exchange/Open',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.OpenRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.OpenResponse.FromString,
                 _registered_method=True)
 
 
 class ExchangeServicer:
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
-    def Calls(self, request_iterator, context):
+    def Open(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -398,10 +404,10 @@ class ExchangeServicer:
 
 def add_ExchangeServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Calls': grpc.stream_stream_rpc_method_handler(
-                    servicer.Calls,
-                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.FromString,
-                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.SerializeToString,
+            'Open': grpc.unary_unary_rpc_method_handler(
+                    servicer.Open,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.OpenRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.OpenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -412,12 +418,15 @@ def add_ExchangeServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Exchange:
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
     @staticmethod
-    def Calls(request_iterator,
+    def Open(request,
             target,
             options=(),
             channel_credentials=None,
@@ -427,12 +436,12 @@ class Exchange:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
+        return grpc.experimental.unary_unary(
+            request,
             target,
-            '/hive.models.v1.Exchange/Calls',
-            hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeRequest.SerializeToString,
-            hive__proto_dot_models_dot_v1_dot_models__pb2.ExchangeResponse.FromString,
+            '/hive.models.v1.Exchange/Open',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.OpenRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.OpenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -136,35 +136,44 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ExchangeStub:
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExchangeAsyncStub: ...
-    Calls: _grpc.StreamStreamMultiCallable[_models_pb2.ExchangeRequest, _models_pb2.ExchangeResponse]
+    Open: _grpc.UnaryUnaryMultiCallable[_models_pb2.OpenRequest, _models_pb2.OpenResponse]
 
 @_typing.type_check_only
 class ExchangeAsyncStub(ExchangeStub):
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Calls: _aio.StreamStreamMultiCallable[_models_pb2.ExchangeRequest, _models_pb2.ExchangeResponse]  # type: ignore[assignment]
+    Open: _aio.UnaryUnaryMultiCallable[_models_pb2.OpenRequest, _models_pb2.OpenResponse]  # type: ignore[assignment]
 
 class ExchangeServicer(metaclass=_abc_1.ABCMeta):
-    """Many calls on one stream, for the gateway: what gRPC takes for a call of its own is more than all else of a call
-    whose answer is whole. Served by the router, not published.
+    """The way of the gateway to the router for calls of models: one connection for all of them. Served by the router, not
+    published. gRPC only opens it: a message on a stream of gRPC takes longer than all else that the router does for a
+    call. On the connection goes, in both directions, a length of four bytes, the first the highest, and a message of so
+    many bytes: `ExchangeRequest` to the router, `ExchangeResponse` back. The first one carries the ticket. What is open
+    when the connection ends is cancelled.
     """
 
     @_abc_1.abstractmethod
-    def Calls(
+    def Open(
         self,
-        request_iterator: _MaybeAsyncIterator[_models_pb2.ExchangeRequest],
+        request: _models_pb2.OpenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_models_pb2.ExchangeResponse], _abc.AsyncIterator[_models_pb2.ExchangeResponse]]: ...
+    ) -> _typing.Union[_models_pb2.OpenResponse, _abc.Awaitable[_models_pb2.OpenResponse]]: ...
 
 def add_ExchangeServicer_to_server(servicer: ExchangeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

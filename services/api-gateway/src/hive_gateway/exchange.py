@@ -1,41 +1,179 @@
-"""Calls to the router whose answers are whole, on one stream: a gRPC call for each takes longer than all else."""
+"""Calls to the router on one connection: a call of gRPC for each takes longer than all else."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final
 
-import grpc.aio
 import msgspec
 from hive_common.inference.calls import Head
-from hive_common.kernel.errors import ErrorBody, HiveError, Unavailable
+from hive_common.kernel.errors import ErrorBody, HiveError, Internal
+from hive_common.rpc.frames import Frames
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.models.v1.models_pb2 import CompleteRequest, ExchangeRequest, ExchangeResponse
 
-from hive_gateway.peers import Peer
+from hive_gateway.peers import UNARY_S, Peer
 
-_Requests = asyncio.Queue[models_pb2.ExchangeRequest]
+GRANT_BYTES: Final = 64 * 1024
+"""Of a stream that were read since the last grant; the router is told then that it may send as many more."""
+
+_decode_error = msgspec.json.Decoder(ErrorBody).decode
 
 
-class _Pending:
-    """A call that waits for its answer."""
+class Incoming(AsyncGenerator[bytes, None]):
+    """The answer to one call, as it comes; its `chunks`, once `begun`.
 
-    __slots__ = ("chunks", "done", "head")
+    A class, since a generator function that was never begun would run no `finally`.
 
-    def __init__(self) -> None:
-        self.head = Head(0, "")
-        self.chunks: list[bytes] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    Args:
+        call_id: of the call.
+        is_stream: it is read piece by piece, and no more comes than is read.
+        send: sends to the router.
+        left: is called once, when nothing more is wanted of it.
+    """
 
-    def take(self, part: models_pb2.CompleteResponse) -> None:
-        """Take a part of the answer."""
-        if part.WhichOneof("part") == "head":
-            head = part.head
-            self.head = Head(head.status, head.content_type, head.route, head.executor)
-            self.chunks.append(head.chunk)
-        else:
-            self.chunks.append(part.chunk)
+    __slots__ = (
+        "_call_id",
+        "_chunks",
+        "_error",
+        "_head",
+        "_is_over",
+        "_is_stream",
+        "_left",
+        "_read",
+        "_send",
+        "_wake",
+    )
+
+    def __init__(
+        self,
+        call_id: str,
+        is_stream: bool,
+        send: Callable[[ExchangeRequest], None],
+        left: Callable[[str], None],
+    ) -> None:
+        self._call_id = call_id
+        self._is_stream = is_stream
+        self._send = send
+        self._left = left
+        self._chunks: list[bytes] = []
+        self._read = 0
+        self._head: Head | None = None
+        self._error: HiveError | None = None
+        self._is_over = False
+        self._wake: asyncio.Future[None] | None = None
+
+    def take(self, message: ExchangeResponse) -> None:
+        """Take what came."""
+        if message.error_json:
+            return self.fail(_decode_error(message.error_json).raised())
+        chunk = message.chunk
+        if self._head is None and message.HasField("head"):
+            head = message.head
+            self._head = Head(head.status, head.content_type, head.route, head.executor)
+            chunk = head.chunk
+        if chunk:
+            self._chunks.append(chunk)
+        self._is_over = message.last
+        if message.last or self._is_stream:
+            self._woken()
+
+    def fail(self, error: HiveError) -> None:
+        """End with an error."""
+        self._error, self._is_over = error, True
+        self._woken()
+
+    async def begun(self) -> Head:
+        """Return once there is something to read: of an answer that is no stream, all of it.
+
+        Raises:
+            HiveError: what the router says, or became of it.
+        """
+        try:
+            while not (self._is_over or (self._is_stream and self._head is not None)):
+                await self._more()
+            if self._head is not None and (self._is_stream or self._error is None):
+                return self._head
+            raise self._error or Internal("the router ended a call without an answer")
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def asend(self, value: None, /) -> bytes:
+        """Return all that has come since the last time. Raises a HiveError where it broke off."""
+        while not self._chunks:
+            if self._is_over:
+                await self.aclose()
+                raise self._error or StopAsyncIteration
+            try:
+                await self._more()
+            except BaseException:
+                await self.aclose()
+                raise
+        chunks, self._chunks = self._chunks, []
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._grant(len(data))
+        return data
+
+    async def athrow(self, *exception: Any) -> bytes:
+        """End it with an exception."""
+        await self.aclose()
+        raise exception[1] if len(exception) > 1 and exception[1] is not None else exception[0]
+
+    async def aclose(self) -> None:
+        """Let go of it: what still runs is cancelled."""
+        if not self._is_over:
+            self._is_over = True
+            self._send(ExchangeRequest(cancel=self._call_id))
+        self._left(self._call_id)
+
+    async def _more(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
+
+    def _woken(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _grant(self, amount: int) -> None:
+        self._read += amount
+        if self._is_stream and self._read >= GRANT_BYTES and not self._is_over:
+            self._send(ExchangeRequest(grant=self._call_id, grant_bytes=self._read))
+            self._read = 0
+
+
+class _Line:
+    """One connection, and the calls that have no answer yet."""
+
+    def __init__(self, router: Peer) -> None:
+        self._router = router
+        self.calls: dict[str, Incoming] = {}
+        self.frames = Frames(ExchangeResponse.FromString, self._took, self._lost)
+
+    def begin(self, call: CompleteRequest, deadline_ms: int) -> Incoming:
+        """Send a call. Raises Unavailable where the connection has ended."""
+        if not self.frames.is_open:
+            # Nobody would ever end what is begun now.
+            raise self._router.unreachable()
+        incoming = Incoming(call.call_id, call.stream, self.frames.send, self._left)
+        self.calls[call.call_id] = incoming
+        self.frames.send(ExchangeRequest(call=call, deadline_ms=deadline_ms))
+        return incoming
+
+    def _left(self, call_id: str) -> None:
+        self.calls.pop(call_id, None)
+
+    def _took(self, message: ExchangeResponse) -> None:
+        if (incoming := self.calls.get(message.call_id)) is not None:
+            incoming.take(message)
+
+    def _lost(self) -> None:
+        calls, self.calls = self.calls, {}
+        for incoming in calls.values():
+            incoming.fail(self._router.unreachable())
 
 
 class Exchange:
-    """The stream to the router. It is opened by a call that needs it, and after it broke by the next one.
+    """The way to the router. The connection is opened by a call that needs it, and after it broke by the next one.
 
     Args:
         router: who answers.
@@ -44,75 +182,42 @@ class Exchange:
     def __init__(self, router: Peer) -> None:
         self._router = router
         self._stub = models_pb2_grpc.ExchangeStub(router.channel)
-        self._pending: dict[str, _Pending] = {}
-        self._requests: _Requests = asyncio.Queue()
-        self._reader: asyncio.Task[None] | None = None
+        self._line: _Line | None = None
+        self._opening: asyncio.Task[_Line] | None = None
 
-    async def whole(self, call: models_pb2.CompleteRequest, deadline_ms: int) -> tuple[Head, list[bytes]]:
-        """Make a call; its head, and its body in pieces. Being cancelled cancels it at the router.
+    async def begin(self, call: CompleteRequest, deadline_ms: int) -> tuple[Head, Incoming]:
+        """Make a call; its head, and its body. Being cancelled, or closing the body, cancels it at the router.
 
         Raises:
             HiveError: what the router says, or that it cannot be reached.
         """
-        requests = self._open()
-        pending = self._pending[call.call_id] = _Pending()
-        requests.put_nowait(models_pb2.ExchangeRequest(call=call, deadline_ms=deadline_ms))
-        try:
-            await pending.done
-        except asyncio.CancelledError:
-            # On a stream that broke meanwhile nobody reads it, and nobody has to.
-            requests.put_nowait(models_pb2.ExchangeRequest(cancel=call.call_id))
-            raise
-        finally:
-            self._pending.pop(call.call_id, None)
-        return pending.head, pending.chunks
+        line = self._line
+        if line is None or not line.frames.is_open:
+            line = await self._opened()
+        incoming = line.begin(call, deadline_ms)
+        return await incoming.begun(), incoming
 
     async def close(self) -> None:
-        """End the stream, and what waits on it."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        """End the connection, and what waits on it."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._line is not None:
+            self._line.frames.abort()
 
-    def _open(self) -> _Requests:
-        if self._reader is None or self._reader.done():
-            stream = self._stub.Calls(metadata=self._router.metadata(None))
-            self._requests = asyncio.Queue()
-            self._reader = asyncio.create_task(self._read(stream, self._requests), name="exchange with the router")
-        return self._requests
+    async def _opened(self) -> _Line:
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="connection for calls of models")
+        # Whoever waits may go; the others still want it.
+        return await asyncio.shield(self._opening)
 
-    async def _read(self, stream: Any, requests: _Requests) -> None:
-        error: HiveError = Unavailable(f"the {self._router.name} cannot be reached now", peer=self._router.name)
-        # A write that is cancelled cancels all of the stream: only this task's end does that.
-        writer = asyncio.create_task(self._write(stream, requests), name="calls to the router")
+    async def _open(self) -> _Line:
+        opened = await self._router.ask(self._stub.Open, models_pb2.OpenRequest(), None, UNARY_S)
+        line = _Line(self._router)
         try:
-            while (message := await stream.read()) is not grpc.aio.EOF:
-                self._took(message)
-        except grpc.aio.AioRpcError as failure:
-            error = self._router.error(failure)
-        finally:
-            writer.cancel()
-            stream.cancel()
-            waiting, self._pending = self._pending, {}
-            for pending in waiting.values():
-                if not pending.done.done():
-                    pending.done.set_exception(error)
-
-    async def _write(self, stream: Any, requests: _Requests) -> None:
-        try:
-            while True:
-                await stream.write(await requests.get())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # It broke: whoever reads it hears of it, too.
-            stream.cancel()
-
-    def _took(self, message: models_pb2.ExchangeResponse) -> None:
-        pending = self._pending.get(message.call_id)
-        if pending is None or pending.done.done():
-            return
-        if message.error_json:
-            pending.done.set_exception(msgspec.json.decode(message.error_json, type=ErrorBody).raised())
-            return
-        if message.HasField("part"):
-            pending.take(message.part)
-        if message.last:
-            pending.done.set_result(None)
+            await asyncio.get_running_loop().create_connection(lambda: line.frames, self._router.host, opened.port)
+        except OSError as error:
+            raise self._router.unreachable() from error
+        line.frames.send(ExchangeRequest(ticket=opened.ticket))
+        self._line = line
+        return line

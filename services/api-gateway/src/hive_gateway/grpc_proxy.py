@@ -14,10 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection
-from hive_common.inference.calls import narrowed
-from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, body_of
+from hive_common.kernel.errors import FailedPrecondition, body_of
 from hive_common.ops.telemetry import REQUESTS
 from hive_common.rpc.errors import TRAILER
 from hive_common.rpc.server import RpcServer
@@ -35,7 +33,6 @@ from hive_gateway.keys import Caller
 from hive_gateway.peers import STREAM_S, UNARY_S, VERIFY_S, Peer, Peers
 from hive_gateway.settings import KeyPair
 
-COMPLETE = "/hive.models.v1.Models/Complete"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CALLER_FIELD = "caller"
 
@@ -157,8 +154,6 @@ class Forward:
 
         See "Last One Wins" in the protobuf encoding documentation.
         """
-        if self._path == COMPLETE:
-            return _of_key(request, caller)
         if not self._caller_tag:
             return request
         text = caller.pseudonym.encode()
@@ -172,24 +167,6 @@ class Forward:
             raise error from failure
         REQUESTS.labels(self._path, body_of(error).code).inc()
         await context.abort(failure.code(), failure.details() or "", trailers)
-
-
-def _of_key(request: bytes, caller: Caller) -> bytes:
-    """Return a model call with what the key says about it, whatever the caller wrote there; its pin only narrows.
-
-    Raises:
-        InvalidArgument: it is none.
-        PermissionDenied: its pin is wider than the key's.
-    """
-    try:
-        call = models_pb2.CompleteRequest.FromString(request)
-    except DecodeError as error:
-        raise InvalidArgument("expected a CompleteRequest") from error
-    call.caller, call.key = caller.pseudonym, caller.name
-    call.pin = narrowed(caller.pin, call.pin)
-    call.counts_only = call.counts_only or caller.counts_only
-    call.cloud = caller.cloud
-    return call.SerializeToString()
 
 
 def _caller_tag(method: MethodDescriptor) -> bytes:

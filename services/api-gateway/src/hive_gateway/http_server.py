@@ -1,26 +1,16 @@
 """The HTTP server, inside this process and under its own stop."""
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator
 
-import uvicorn
 from hive_common.kernel.errors import FailedPrecondition
+from hive_common.ops.http_server import Server
 from starlette.types import ASGIApp
 
 from hive_gateway.settings import KeyPair
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
 GRACE_S = 3
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: `Stop` has them, and uvicorn would take them away from it."""
-        yield
 
 
 class HttpServer:
@@ -36,22 +26,7 @@ class HttpServer:
     def __init__(self, app: ASGIApp, host: str, port: int, tls: KeyPair | None = None) -> None:
         self._host = host
         self._port = port
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=GRACE_S,
-                ssl_certfile=tls.cert_file if tls else None,
-                ssl_keyfile=tls.key_file if tls else None,
-            )
-        )
+        self._server = Server(app, GRACE_S, *((tls.cert_file, tls.key_file) if tls else ()))
         self.task: asyncio.Task[None] | None = None
 
     async def start(self) -> int:

@@ -1,5 +1,6 @@
 """Around every HTTP call: the key, and the metrics. Plain ASGI, so that streams pass untouched."""
 
+import functools
 import time
 
 from hive_common.inference import loopback
@@ -21,6 +22,10 @@ CALLER = "hive.caller"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/ca"})
 OPEN_CALLS = frozenset({("POST", "/v1/executors/enrol")})
 """Of these paths only the one method needs no key."""
+
+# Finding the series of some labels takes longer than counting; there are as many as series.
+_requests = functools.cache(REQUESTS.labels)
+_duration = functools.cache(DURATION.labels)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 
@@ -89,8 +94,8 @@ class Measured:
             if message["type"] == "http.response.start":
                 answered = True
                 route = route_of(scope)
-                DURATION.labels(route).observe(time.perf_counter() - start)
-                REQUESTS.labels(route, str(message["status"])).inc()
+                _duration(route).observe(time.perf_counter() - start)
+                _requests(route, str(message["status"])).inc()
             await send(message)
 
         try:
@@ -98,7 +103,7 @@ class Measured:
                 await self._app(scope, receive, measure)
         finally:
             if not answered:
-                REQUESTS.labels(route_of(scope), str(CLIENT_CLOSED)).inc()
+                _requests(route_of(scope), str(CLIENT_CLOSED)).inc()
 
 
 def is_open(scope: Scope) -> bool:

@@ -9,6 +9,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from hive_common.kernel.errors import HiveError, Internal, Unauthenticated, Unavailable
 from hive_common.rpc.client import bearer, open_channel
 from hive_common.rpc.errors import TRAILER, raised
+from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
@@ -39,6 +40,8 @@ STREAM_S = 3_600.0
 
 HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 HEALTH_EVERY_S = 2.0
+HEALTH_AGAIN_S = 0.2
+"""The same while one of them has a problem: this gateway is not ready until it has none."""
 HEALTH_S = 1.0
 
 _UP = Gauge("hive_gateway_peer_up", "1 while the peer's health check answers SERVING", ["peer"])
@@ -55,6 +58,7 @@ class Peer:
 
     def __init__(self, name: str, address: str, key: str) -> None:
         self.name = name
+        self.host = address.rpartition(":")[0].strip("[]")
         self.channel = open_channel(address)
         self._key = key
         self._health: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse]
@@ -63,14 +67,15 @@ class Peer:
         )
         self._problem: str | None = f"the {name} has not been asked yet"
 
-    def metadata(self, caller: Caller | None) -> tuple[tuple[str, str], ...]:
-        """Return what a call carries: the service key in place of the caller's, and the caller's pseudonym.
+    def metadata(self, caller: Caller | None) -> tuple[tuple[str, str | bytes], ...]:
+        """Return what a call carries: the service key in place of the caller's, who that is, and its key's rules.
 
         A call for several callers names them in its message.
         """
         if caller is None:
             return bearer(self._key)
-        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym))
+        rules = metadata_of(KeyRules(caller.pin, caller.counts_only, caller.cloud, caller.name))
+        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym), *rules)
 
     async def ask(
         self,
@@ -110,10 +115,14 @@ class Peer:
         error = raised(failure)
         said_by_peer = any(key == TRAILER for key, _ in failure.trailing_metadata() or ())
         if isinstance(error, Unavailable) and not said_by_peer:
-            return Unavailable(f"the {self.name} cannot be reached now", peer=self.name)
+            return self.unreachable()
         if isinstance(error, Unauthenticated):
             return Internal(f"the {self.name} refuses the key of this gateway", peer=self.name)
         return error
+
+    def unreachable(self) -> Unavailable:
+        """Return what a caller of the gateway is told while nobody answers there."""
+        return Unavailable(f"the {self.name} cannot be reached now", peer=self.name)
 
     def problem(self) -> str | None:
         """Say what was wrong at the last health check, or None (a `telemetry.Check`)."""
@@ -166,7 +175,8 @@ class Peers:
         """Check all peers for ever."""
         while True:
             await asyncio.gather(*(peer.check() for peer in self.all))
-            await asyncio.sleep(HEALTH_EVERY_S)
+            all_well = all(peer.problem() is None for peer in self.all)
+            await asyncio.sleep(HEALTH_EVERY_S if all_well else HEALTH_AGAIN_S)
 
     async def close(self) -> None:
         """Close all channels."""

@@ -3,13 +3,12 @@
 from typing import Any, Final
 
 import msgspec
+from hive_common.inference.abilities import COMPLETION, EMBEDDING, TOOLS
 from hive_common.inference.bodies import asking_for_usage, changed, decode
 from hive_common.inference.calls import ModelCall
 
 _NOTHING: Final = (b"", b"null", b"[]", b"{}")
 NO_RAW: Final = msgspec.Raw(b"")
-
-NEED_TOOLS: Final = "tools"
 
 
 class _Body(msgspec.Struct):
@@ -19,6 +18,7 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = NO_RAW
     input: msgspec.Raw = NO_RAW
     tools: msgspec.Raw = NO_RAW
+    functions: msgspec.Raw = NO_RAW
     stream_options: msgspec.Raw = NO_RAW
 
 
@@ -27,7 +27,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
     Attributes:
         body: the bytes.
-        needs: what not every model can do.
+        needs: abilities that the model has to have.
         prompt_bytes: of text to read; 0 where it holds images, whose size says nothing.
         drop_usage: the event with the usage was asked for by the router, not by the caller.
     """
@@ -38,8 +38,9 @@ class Prepared(msgspec.Struct, frozen=True):
     drop_usage: bool
 
 
-_TOOLS: Final = frozenset({NEED_TOOLS})
-_NO_NEEDS: Final[frozenset[str]] = frozenset()
+_EMBEDS: Final = frozenset({EMBEDDING})
+_COMPLETES: Final = frozenset({COMPLETION})
+_CALLS_TOOLS: Final = frozenset({COMPLETION, TOOLS})
 
 
 def prepared(call: ModelCall) -> Prepared:
@@ -49,13 +50,20 @@ def prepared(call: ModelCall) -> Prepared:
         InvalidArgument: the body is no JSON object.
     """
     body, known = call.body, decode(call.body, _Body)
-    needs = _NO_NEEDS if call.endpoint != "chat" or bytes(known.tools) in _NOTHING else _TOOLS
     drop_usage = False
     if call.stream and call.endpoint != "embeddings":
         body, drop_usage = asking_for_usage(body, bytes(known.stream_options))
     if call.tokens_max > 0 and call.endpoint != "embeddings":
         body = _limited(body, call.tokens_max)
-    return Prepared(body, needs, _prompt_bytes(known), drop_usage)
+    return Prepared(body, _needs(call.endpoint, known), _prompt_bytes(known), drop_usage)
+
+
+def _needs(endpoint: str, known: _Body) -> frozenset[str]:
+    if endpoint == "embeddings":
+        return _EMBEDS
+    # `functions` is what `tools` were called before.
+    plain = endpoint != "chat" or (bytes(known.tools) in _NOTHING and bytes(known.functions) in _NOTHING)
+    return _COMPLETES if plain else _CALLS_TOOLS
 
 
 def _prompt_bytes(known: _Body) -> int:

@@ -29,7 +29,7 @@ from nats.aio.client import Client
 from hive_router.admission import Admission
 from hive_router.cloud import Cloud
 from hive_router.devices import Devices
-from hive_router.exchange import ExchangeServicer
+from hive_router.exchange import Exchange
 from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
@@ -93,7 +93,8 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
 
         money_wake, usage_wake = asyncio.Event(), asyncio.Event()
         await wake_on_head(client, money_wake, types=MoneyProjection.types)
-        writer, recorder = await process.records(head_announcer(client, wake))
+        # Records of calls are nothing that the fleet is made of.
+        writer, recorder = await process.records(head_announcer(client))
         reader = await stack.enter_async_context(LogReader(config.postgres.dsn()))
         ledger = await process.ledger(database, reader, money_wake, usage_wake)
         treasury = Treasury(writer, ledger.account, clock, owner=config.owner, ns=config.ns)
@@ -125,7 +126,10 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         explanations = Explanations(recorder, reader, config.ns)
         servicer = ModelsServicer(waterfall, explanations, Spending(treasury, ledger), config.owner)
         models_pb2_grpc.add_ModelsServicer_to_server(servicer, server.server)
-        models_pb2_grpc.add_ExchangeServicer_to_server(ExchangeServicer(servicer), server.server)
+        exchange = Exchange(servicer, config.grpc_host)
+        models_pb2_grpc.add_ExchangeServicer_to_server(exchange, server.server)
+        stack.push_async_callback(exchange.stop)
+        await exchange.start()
         stack.push_async_callback(server.stop)
         await server.start()
         started.set()

@@ -7,7 +7,7 @@ import msgspec
 from hive_common.contracts.events import JobSubmitted, TaskAssigned, TaskCreated, decode
 from hive_common.contracts.permissions import ModelPermission
 from hive_common.eventlog.log import LogReader, Stored
-from hive_common.inference.calls import PIN_ANY, ModelCall
+from hive_common.inference.calls import PIN_ANY, ModelCall, narrowest
 from hive_common.kernel.ids import derive_id, is_id
 
 from hive_router.domain.budgets import subjects_of
@@ -129,7 +129,7 @@ class Cloud:
             return _refused(
                 REASON_PERMISSION, f"the permission `model` of {reference} does not name `{call.model}`"
             )
-        for pin, whose in ((permission.pin, reference), (job.pin or PIN_ANY, "the job")):
+        for pin, whose in ((permission.pin, reference), (job.pin, "the job")):
             if pin != PIN_ANY:
                 return _refused(REASON_PIN, f"{whose} is pinned to {pin}")
         spender = self._owner if job.caller == self._owner_key else await self._spenders.spender(job.caller)
@@ -176,7 +176,8 @@ class Cloud:
             event = _event_of(stored)
             if not isinstance(event, JobSubmitted):
                 return None
-            pin = msgspec.json.decode(event.document, type=_Document).models.pin
+            asked = msgspec.json.decode(event.document, type=_Document).models.pin
+            pin = narrowest(asked or PIN_ANY, event.pin)
             found = _Job(event.caller, pin, {name: agent.model for name, agent in event.agents.items()})
             _remember(self._jobs, job, found)
             return found

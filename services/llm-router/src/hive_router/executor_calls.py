@@ -189,6 +189,7 @@ class ExecutorCalls:
             deadline_ms=request.deadline_ms,
             caller=self._devices.owner_of(asked.executor) or "",
             pin=narrowed(PIN_ANY, request.pin),
+            counts_only=request.counts_only,
             origin=asked.executor,
             tokens_max=request.tokens_max,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -35,7 +36,8 @@ class Flight:
         code: empty while it runs and where it succeeded, else of the error that ended it.
         streamed: its answer is a stream.
         finished: it has ended.
-        timer: of what is awaited for it now.
+        timer: until its answer begins.
+        on_stop: from there on: ends its stream.
         stopped: why it may not go on, where that is so.
         passage: whether it may go to providers, and whose budgets it counts against; None: none serve its model.
         cost: what it has cost, so far; `estimated` where that is partly what was reserved.
@@ -59,6 +61,7 @@ class Flight:
         "finished",
         "first_byte_ms",
         "hold",
+        "on_stop",
         "owner",
         "passage",
         "provider",
@@ -91,6 +94,7 @@ class Flight:
             needs=body.needs,
         )
         self.timer: asyncio.Timeout | None = None
+        self.on_stop: Callable[[], None] | None = None
         self.stopped: HiveError | None = None
         self.tally = Tally(not call.counts_only, body.drop_usage)
         self.route = self.executor = self.code = self.provider = self.block = ""
@@ -110,7 +114,7 @@ class Flight:
         self.ask = msgspec.structs.replace(self.ask, cloud_refusal=passage.refusal)
 
     def timed(self) -> asyncio.Timeout:
-        """Return what bounds the next thing that is awaited for it."""
+        """Return what bounds the time until its answer begins."""
         self.timer = asyncio.timeout_at(self.until)
         return self.timer
 
@@ -118,8 +122,10 @@ class Flight:
         """End it now, as if its time were up, with this error."""
         self.stopped = error
         self.until = asyncio.get_running_loop().time()
-        if self.timer is not None:
-            # It may be over: then nothing is awaited, and the next thing ends as it begins.
+        if self.on_stop is not None:
+            self.on_stop()
+        elif self.timer is not None:
+            # It may be over: an answer that is whole is there, and goes as it is.
             with contextlib.suppress(RuntimeError):
                 self.timer.reschedule(self.until)
 

@@ -1,13 +1,14 @@
 """`hive.models.v1.Models`: what can be called, calls, and why they went where they went."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc.aio
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
-from hive_common.inference.calls import PATHS, PIN_ANY, ModelCall, OfferedModel, narrowed
+from hive_common.inference.calls import PATHS, Answer, Head, ModelCall, OfferedModel, narrowed
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import is_id
+from hive_common.rpc.rules import NO_RULES, KeyRules, rules_of
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 from hive_router.explanations import Explanations
@@ -51,37 +52,25 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         offered = (await self._waterfall.offered())[: request.limit or LIST_DEFAULT]
         return models_pb2.ListResponse(models=[_model(one) for one in offered])
 
+    async def begin(
+        self, request: models_pb2.CompleteRequest, remaining_s: float | None, rules: KeyRules = NO_RULES
+    ) -> Answer:
+        """Begin a call, under the rules of a key. Raises as the port of model calls says."""
+        call = _call(request, remaining_s, rules)
+        return await self._waterfall.complete(call, Asker(self._owner, call.caller, call.caller or _ACTOR))
+
     async def Complete(
         self, request: models_pb2.CompleteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[models_pb2.CompleteResponse]:
         """Make one call. A caller that goes away cancels it."""
-        async for part in self.parts(request, context.time_remaining()):
-            yield part
-
-    async def parts(
-        self, request: models_pb2.CompleteRequest, remaining_s: float | None
-    ) -> AsyncGenerator[models_pb2.CompleteResponse, None]:
-        """Make one call and yield what `Complete` answers. Raises as the port of model calls says."""
-        call = _call(request, remaining_s)
-        asker = Asker(self._owner, call.caller, call.caller or _ACTOR)
-        answer = await self._waterfall.complete(call, asker)
-        chunks, head = answer.chunks, answer.head
+        rules = rules_of(context.invocation_metadata())
+        # The gateway passes on what an outsider wrote: of its key only the gateway's own word counts.
+        request.key, request.cloud = rules.key, rules.cloud
+        answer = await self.begin(request, context.time_remaining(), rules)
+        chunks = answer.chunks
         try:
-            # Its first piece is there already; most answers are one message then.
-            first = await anext(chunks, b"")
-            second = b"" if call.stream else await anext(chunks, None)
-            yield models_pb2.CompleteResponse(
-                head=models_pb2.CompleteHead(
-                    status=head.status,
-                    content_type=head.content_type,
-                    route=head.route,
-                    executor=head.executor,
-                    chunk=first,
-                    whole=second is None,
-                )
-            )
-            if second:
-                yield models_pb2.CompleteResponse(chunk=second)
+            # Its first piece is there already.
+            yield models_pb2.CompleteResponse(head=head_of(answer.head, await anext(chunks, b"")))
             async for chunk in chunks:
                 yield models_pb2.CompleteResponse(chunk=chunk)
         finally:
@@ -120,7 +109,18 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         return await self._spending.return_unaccounted(request)
 
 
-def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> ModelCall:
+def head_of(head: Head, chunk: bytes) -> models_pb2.CompleteHead:
+    """Return a head as it travels, with the first piece of the body."""
+    return models_pb2.CompleteHead(
+        status=head.status,
+        content_type=head.content_type,
+        route=head.route,
+        executor=head.executor,
+        chunk=chunk,
+    )
+
+
+def _call(request: models_pb2.CompleteRequest, remaining_s: float | None, rules: KeyRules) -> ModelCall:
     if not is_id(request.call_id):
         raise InvalidArgument("call_id: expected a UUID", path="call_id")
     if request.endpoint not in PATHS:
@@ -137,8 +137,8 @@ def _call(request: models_pb2.CompleteRequest, remaining_s: float | None) -> Mod
         deadline_ms=max(1, left_ms - min(_SLACK_MS_MAX, left_ms // 20)),
         caller=request.caller,
         key=request.key,
-        pin=narrowed(PIN_ANY, request.pin),
-        counts_only=request.counts_only,
+        pin=narrowed(rules.pin, request.pin),
+        counts_only=rules.counts_only or request.counts_only,
         cloud=request.cloud,
     )
 

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.contracts.events import Model
-from hive_common.inference.backends import BackEnd as Server
+from hive_common.inference.abilities import COMPLETION, EMBEDDING, OPENAI, TOOLS
+from hive_common.inference.backend import BackEnd as Server
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.bodies import decode
 from hive_common.inference.calls import Answer, ModelCall
 from hive_common.inference.config import BackEndConfig
-from hive_common.inference.discovery import COMPLETION, EMBEDDING, OPENAI, TOOLS
 from hive_common.inference.providers import ProviderConfig, ProviderModel
 from hive_common.kernel.errors import (
     HiveError,

@@ -242,13 +242,9 @@ class Waterfall:
         if streams:
             flight.streamed = True
             return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
-        flight.tally.whole(first)
-        if flight.hold is not None:
-            flight.hold.answered(flight.tally)
-            flight.paid()
-        self._admission.leave(place, True, first_byte_s)
-        flight.came_of_it(backend, "succeeded")
-        self._end(flight, "")
+        # After the next turn of the loop, in which the answer goes: its reader does not wait for what is noted.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._whole_ended, flight, place, first_byte_s, first)
         return RoutedAnswer(head, _pieces(first))
 
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
@@ -272,6 +268,15 @@ class Waterfall:
         count(flight.call.model, flight.route, code, tally.prompt_tokens, tally.completion_tokens)
         self._finished(flight)
 
+    def _whole_ended(self, flight: Flight, place: Place, first_byte_s: float, body: bytes) -> None:
+        flight.tally.whole(body)
+        if flight.hold is not None:
+            flight.hold.answered(flight.tally)
+            flight.paid()
+        self._admission.leave(place, True, first_byte_s)
+        flight.came_of_it(place.backend, "succeeded")
+        self._end(flight, "")
+
     def _stream_ended(
         self, flight: Flight, place: Place, first_byte_s: float, verdict: bool | None, code: str
     ) -> None:
@@ -289,7 +294,19 @@ class _Stream(AsyncGenerator[bytes, None]):
     A class, since a generator function that was never begun would run no `finally`.
     """
 
-    __slots__ = ("_first", "_first_byte_s", "_flight", "_over", "_place", "_source", "_waterfall")
+    __slots__ = (
+        "_first",
+        "_first_byte_s",
+        "_flight",
+        "_is_late",
+        "_over",
+        "_place",
+        "_source",
+        "_timer",
+        "_waiting",
+        "_was_cancelled",
+        "_waterfall",
+    )
 
     def __init__(
         self,
@@ -306,7 +323,11 @@ class _Stream(AsyncGenerator[bytes, None]):
         self._place = place
         self._first_byte_s = first_byte_s
         self._source = source
-        self._over = False
+        self._over = self._is_late = self._was_cancelled = False
+        self._waiting: asyncio.Task[Any] | None = None
+        # One for all of it: `asyncio.timeout_at` around each piece takes more than the piece.
+        self._timer = asyncio.get_running_loop().call_at(flight.until, self._late)
+        flight.on_stop = self._late
 
     async def asend(self, value: None, /) -> bytes:
         """Return the next events."""
@@ -337,8 +358,28 @@ class _Stream(AsyncGenerator[bytes, None]):
         first, self._first = self._first, None
         if first is not None:
             return first
-        async with self._flight.timed():
+        task = asyncio.current_task()
+        assert task is not None
+        before, self._waiting = task.cancelling(), task
+        try:
+            if self._is_late:
+                raise TimeoutError
             return await anext(self._source, None)
+        except BaseException as error:
+            # As `asyncio.Timeout` does: where somebody else cancelled as well, that one is to be obeyed.
+            if self._was_cancelled and task.uncancel() <= before and isinstance(error, asyncio.CancelledError):
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting = None
+
+    def _late(self) -> None:
+        if self._is_late:
+            return
+        self._is_late = True
+        if self._waiting is not None:
+            self._was_cancelled = True
+            self._waiting.cancel()
 
     async def athrow(self, *exception: Any) -> bytes:
         """End the stream with an exception."""
@@ -359,6 +400,8 @@ class _Stream(AsyncGenerator[bytes, None]):
         if self._over:
             return
         self._over = True
+        self._timer.cancel()
+        self._flight.on_stop = None
         tally = self._flight.tally
         if code == CANCELLED and (tally.done or tally.error):
             # Its last event has gone out; whoever stops reading after it has the whole answer.

@@ -45,7 +45,24 @@ REJECTED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("offline", {"online": False}, {}, "does not pull"),
     ("drained", {"drained": True}, {}, "nothing new"),
     ("power", {"power": Power(battery_percent=19, charging=False)}, {}, "19 %"),
-    ("capability", {"models": {"m": Model(name="m", backend="x", abilities=("embedding",))}}, {}, "embeddings"),
+    (
+        "capability",
+        {"models": {"m": Model(name="m", backend="x", abilities=("embedding",))}},
+        {"needs": frozenset({"completion"})},
+        "only makes embeddings",
+    ),
+    (
+        "capability",
+        {"models": {"m": Model(name="m", backend="lm-studio", abilities=("completion",))}},
+        {"endpoint": "embeddings", "needs": frozenset({"embedding"})},
+        "without embedding",
+    ),
+    (
+        "capability",
+        {"lacks": {("m", "embedding")}},
+        {"endpoint": "embeddings", "needs": frozenset({"embedding"})},
+        "without embedding",
+    ),
     (
         "capability",
         {"models": {"m": Model(name="m", backend="x", abilities=("completion",))}},

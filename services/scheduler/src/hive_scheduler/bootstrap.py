@@ -28,6 +28,7 @@ from hive_scheduler.rpc import IntakeService, JobsService, PresenceService
 log = logging.getLogger(__name__)
 
 LEASE_MIN_MS: Final = 1_000
+RPC_GRACE_S: Final = 1.0
 LAG_MAX: Final = 10_000
 """A view that is further behind than this makes the service not ready."""
 
@@ -165,7 +166,8 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
             await rpc.start()
             await stop.wait()
         finally:
-            await rpc.stop()
+            # One that does not lead any more can answer nobody, and its successor waits.
+            await rpc.stop(0.0 if stop.exit_code else RPC_GRACE_S)
             await leader.close()
     finally:
         await client.close()

@@ -156,7 +156,8 @@ class Dispatcher:
         state = self._executors.setdefault(executor, _Executor(executor))
         if request.session in state.past:
             return PullReply(epoch=self._epoch, superseded=True)
-        if request.session != state.session:
+        begins = request.session != state.session
+        if begins:
             self._begin_session(state, request)
         elif request.sequence <= state.sequence:
             return await self._again(state, request)
@@ -164,6 +165,9 @@ class Dispatcher:
         self._reconcile(state, pull)
         self._tell_of_order(state)
         self._engine.settle()
+        if begins and not pull.sealed and not pull.assignments:
+            # An executor that has only just come is not ready before it has a lease.
+            self._answer(state, pull)
         return await asyncio.shield(pull.answered)
 
     def _begin_session(self, state: _Executor, request: PullRequest) -> None:
@@ -435,7 +439,8 @@ class Dispatcher:
             memory_bytes=agent.memory_bytes,
             fuel=agent.fuel,
             index=task.index,
-            pin=job.spec.pin,
+            pin=job.pin,
+            counts_only=job.counts_only,
             token=token,
         )
 

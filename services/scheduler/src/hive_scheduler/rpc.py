@@ -11,8 +11,10 @@ from hive_common.contracts import events
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.eventlog.projection import ProjectionRunner
+from hive_common.inference.calls import narrowed
 from hive_common.kernel.errors import InvalidArgument, NotFound, Unavailable, body_of
 from hive_common.kernel.ids import is_id
+from hive_common.rpc.rules import NO_RULES, KeyRules, rules_of
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
@@ -69,7 +71,8 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Submit(self, request: jobs_pb2.SubmitRequest, context: Any) -> jobs_pb2.SubmitResponse:
         """Commit a job and answer."""
-        return await _submit(self._submissions, request)
+        rules = rules_of(context.invocation_metadata())
+        return await _submit(self._submissions, request, rules)
 
     async def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.CancelResponse:
         """Ask for the end of a job."""
@@ -294,7 +297,9 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
         )
 
 
-async def _submit(submissions: Submissions, request: jobs_pb2.SubmitRequest) -> jobs_pb2.SubmitResponse:
+async def _submit(
+    submissions: Submissions, request: jobs_pb2.SubmitRequest, rules: KeyRules = NO_RULES
+) -> jobs_pb2.SubmitResponse:
     submitted = await submissions.submit(
         Submission(
             request.document_json,
@@ -302,6 +307,7 @@ async def _submit(submissions: Submissions, request: jobs_pb2.SubmitRequest) -> 
             request.input_digest,
             request.idempotency_key,
             request.caller,
+            KeyRules(narrowed(rules.pin, request.pin), rules.counts_only or request.counts_only),
         )
     )
     return jobs_pb2.SubmitResponse(job_id=submitted.job, position=submitted.position, existed=submitted.existed)

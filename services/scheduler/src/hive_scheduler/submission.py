@@ -24,6 +24,7 @@ from hive_common.kernel.errors import (
     PermissionDenied,
 )
 from hive_common.kernel.ids import derive_id, is_id, new_id
+from hive_common.rpc.rules import NO_RULES, KeyRules
 
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import Catalogue
@@ -68,6 +69,7 @@ class Submission(NamedTuple):
     input_digest: str
     idempotency_key: str
     caller: str
+    rules: KeyRules = NO_RULES
 
 
 class Submitted(NamedTuple):
@@ -142,7 +144,8 @@ class Submissions:
     async def _create(self, job_id: str, request: Submission) -> Submitted:
         large = len(request.document) + len(request.input) >= THREAD_BYTES_MIN
         spec = await self._parse(request.document, large)
-        agents = await self._agents_of(spec)
+        pin = _pin_of(spec, request.rules)
+        agents = await self._agents_of(spec, pin)
         event = JobSubmitted(
             name=spec.name,
             document=msgspec.Raw(request.document),
@@ -152,6 +155,8 @@ class Submissions:
             deadline_us=self._engine.now_us() + spec.deadline_ms * 1_000,
             priority=spec.priority,
             caller=request.caller,
+            pin=request.rules.pin,
+            counts_only=request.rules.counts_only,
         )
         job = JobState(job_id, self._owner, event, spec)
         await self._check(job, large or event.input.raw is None)
@@ -173,7 +178,7 @@ class Submissions:
         except RecursionError as error:
             raise InvalidArgument("the job document is nested too deeply to be read", path="") from error
 
-    async def _agents_of(self, spec: JobSpec) -> dict[str, AgentRef]:
+    async def _agents_of(self, spec: JobSpec, pin: str) -> dict[str, AgentRef]:
         missing = spec.agents - self._catalogue.agents.keys()
         if missing:
             await self._catalogue.catch_up()
@@ -188,7 +193,7 @@ class Submissions:
         agents = {agent: self._catalogue.agents[agent] for agent in spec.agents}
         for reference, agent in agents.items():
             await self._require_usable(spec, reference, agent)
-            _check_pins(spec.pin, reference, agent)
+            _check_pins(pin, reference, agent)
             entry = self._kills.verifier.stopped.agent(agent.name, agent.version)
             if entry is not None:
                 raise self._kills.refusal(entry)
@@ -299,6 +304,15 @@ def _payload_of(event: JobSubmitted) -> bytes:
             f" expected {PAYLOAD_BYTES_MAX} at most"
         )
     return payload
+
+
+def _pin_of(spec: JobSpec, rules: KeyRules) -> str:
+    try:
+        return narrowest(spec.pin, rules.pin)
+    except PermissionDenied as error:
+        raise PermissionDenied(
+            f"models.pin: {error.message}; the key that submits the job pins to `{rules.pin}`", path="models.pin"
+        ) from error
 
 
 def _check_pins(pin: str, reference: str, agent: AgentRef) -> None:

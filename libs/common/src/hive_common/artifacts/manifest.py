@@ -13,7 +13,6 @@ import msgspec
 from hive_common.artifacts.documents import convert, load_yaml, refuse, refuse_validation
 from hive_common.artifacts.names import is_name, is_version
 from hive_common.artifacts.quantities import parse_duration, parse_quantity
-from hive_common.artifacts.schemas import check_schema
 from hive_common.contracts.limits import (
     AGENT_MANIFEST_BYTES_MAX,
     FUEL_DEFAULT,
@@ -178,6 +177,9 @@ def _check(manifest: AgentManifest, file: str) -> None:
     if len(manifest.description) > DESCRIPTION_CHARACTERS_MAX:
         refuse(file, "description", "is too long", f"at most {DESCRIPTION_CHARACTERS_MAX} characters")
     _check_entry(manifest, file)
+    # Loaded for manifests only: every service passes here, and each `up` would wait for it.
+    from hive_common.artifacts.schemas import check_schema
+
     check_schema(manifest.input, file, "input")
     check_schema(manifest.output, file, "output")
     _check_resources(manifest.resources, file)

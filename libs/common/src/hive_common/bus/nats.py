@@ -130,9 +130,15 @@ async def settled(client: Client) -> None:
     """Return once the server has all that was said to it before, subscriptions included.
 
     One `flush` is not enough: nats-py writes its PING ahead of commands that still wait to be written.
+
+    Raises:
+        Unavailable: the connection is gone, or the server says nothing.
     """
-    await client.flush()
-    await client.flush()
+    try:
+        await client.flush()
+        await client.flush()
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise Unavailable(f"NATS: {error or type(error).__name__}") from error
 
 
 async def request(client: Client, subject: str, body: Message, reply_type: type[R], timeout_s: float) -> R:

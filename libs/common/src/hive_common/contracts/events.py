@@ -65,7 +65,11 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class JobSubmitted(Event, frozen=True):
-    """A job was accepted. `document` is the validated job document as JSON bytes."""
+    """A job was accepted. `document` is the validated job document as JSON bytes.
+
+    `pin` and `counts_only` are of the key that submitted it, and hold for model calls of its guests besides what
+    the document says: where their data may go, and whether no prompt and no completion of theirs are kept.
+    """
 
     name: str
     document: msgspec.Raw
@@ -75,6 +79,8 @@ class JobSubmitted(Event, frozen=True):
     deadline_us: int
     priority: str = "normal"
     caller: str = ""
+    pin: str = "any"
+    counts_only: bool = False
 
 
 class JobCancelRequested(Event, frozen=True):

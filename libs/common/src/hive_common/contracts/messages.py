@@ -51,7 +51,7 @@ class PullRequest(Message, frozen=True, kw_only=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An attempt to run. `timeout_ms` counts from the start of the guest; `pin` is that of the job.
+    """An attempt to run. `timeout_ms` counts from the start of the guest; `pin` and `counts_only` are the job's.
 
     `token` is the capability token of the attempt; without one it may do nothing beyond computing.
     """
@@ -68,6 +68,7 @@ class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int | None = None
     pin: str = ""
     token: str = ""
+    counts_only: bool = False
 
 
 class PullReply(Message, frozen=True, kw_only=True):
@@ -157,11 +158,11 @@ class HelloReply(Message, frozen=True, kw_only=True):
     error: ErrorBody | None = None
 
 
-class InferRequest(Message, frozen=True, kw_only=True):
-    """`hive.exec.<id>.infer`, `op` `call`: a model call for a device of the pool, in `parts` pieces of its body.
+class CallRequest(Message, frozen=True, kw_only=True):
+    """What is common to requests about model calls.
 
-    Its answer comes on `hive.exec.<id>.stream.<call>`, at most `credit` chunks ahead of what was granted.
-    `op` `credit` grants `credit` more; `op` `cancel` ends the call: nobody waits for it any more.
+    `op` `call`: a call, in `parts` pieces of its body; its answer are `StreamChunk`s, at most `credit` ahead of
+    what was granted. `op` `credit` grants `credit` more; `op` `cancel` ends the call: nobody waits for it any more.
     """
 
     op: str
@@ -174,6 +175,10 @@ class InferRequest(Message, frozen=True, kw_only=True):
     parts: int = 1
     credit: int = 0
     deadline_ms: int = 0
+
+
+class InferRequest(CallRequest, frozen=True, kw_only=True):
+    """`hive.exec.<id>.infer`: a model call for a device of the pool, answered on `hive.exec.<id>.stream.<call>`."""
 
 
 class StreamChunk(Message, frozen=True, kw_only=True):
@@ -193,27 +198,18 @@ class StreamChunk(Message, frozen=True, kw_only=True):
     error: ErrorBody | None = None
 
 
-class ModelCallRequest(Message, frozen=True, kw_only=True):
+class ModelCallRequest(CallRequest, frozen=True, kw_only=True):
     """`hive.exec.<id>.call.model`: an executor asks for a model call, for a guest or for a program on its device.
 
-    `op`, `body`, `parts` and `credit` as in `InferRequest`; `op` `models` asks for a list of `OfferedModel`. The
-    answer are `StreamChunk`s at the reply subject. `token` is that of the attempt whose guest asks, with the first
-    part of a call: the router takes job, task and attempt from it. Without one a program on the device asks.
+    It is answered at the reply subject; `op` `models` asks for a list of `OfferedModel`. `token` is that of the
+    attempt whose guest asks, with the first part of a call: the router takes job, task and attempt from it. Without
+    one a program on the device asks. With `counts_only` the log gets no prompt and no completion.
     """
 
-    op: str
-    call: str
-    endpoint: str = ""
-    model: str = ""
-    stream: bool = False
-    body: str = ""
-    part: int = 0
-    parts: int = 1
-    credit: int = 0
-    deadline_ms: int = 0
     pin: str = ""
     tokens_max: int = 0
     token: str = ""
+    counts_only: bool = False
 
 
 class ModelCallReport(Message, frozen=True, kw_only=True):

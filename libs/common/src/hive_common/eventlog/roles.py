@@ -10,15 +10,11 @@ from typing import Any
 from psycopg import AsyncConnection, errors, sql
 
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.ops.config import role_of
 
 WRITERS = ("scheduler", "registry", "router")
 READERS = ("audit", "gateway")
 SERVICES = WRITERS + READERS
-
-
-def role_of(service: str) -> str:
-    """Return the login role of a service."""
-    return f"hive_{service}"
 
 
 async def provision(admin_conn: AsyncConnection[Any], passwords: dict[str, str]) -> None:

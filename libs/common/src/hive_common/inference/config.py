@@ -4,7 +4,14 @@ import msgspec
 
 
 class BackEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A back end in a configuration. `key_file` holds the key to show there, where it wants one."""
+    """A back end in a configuration.
+
+    Attributes:
+        url: base URL, with or without `/v1` at its end.
+        key_file: file of mode 0600 with the key to show there, where it wants one.
+        ca_file: certificates in PEM of whom to trust where `url` is `https`; empty trusts whom the system trusts.
+    """
 
     url: str
     key_file: str = ""
+    ca_file: str = ""

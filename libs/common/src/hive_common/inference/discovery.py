@@ -2,34 +2,35 @@
 speaks OpenAI's API. Each of them tells more than that API asks for, at other paths.
 """
 
+import asyncio
 import logging
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
 from hive_common.contracts.events import Model
+from hive_common.inference.abilities import (
+    COMPLETION,
+    EMBEDDING,
+    LLAMA_CPP,
+    LM_STUDIO,
+    OLLAMA,
+    OPENAI,
+    TOOLS,
+    VLLM,
+)
+from hive_common.inference.http_pool import Pool
+from hive_common.kernel.errors import Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0, connect=0.5)
+TIMEOUT_S: Final = 2.0
 """These servers are on this device or next to it; one that answers slower than this is taken to be away."""
 
 ANSWER_BYTES_MAX: Final = 4 << 20
 MODELS_MAX: Final = 200
-
-OLLAMA: Final = "ollama"
-LLAMA_CPP: Final = "llama.cpp"
-VLLM: Final = "vllm"
-LM_STUDIO: Final = "lm-studio"
-OPENAI: Final = "openai"
-
-COMPLETION: Final = "completion"
-TOOLS: Final = "tools"
-EMBEDDING: Final = "embedding"
-"""Abilities that a model may have; the names are Ollama's. What the back end does not tell is not known."""
 
 
 class _OllamaDetails(msgspec.Struct, frozen=True):
@@ -109,42 +110,43 @@ class Discovery:
     """Looks again and again at what one base URL serves.
 
     Args:
-        url: with or without `/v1` at its end.
-        headers: that the server has to be shown, such as a key.
+        pool: connections to it.
     """
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
-        self.url = base_url(url)
-        self._headers = headers or {}
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._kind = ""
         self._shown: dict[tuple[str, str], _OllamaShown] = {}
 
-    async def models(self, session: aiohttp.ClientSession) -> tuple[Model, ...] | None:
+    async def models(self) -> tuple[Model, ...] | None:
         """Return its models in order of name, or None where nothing answers that serves models."""
         try:
-            found = await self._look(session)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            log.debug("%s: %s", self.url, error or type(error).__name__)
+            found = await self._look()
+        except Unavailable as error:
+            log.debug("%s", error.message)
+            return None
+        except TimeoutError:
+            log.debug("%s: silent for %g s", self._pool.url, TIMEOUT_S)
             return None
         if found is None:
             return None
         by_name = {model.name: model for model in found}
         return tuple(by_name[name] for name in sorted(by_name)[:MODELS_MAX])
 
-    async def _look(self, session: aiohttp.ClientSession) -> list[Model] | None:
+    async def _look(self) -> list[Model] | None:
         # What was found last is asked first: some servers complain aloud about paths that they do not have.
-        if self._kind == OLLAMA and (found := await self._ollama(session)) is not None:
+        if self._kind == OLLAMA and (found := await self._ollama()) is not None:
             return found
-        if self._kind == LM_STUDIO and (found := await self._lm_studio(session)) is not None:
+        if self._kind == LM_STUDIO and (found := await self._lm_studio()) is not None:
             return found
-        listed = await self._get(session, "/v1/models", _OpenAiModels)
+        listed = await self._get("/v1/models", _OpenAiModels)
         if listed is not None and any(one.meta or one.owned_by == "llamacpp" for one in listed.data):
-            return await self._llama_cpp(session, listed)
+            return await self._llama_cpp(listed)
         if listed is not None and any(one.max_model_len for one in listed.data):
             return self._vllm(listed)
         if self._kind != OPENAI:
             for other in (self._ollama, self._lm_studio):
-                if (found := await other(session)) is not None:
+                if (found := await other()) is not None:
                     return found
         if listed is None:
             self._kind = ""
@@ -153,14 +155,14 @@ class Discovery:
         self._kind = OPENAI if listed.data else ""
         return [Model(name=one.id, backend=OPENAI, loaded=True) for one in listed.data]
 
-    async def _ollama(self, session: aiohttp.ClientSession) -> list[Model] | None:
-        tags = await self._get(session, "/api/tags", _OllamaModels)
+    async def _ollama(self) -> list[Model] | None:
+        tags = await self._get("/api/tags", _OllamaModels)
         if tags is None:
             return None
         self._kind = OLLAMA
-        running = await self._get(session, "/api/ps", _OllamaModels)
+        running = await self._get("/api/ps", _OllamaModels)
         loaded = {model.name for model in running.models} if running is not None else set()
-        shown = {(model.name, model.digest): await self._show(session, model) for model in tags.models[:MODELS_MAX]}
+        shown = {(model.name, model.digest): await self._show(model) for model in tags.models[:MODELS_MAX]}
         self._shown = {key: value for key, value in shown.items() if value is not None}
         models = []
         for model in tags.models:
@@ -179,19 +181,19 @@ class Discovery:
             )
         return models
 
-    async def _show(self, session: aiohttp.ClientSession, model: _OllamaModel) -> _OllamaShown | None:
+    async def _show(self, model: _OllamaModel) -> _OllamaShown | None:
         known = self._shown.get((model.name, model.digest))
         if known is not None:
             return known
-        return await self._get(session, "/api/show", _OllamaShown, {"model": model.name})
+        return await self._get("/api/show", _OllamaShown, {"model": model.name})
 
-    async def _llama_cpp(self, session: aiohttp.ClientSession, listed: _OpenAiModels) -> list[Model]:
+    async def _llama_cpp(self, listed: _OpenAiModels) -> list[Model]:
         self._kind = LLAMA_CPP
         models = []
         for one in listed.data:
             # A server of one model describes that, whatever is asked for; one of several takes the name.
             path = "/props" if len(listed.data) == 1 else f"/props?model={quote(one.id, safe='')}&autoload=false"
-            props = await self._get(session, path, _LlamaProps)
+            props = await self._get(path, _LlamaProps)
             meta = one.meta or _LlamaMeta()
             context = props.default_generation_settings.n_ctx if props is not None else 0
             models.append(
@@ -214,8 +216,8 @@ class Discovery:
             for one in listed.data
         ]
 
-    async def _lm_studio(self, session: aiohttp.ClientSession) -> list[Model] | None:
-        listed = await self._get(session, "/api/v0/models", _LmStudioModels)
+    async def _lm_studio(self) -> list[Model] | None:
+        listed = await self._get("/api/v0/models", _LmStudioModels)
         if listed is None:
             return None
         self._kind = LM_STUDIO
@@ -232,37 +234,40 @@ class Discovery:
             for one in listed.data
         ]
 
-    async def _get(
-        self, session: aiohttp.ClientSession, path: str, kind: type[T], body: dict[str, str] | None = None
-    ) -> T | None:
+    async def _get(self, path: str, kind: type[T], body: dict[str, str] | None = None) -> T | None:
         """Return an answer, or None where it is none of this kind."""
-        method = "GET" if body is None else "POST"
-        async with session.request(
-            method, self.url + path, json=body, headers=self._headers, allow_redirects=False, timeout=TIMEOUT
-        ) as answer:
-            if answer.status != 200:
-                return None
-            data = bytearray()
-            async for chunk in answer.content.iter_any():
-                data += chunk
-                if len(data) > ANSWER_BYTES_MAX:
-                    log.warning("%s%s: more than %d bytes, ignored", self.url, path, ANSWER_BYTES_MAX)
-                    return None
+        async with asyncio.timeout(TIMEOUT_S):
+            data = await self._read(path, body)
+        if data is None:
+            return None
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.DecodeError as error:
-            log.debug("%s%s: no %s: %s", self.url, path, kind.__name__, error)
+            log.debug("%s%s: no %s: %s", self._pool.url, path, kind.__name__, error)
             return None
+
+    async def _read(self, path: str, body: dict[str, str] | None) -> bytearray | None:
+        if body is None:
+            response = await self._pool.request("GET", path)
+        else:
+            encoded = msgspec.json.encode(body)
+            response = await self._pool.request("POST", path, encoded, {"content-type": "application/json"})
+        data = bytearray()
+        try:
+            # An error's text is read as well, so that the connection can be used again.
+            while piece := await response.read():
+                data += piece
+                if len(data) > ANSWER_BYTES_MAX:
+                    log.warning("%s%s: more than %d bytes, ignored", self._pool.url, path, ANSWER_BYTES_MAX)
+                    return None
+        finally:
+            response.close()
+        return data if response.status == 200 else None
 
 
 def base_url(url: str) -> str:
     """Return a base URL without what people like to write behind it."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def may(model: Model, ability: str) -> bool:
-    """Say whether a model may have an ability: it has it, or nobody tells."""
-    return not model.abilities or ability in model.abilities
 
 
 def _lm_studio_abilities(model: _LmStudioModel) -> tuple[str, ...]:

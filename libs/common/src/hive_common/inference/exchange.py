@@ -21,6 +21,7 @@ from hive_common.inference.calls import (
 )
 from hive_common.kernel.errors import DeadlineExceeded, HiveError, InvalidArgument, PayloadTooLarge
 from hive_common.kernel.ids import new_id
+from hive_common.ops.http_server import CLIENT, Client
 
 log = logging.getLogger(__name__)
 
@@ -103,36 +104,34 @@ class ClientGone(Exception):
 
 
 class WhileConnected:
-    """Cancels what runs inside of it when the client goes away. The body MUST have been read before.
+    """Cancels what runs inside of it when the client goes away.
 
     Raises ClientGone at its end then.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._gone = self._over = False
+    def __init__(self, scope: Scope) -> None:
+        self._client: Client = scope[CLIENT]
+        self._gone = False
 
     def __enter__(self) -> None:
+        if self._client.is_gone:
+            raise ClientGone
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watcher = asyncio.create_task(self._watch())
+        self._client.watchers.add(self._left)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over = True
-        self._watcher.cancel()
+        self._client.watchers.discard(self._left)
         # Where somebody else cancelled as well, that one is to be obeyed.
         if self._gone and self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
             raise ClientGone from None
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._over:
-            self._gone = True
-            self._task.cancel()
+    def _left(self) -> None:
+        self._gone = True
+        self._task.cancel()
 
 
 class Exchange:
@@ -214,7 +213,7 @@ class Exchange:
         Raises:
             ClientGone: the client went away; what it had asked for was cancelled.
         """
-        with WhileConnected(self._receive):
+        with WhileConnected(self._scope):
             try:
                 async with asyncio.timeout(call.deadline_ms / 1000):
                     answer = await completer.complete(call)

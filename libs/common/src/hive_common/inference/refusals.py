@@ -4,9 +4,9 @@ import re
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientResponse
 
 from hive_common.inference.calls import CONTEXT_LENGTH_EXCEEDED, ModelCall
+from hive_common.inference.http1 import Response
 from hive_common.inference.sse import data_of
 from hive_common.kernel.errors import (
     DeadlineExceeded,
@@ -43,7 +43,7 @@ class Told(msgspec.Struct, frozen=True):
         return number if number >= 400 else 0
 
 
-def refusal(url: str, call: ModelCall, response: ClientResponse, body: bytes) -> HiveError:
+def refusal(url: str, call: ModelCall, response: Response, body: bytes) -> HiveError:
     """Return the error for an answer that is none.
 
     Args:

@@ -10,6 +10,11 @@ from hive_common.ops.files import replace_file
 from hive_common.ops.tls import check_listener
 
 
+def role_of(service: str) -> str:
+    """Return the login role of a service in Postgres."""
+    return f"hive_{service}"
+
+
 class PostgresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where Postgres is and who connects. Passwords stand in files of mode 0600, never here."""
 

@@ -18,7 +18,12 @@ CONNECTIONS_MAX = 4
 WAIT_S = 5.0
 """How long a query waits for a connection before its caller is told `Unavailable`."""
 PROBE_S = 2.0
-RECONNECT_S = 4.0
+PROBE_AGAIN_S = 0.2
+"""The same while it is away: others wait for what its service says of itself."""
+PROBE_WAIT_S = 1.0
+RECONNECT_S = 0.5
+"""A pool that could not connect for so long gives up, and the next query starts anew: its pauses begin with a
+second."""
 
 
 class Database:
@@ -38,9 +43,7 @@ class Database:
             dsn,
             min_size=1,
             max_size=connections_max,
-            timeout=WAIT_S,
             open=False,
-            # Its back-off doubles until then, and the next query starts anew: seconds, however long the outage.
             reconnect_timeout=RECONNECT_S,
             kwargs={"autocommit": True},
             # A connection that died with its server is replaced before a query can meet it.
@@ -74,8 +77,11 @@ class Database:
         Raises:
             Unavailable: Postgres cannot be reached now.
         """
+        return await self._fetch(query, parameters, WAIT_S)
+
+    async def _fetch(self, query: LiteralString, parameters: Sequence[Any], wait_s: float) -> list[tuple[Any, ...]]:
         try:
-            async with self._pool.connection() as conn:
+            async with self._pool.connection(wait_s) as conn:
                 cursor = await conn.execute(query, parameters)
                 rows: list[tuple[Any, ...]] = await cursor.fetchall()
                 return rows
@@ -89,12 +95,12 @@ class Database:
     async def watch(self) -> None:
         """Probe for ever, so that `problem` stays true. Run it as a task of the service."""
         while True:
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(PROBE_S if self._problem is None else PROBE_AGAIN_S)
             await self._probe()
 
     async def _probe(self) -> None:
         try:
-            await self.fetch("SELECT 1")
+            await self._fetch("SELECT 1", (), PROBE_WAIT_S)
             self._problem = None
         except Unavailable as error:
             self._problem = error.message

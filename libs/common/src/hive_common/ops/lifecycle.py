@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.config import load_config
-from hive_common.ops.telemetry import configure_logging
+from hive_common.ops.logs import configure_logging
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
@@ -72,18 +72,24 @@ class Stop:
         task.add_done_callback(done)
 
 
+def _until_released() -> None:
+    """Wait until standard input ends. A signal ends the process meanwhile, as nothing is open yet."""
+    while os.read(0, 4_096):
+        pass
+
+
 async def _watch_parent(parent: int, stop: Stop) -> None:
     while os.getppid() == parent:
         await asyncio.sleep(_LEASH_POLL_S)
     stop.set("the supervisor is gone")
 
 
-async def _run(main: Callable[[C, Stop], Awaitable[None]], config: C, supervised: bool) -> int:
+async def _run(main: Callable[[C, Stop], Awaitable[None]], config: C, parent: int | None) -> int:
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set, signal.Signals(number).name)
-    leash = asyncio.create_task(_watch_parent(os.getppid(), stop)) if supervised else None
+    leash = asyncio.create_task(_watch_parent(parent, stop)) if parent is not None else None
     try:
         await main(config, stop)
     finally:
@@ -105,22 +111,37 @@ def run_process(name: str, kind: type[C], main: Callable[[C, Stop], Awaitable[No
     """
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"HiveFabric {name}")
     parser.add_argument("--config", required=True, help="JSON configuration file")
-    parser.add_argument("--supervised", action="store_true", help="stop when the parent process dies")
+    parser.add_argument(
+        "--supervised",
+        type=int,
+        nargs="?",
+        const=os.getppid(),
+        metavar="PID",
+        help="stop when the parent process dies, which is this one",
+    )
+    parser.add_argument("--held", action="store_true", help="load everything, and begin once standard input ends")
     arguments = parser.parse_args()
+    parent: int | None = arguments.supervised
     try:
         config = load_config(arguments.config, kind)
     except HiveError as error:
         parser.exit(2, f"{name}: {error.message}\n")
     configure_logging(name, getattr(config, "log_level", "INFO"))
-    if arguments.supervised:
+    if parent is not None:
         die_with_parent(signal.SIGTERM)
     # Modules and what they made stay for ever: no collection has to walk through them.
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_ALLOCATIONS, 20, 20)
+    if arguments.held:
+        _until_released()
+    if parent is not None and os.getppid() != parent:
+        # It died before Linux was asked to tell, and nobody would ever end this process.
+        log.info("stopped: the supervisor is gone")
+        sys.exit(0)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_run(main, config, arguments.supervised))
+            code = runner.run(_run(main, config, parent))
     except HiveError as error:
         log.error("%s", error.message, exc_info=error)
         code = 1

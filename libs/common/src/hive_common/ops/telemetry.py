@@ -1,15 +1,12 @@
-"""Logs as JSON lines, Prometheus metrics, and the loopback server for health and metrics of one process."""
+"""Prometheus metrics, and the loopback server for health and metrics of one process."""
 
-import json
-import logging
-import sys
+import asyncio
+import contextlib
 from collections.abc import Callable
-from typing import Any
+from http import HTTPStatus
 
-from aiohttp import web
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
-
-from hive_common.kernel.clock import iso
 
 Check = Callable[[], str | None]
 """Returns None when fine, else one sentence that says what is not."""
@@ -25,30 +22,8 @@ FENCED = Counter("hive_executors_fenced_total", "Executors that flooded a subjec
 IN_FLIGHT = Gauge("hive_requests_in_flight", "Calls that are being handled; open streams and long polls are such")
 
 
-class _JsonFormatter(logging.Formatter):
-    def __init__(self, service: str) -> None:
-        super().__init__()
-        self._service = service
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "ts": iso(int(record.created * 1_000_000)),
-            "level": record.levelname.lower(),
-            "service": self._service,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
-
-
-def configure_logging(service: str, level: str = "INFO") -> None:
-    """Send every log record of this process to stderr as one JSON object a line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(service))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+REQUEST_S = 5.0
+"""How long a request, and the way of its answer, may take."""
 
 
 class Health:
@@ -68,36 +43,56 @@ class Health:
 
 
 class OpsServer:
-    """`/healthz`, `/readyz` and `/metrics` of one process."""
+    """`/healthz`, `/readyz` and `/metrics` of one process.
+
+    It reads no more of a request than its first line, and ends the connection after each answer: nothing here is
+    worth a library that every process would load.
+    """
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         self._health = health
         self._host = host
         self._port = port
-        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. Raises OSError when the port is taken."""
-        app = web.Application()
-        app.router.add_get("/healthz", self._live)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        self._server = await asyncio.start_server(self._connected, self._host, self._port)
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            self._server.close()
 
-    async def _live(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(REQUEST_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_response(*self._answer(head)))
+                await writer.drain()
+        writer.close()
 
-    async def _ready(self, request: web.Request) -> web.Response:
-        problems = self._health.problems()
-        state = {"status": "not ready" if problems else "ok", "problems": problems}
-        return web.json_response(state, status=503 if problems else 200)
+    def _answer(self, head: bytes) -> tuple[HTTPStatus, str, bytes]:
+        """Return status, type and body."""
+        method, target, *_ = [*head.split(b"\r\n", 1)[0].decode("ascii", "replace").split(), "", ""]
+        if method != "GET":
+            return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"expected GET\n"
+        match target.partition("?")[0]:
+            case "/healthz":
+                return HTTPStatus.OK, "application/json", msgspec.json.encode({"status": "ok"})
+            case "/readyz":
+                problems = self._health.problems()
+                state = {"status": "not ready" if problems else "ok", "problems": problems}
+                status = HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK
+                return status, "application/json", msgspec.json.encode(state)
+            case "/metrics":
+                return HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(REGISTRY)
+        return HTTPStatus.NOT_FOUND, "text/plain", b"expected /healthz, /readyz or /metrics\n"
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+def _response(status: HTTPStatus, kind: str, body: bytes) -> bytes:
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body

@@ -17,7 +17,7 @@ _OPTIONS: list[tuple[str, int]] = [
     # A peer that was restarted is found again at once, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 300),
 ]
 
 

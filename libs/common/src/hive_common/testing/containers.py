@@ -43,10 +43,14 @@ def engine_problem() -> str | None:
 
 
 class _Server:
-    """One container with one port, published on loopback."""
+    """One container with one port, published on loopback; `shell` runs in place of what the image would."""
 
-    def __init__(self, image: str, port: int, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, image: str, port: int, command: list[str], environment: dict[str, str], shell: str = ""
+    ) -> None:
         self._image = image
+        # Images of NATS differ in whether their entrypoint takes a shell for a command.
+        self._options = {"entrypoint": ["sh", "-c", shell]} if shell else {}
         self._inside = port
         self._command = command
         self._environment = environment
@@ -60,7 +64,7 @@ class _Server:
         """
         from testcontainers.core.container import DockerContainer
 
-        container = DockerContainer(self._image).with_command(self._command)
+        container = DockerContainer(self._image).with_command(self._command).with_kwargs(**self._options)
         for name, value in self._environment.items():
             container.with_env(name, value)
         # An address besides the port is not in the annotation of the library, and is what Docker's client takes.
@@ -68,7 +72,7 @@ class _Server:
         self._container = container
         try:
             container.start()
-            port = int(container.get_exposed_port(self._inside))
+            port = self._published(container)
             until = time.monotonic() + READY_WITHIN_S
             while not is_ready(port):
                 if time.monotonic() > until:
@@ -84,6 +88,12 @@ class _Server:
         if self._container is not None:
             self._container.stop(force=True, delete_volume=True)
             self._container = None
+
+    def _published(self, container: "DockerContainer") -> int:
+        try:
+            return int(container.get_exposed_port(self._inside))
+        except ConnectionError as error:
+            raise Unavailable(f"{self._image} ended at once; its log ends: {self._log()}") from error
 
     def _log(self) -> str:
         assert self._container is not None
@@ -127,7 +137,7 @@ class ContainerNats:
         text += "jetstream { store_dir: /tmp/jetstream }\n"
         # Nothing in it is secret: public keys, and what they have signed.
         start = 'printf %s "$CONFIG" > /tmp/nats.conf && exec nats-server --config /tmp/nats.conf'
-        self._server = _Server(NATS_IMAGE, 4222, ["sh", "-c", start], {"CONFIG": text})
+        self._server = _Server(NATS_IMAGE, 4222, [], {"CONFIG": text}, start)
 
     @property
     def url(self) -> str:

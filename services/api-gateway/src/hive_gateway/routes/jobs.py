@@ -103,6 +103,8 @@ async def submitted(
         input_digest=job.input_digest,
         idempotency_key=idempotency_key,
         caller=upstream.caller.pseudonym,
+        pin=upstream.caller.pin,
+        counts_only=upstream.caller.counts_only,
     )
     answer = await upstream.while_connected(intake.submit(message, upstream.caller))
     view = views.Submitted(job_id=answer.job_id, position=answer.position, existed=answer.existed)

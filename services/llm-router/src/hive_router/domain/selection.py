@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.events import Model, ModelCandidate, Power
+from hive_common.inference.abilities import COMPLETION, lacking
 from hive_common.inference.calls import PIN_ANY
 
 from hive_router.domain.breaker import CLOSED, Breaker, allows
@@ -73,7 +74,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         owner: whose call it is; `own-devices` are this one's.
         origin: executor that the call comes from; empty for the gateway's host.
         prompt_bytes: of the text that the model has to read; 0 where that says nothing about tokens.
-        needs: what the body uses that not every model can do, such as `tools`.
+        needs: abilities that the model has to have, such as `tools`.
         tried: back ends that this call has tried.
         cloud_refusal: why it may go to no provider; None: it may, by its key, permission and budget.
     """
@@ -207,14 +208,12 @@ def _power(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
 
 def _capability(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
     model = model_of(backend, ask.model)
-    # Without abilities nobody tells what it can do.
-    told = frozenset() if model is None else frozenset(model.abilities)
-    if ask.endpoint != "embeddings" and "embedding" in told and "completion" not in told:
+    known = [] if model is None else lacking(model, ask.needs)
+    if COMPLETION in known:
         return "this model only makes embeddings"
-    lacking = sorted(
-        need for need in ask.needs if (told and need not in told) or (ask.model, need) in backend.lacks
-    )
-    return f"without {', '.join(lacking)} here" if lacking else None
+    refused = (need for need in ask.needs if (ask.model, need) in backend.lacks)
+    lacks = sorted({*known, *refused})
+    return f"without {', '.join(lacks)} here" if lacks else None
 
 
 def _context(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:

@@ -26,6 +26,7 @@ from hive_common.contracts.events import (
 )
 from hive_common.contracts.limits import KIB, MIB
 from hive_common.contracts.values import Value
+from hive_common.inference.calls import narrowest
 from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
 
@@ -95,6 +96,8 @@ class JobState:
         self.deadline_us = submitted.deadline_us
         self.request_digest = submitted.request_digest
         self.agents: dict[str, AgentRef] = submitted.agents
+        self.pin = narrowest(spec.pin, submitted.pin)
+        self.counts_only = submitted.counts_only
         self.steps = {step.id: StepState(step) for step in spec.steps}
         self.tasks: dict[str, TaskState] = {}
         self.cancel_reason: str | None = None
