@@ -355,7 +355,7 @@ class ModelCallFinished(Event, frozen=True):
     `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
     `nano_usd` is what it cost on priced routes, failed tries included; `estimated`: some of that is what was
     reserved for it, since an answer did not say what it used. `block` is whose blocks of money paid for it.
-    `agent` is the guest's, where the router looked.
+    `agent` is the guest's.
     """
 
     endpoint: str
