@@ -259,7 +259,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a device can do, as its executor reports it."""
+    """What a device can do, as its executor reports it. `scratch`: it can give guests folders of a limited size."""
 
     os: str
     arch: str
@@ -273,6 +273,7 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     power: Power = Power()
     models: tuple[Model, ...] = ()
     labels: dict[str, str] = {}
+    scratch: bool = False
 
 
 class ExecutorRegistered(Event, frozen=True):
