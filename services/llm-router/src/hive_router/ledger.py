@@ -223,6 +223,11 @@ class Ledger:
         self._ns = ns
         self._now_us = now_us
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a projection has met something it does not know, and follows the log no more."""
+        return self._money.failure is not None or self._usage.failure is not None
+
     async def limits(self) -> dict[str, tuple[BudgetLimit, ...]]:
         """Return all limits that are set. Raises Unavailable."""
         await self._current(self._money)
