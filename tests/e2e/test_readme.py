@@ -1,16 +1,20 @@
 """The documents as a new user types them: README's tour as one script, and the commands of the examples."""
 
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hive_cli.supervisor.public import local_addresses
+from hive_common.ops.embedded import free_port
 from hive_common.testing.installation import Installation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +116,47 @@ def test_models_are_used_as_it_is_typed(scratch: Installation, tmp_path: Path) -
     assert "smollm2" in said and said.count("data: [DONE]") == 1
     assert len([line for line in answers.splitlines() if line.strip()]) >= 2, "a line of each client"
     assert '"summary"' in typed(commands_of("summarise"), ROOT / "examples" / "summarise", environment).stdout
+
+
+def listens(address: str, process: "subprocess.Popen[bytes]") -> None:
+    """Return when somebody listens there."""
+    host, _, port = address.rpartition(":")
+    while True:
+        assert process.poll() is None, "the registry has ended"
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+            return
+        time.sleep(0.05)
+
+
+def test_an_agent_is_signed_and_shared_as_it_is_typed(scratch: Installation, tmp_path: Path) -> None:
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("docker-registry is not here; fix: apt-get install --no-install-recommends docker-registry")
+    address = f"127.0.0.1:{free_port()}"
+    config = tmp_path / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/oci}}}}\nhttp: {{addr: '{address}'}}\n"
+    )
+    environment = {
+        **scratch.environment,
+        "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "REGISTRY": address,
+    }
+    scratch.hive("init", "--free-ports")
+    signed, shared, stopped = blocks_of("Write, sign and share an agent")
+    with subprocess.Popen(
+        [binary, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as oci:
+        try:
+            said = typed(signed, tmp_path, environment).stdout
+            assert "not yet: nobody trusts this key here" in said and '"greeting": "Hello, Bob!"' in said
+            listens(address, oci)
+            said = typed(shared, tmp_path, environment).stdout
+            assert f"{address}/agents/greeting:1.0.0" in said and "ada" in said
+            said = typed(stopped, tmp_path, environment).stdout
+            assert "greeting@1.0.0 is yanked: greets the wrong people" in said and "the laptop is gone" in said
+        finally:
+            oci.terminate()
 
 
 def commands_of(example: str) -> str:

@@ -93,7 +93,7 @@ class Registry:
         self._reference = reference
         self._scheme = "http" if plain else "https"
         verify = True if ca_file is None else str(ca_file)
-        self._client = oras.provider.Registry(reference.registry, insecure=plain, tls_verify=verify)
+        self._client = _Client(reference.registry, insecure=plain, tls_verify=verify)
         self._container = oras.container.Container(f"{reference.registry}/{reference.repository}")
         session = self._client.session
         session.trust_env = not is_loopback(reference.host)
@@ -162,6 +162,9 @@ class Registry:
         """
         try:
             response: requests.Response = call()
+        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
+            # Without credentials oras takes the name of what asks for a password for an address.
+            raise self._unauthenticated() from error
         except requests.RequestException as error:
             raise self._unreachable(error) from error
         except ValueError as error:
@@ -195,6 +198,14 @@ class Registry:
             f"{self._reference}: the registry wants credentials; log in with: docker login "
             f"{self._reference.registry} (or oras login, skopeo login --authfile ~/.docker/config.json)"
         )
+
+
+class _Client(oras.provider.Registry):  # type: ignore[misc]
+    """Without the library's pauses of 80 s together before it says that something was refused: pushes and pulls may
+    be said again.
+    """
+
+    do_request = getattr(oras.provider.Registry.do_request, "__wrapped__", oras.provider.Registry.do_request)
 
 
 class _Bounded(HTTPAdapter):

@@ -156,7 +156,8 @@ class Attempts:
     @property
     def memory_free_bytes(self) -> int:
         """Memory for one more guest, whichever of the held ones run together."""
-        largest = sorted((held.assignment.memory_bytes for held in self._held.values()), reverse=True)
+        needs = (held.assignment.memory_bytes + held.assignment.agent.scratch_bytes for held in self._held.values())
+        largest = sorted(needs, reverse=True)
         return max(0, self._memory_bytes - sum(largest[: self._gate.slots]))
 
     def take(self, assignment: Assignment) -> None:

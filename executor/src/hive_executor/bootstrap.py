@@ -38,7 +38,7 @@ from hive_executor.permits import Permits
 from hive_executor.pulls import Lease, Pulls
 from hive_executor.reporter import Reporter
 from hive_executor.sandbox import RunnerPool, prepare_python_runtime
-from hive_executor.sandbox.confine import LAYERS
+from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS
 from hive_executor.signers import Signers
 from hive_executor.spool import Spool
 
@@ -201,6 +201,7 @@ class Executor:
         for layer in LAYERS:
             SANDBOX_LAYERS.labels(layer=layer).set(layer in layers)
         self._device.sandbox = ", ".join(layers) or "engine only"
+        self._device.has_scratch = EMPTY_ROOT in layers
         if missing := [layer for layer in LAYERS if layer not in layers]:
             log.warning("around the engine: %s; this system gives runners no %s", self._device.sandbox, missing)
 

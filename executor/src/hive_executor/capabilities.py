@@ -37,6 +37,7 @@ class Device:
         self._labels = labels
         self.sandbox = ""
         """What runners have around the engine; told as the label `sandbox`, unless the owner set one."""
+        self.has_scratch = False
         self._gpus: tuple[Gpu, ...] | None = None
 
     async def capabilities(self, models: Iterable[Model]) -> Capabilities:
@@ -56,6 +57,7 @@ class Device:
             power=power(),
             models=tuple(models),
             labels={"sandbox": self.sandbox, **self._labels} if self.sandbox else self._labels,
+            scratch=self.has_scratch,
         )
 
 

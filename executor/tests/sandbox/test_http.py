@@ -7,7 +7,9 @@ import json
 import socket
 import ssl
 from pathlib import Path
+from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hive_common.contracts.permissions import HttpPermission
@@ -134,6 +136,74 @@ async def test_what_is_no_url_of_a_host_is_refused(url: str) -> None:
     with pytest.raises((InvalidArgument, PermissionDenied)):
         await ask(access(names, "a.test", "*.test"), url)
     assert names.asked == []
+
+
+PIECES = (
+    *(
+        "a.test",
+        "b.test",
+        "below.test",
+        "sub.below.test",
+        "xbelow.test",
+        "*.below.test",
+        "127.0.0.1",
+        "[::1]",
+        "0x7f.1",
+    ),
+    *(
+        "user@",
+        "a.test@",
+        "@a.test",
+        "a.test:443@",
+        ":443",
+        ":8443",
+        ":",
+        "@",
+        "\\",
+        "/",
+        "//",
+        "?",
+        "#",
+        ".",
+        "..",
+    ),
+    *(
+        "%2e",
+        "%40",
+        "%2f",
+        "%00",
+        "%0d%0a",
+        "\t",
+        "\n",
+        " ",
+        "\u3002",
+        "\uff0e",
+        "xn--",
+        "A.TEST",
+        "a.test.",
+        ";",
+        "&",
+    ),
+)
+
+
+async def test_of_10000_urls_none_is_looked_up_that_was_not_granted() -> None:
+    random, names = Random(1), Names()
+    client = access(names, "a.test", "*.below.test")
+    reached = 0
+    for _ in range(10_000):
+        url = random.choice(("https://", "https://", "HTTPS://", "http://", "https:", "//", ""))
+        url += "".join(random.choices(PIECES, k=random.randint(1, 5)))
+        before = len(names.asked)
+        with pytest.raises((InvalidArgument, PermissionDenied, Unavailable)):
+            await ask(client, url)
+        for name in names.asked[before:]:
+            reached += 1
+            assert name == "a.test" or name.endswith(".below.test"), url
+            # And others read it the same way.
+            read = urlsplit(url)
+            assert (read.scheme, read.hostname, read.port or 443) == ("https", name, 443), url
+    assert reached > 100
 
 
 ADDRESSES = {
@@ -299,6 +369,16 @@ async def test_only_headers_that_anybody_may_see_go_to_another_host() -> None:
     assert {name.lower() for name in secrets} <= first.headers.keys()
     assert not {name.lower() for name in secrets} & second.headers.keys()
     assert (second.headers["accept"], second.headers["user-agent"]) == ("text/html", "mine")
+
+
+@pytest.mark.parametrize(
+    "location", ["https://x@[", "https://[::1", "javascript:alert(1)", "file:///etc/passwd", "//@"]
+)
+async def test_a_redirect_to_what_is_no_url_is_an_error(location: str) -> None:
+    async with serving(redirect(location)) as web:
+        url = f"http://a.test:{web.port}"
+        with pytest.raises(Unavailable, match="redirects to what is no URL"):
+            await ask(access(Names(a_test=LOCAL), url), url)
 
 
 async def test_redirects_end() -> None:

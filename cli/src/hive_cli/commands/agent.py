@@ -63,7 +63,8 @@ def run(
 ) -> None:
     """Try an agent once in the sandbox of an executor, without publishing it.
 
-    Needs nothing that runs, but for an agent that calls models: those are the installation's.
+    Needs nothing that runs, but for an agent that calls models: those are the installation's. It may do what its
+    manifest asks for, so read that first; values that it keeps are gone afterwards.
     """
     from hive_executor.try_agent import run_once
 

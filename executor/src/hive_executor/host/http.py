@@ -375,7 +375,7 @@ def _url(text: str) -> URL:
         url = URL(text)
         # What cannot be read shows only when it is asked for.
         _ = url.raw_host, url.port, url.raw_path_qs
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # the latter for brackets without a host
         raise InvalidArgument(f"url: {error}", path="url") from error
     if url.scheme not in {"http", "https"} or not url.raw_host:
         raise InvalidArgument(f"url: {text[:80]!r} is no https:// or http:// URL with a host", path="url")
@@ -421,7 +421,7 @@ def _redirected(request: Request, answered: Answered) -> Request:
     """Return what follows a redirect (RFC 9110, section 15.4)."""
     try:
         url = _url(str(request.url.join(URL(answered.location))))
-    except (ValueError, InvalidArgument) as error:
+    except (ValueError, IndexError, InvalidArgument) as error:
         raise Unavailable(f"{request.url.origin()} redirects to what is no URL: {error}") from error
     method, body, headers = request.method, request.body, request.headers
     becomes_get = answered.status == 303 and method != "HEAD"

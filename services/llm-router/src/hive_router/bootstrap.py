@@ -17,6 +17,7 @@ from hive_common.eventlog.log import LogReader, LogWriter
 from hive_common.eventlog.observed import observe_projection, observe_writer
 from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.kernel.clock import SystemClock
+from hive_common.kernel.errors import Unavailable
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.database import Database
 from hive_common.ops.lifecycle import Stop
@@ -99,7 +100,14 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         ledger = await process.ledger(database, reader, money_wake, usage_wake)
         treasury = Treasury(writer, ledger.account, clock, owner=config.owner, ns=config.ns)
         stack.push_async_callback(treasury.close)
-        treasury.know(await ledger.limits())
+        try:
+            treasury.know(await ledger.limits())
+        except Unavailable:
+            if not ledger.has_failed:
+                raise
+            # Whoever guards its projections says why, and stops this process.
+            await stop.wait()
+            return
         outside = await process.outside(fleet, treasury, ledger, reader)
         kills = await process.kills(client, lambda: waterfall.stop_refused())
         waterfall = Waterfall(

@@ -1,20 +1,18 @@
 """Whether a call may leave for a provider: by its key, its pin, its agent's permission, and a budget (law 7)."""
 
 from collections import OrderedDict
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
-from hive_common.contracts.events import JobSubmitted, TaskAssigned, TaskCreated, decode
-from hive_common.contracts.permissions import ModelPermission
-from hive_common.eventlog.log import LogReader, Stored
+from hive_common.contracts.events import JobSubmitted, decode
+from hive_common.eventlog.log import LogReader
 from hive_common.inference.calls import PIN_ANY, ModelCall, narrowest
-from hive_common.kernel.ids import derive_id, is_id
+from hive_common.kernel.ids import derive_id
 
 from hive_router.domain.budgets import subjects_of
 from hive_router.domain.selection import (
     REASON_KEY,
     REASON_NO_BUDGET,
-    REASON_PERMISSION,
     REASON_PIN,
     CloudRefusal,
 )
@@ -22,9 +20,8 @@ from hive_router.ledger import Spender
 from hive_router.treasury import Treasury
 
 REMEMBERED: Final = 1_000
-"""Jobs and attempts whose facts are kept; they never change."""
+"""Jobs whose facts are kept; they never change."""
 
-_TASK_EVENTS_MAX: Final = 1_000
 _LET_OWNER: Final = 'let it: `"cloud": true` under `models` in hive.json, and start again'
 _MAKE_ONE: Final = "make one that may: hive key create NAME --cloud --budget usd=5/month"
 
@@ -38,18 +35,16 @@ class Spenders(Protocol):
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """Whether a call may go to providers, whose budgets it counts against, and its agent."""
+    """Whether a call may go to providers, and whose budgets it counts against."""
 
     refusal: CloudRefusal | None
     subjects: tuple[str, ...] = ()
     key: str = ""
-    agent: str = ""
 
 
 class _Job(msgspec.Struct, frozen=True):
     caller: str
     pin: str
-    permissions: dict[str, ModelPermission | None]
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -63,8 +58,8 @@ class _Document(msgspec.Struct, frozen=True):
 class Cloud:
     """Looks.
 
-    What a device says of a guest is not believed: the log says to whom an attempt was given, of which agent, for
-    whose job, and what that agent may do.
+    A guest's call has its token's agent and job, its model and pin within what the agent was granted; the log says
+    with which key the job was submitted, and that key has to be one that may.
 
     Args:
         treasury: knows budgets.
@@ -94,7 +89,6 @@ class Cloud:
         self._owner_key = derive_id("caller", owner, owner_key)
         self._owner = Spender(owner_key, owner_cloud, PIN_ANY, False)
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
-        self._attempts: OrderedDict[tuple[str, int], tuple[str, str, str]] = OrderedDict()
 
     async def passage(self, call: ModelCall) -> Passage:
         """Look. Raises Unavailable where the log has to be asked and cannot be."""
@@ -115,23 +109,13 @@ class Cloud:
         return Passage(None, subjects, call.key)
 
     async def _of_guest(self, call: ModelCall) -> Passage:
-        if not (is_id(call.task) and is_id(call.job)):
+        if not call.agent:
             return _refused(REASON_KEY, "a program on a device shows no key; call the gateway with one")
-        attempt = await self._attempt(call.task, call.attempt)
-        if attempt is None or attempt[0] != call.origin or attempt[1] != call.job:
-            return _refused(REASON_PERMISSION, "this attempt was not given to this device")
-        reference = attempt[2]
         job = await self._job(call.job)
-        permission = None if job is None else job.permissions.get(reference)
-        if job is None or permission is None:
-            return _refused(REASON_PERMISSION, f"{reference} has no permission `model`")
-        if call.model not in permission.names and "*" not in permission.names:
-            return _refused(
-                REASON_PERMISSION, f"the permission `model` of {reference} does not name `{call.model}`"
-            )
-        for pin, whose in ((permission.pin, reference), (job.pin, "the job")):
-            if pin != PIN_ANY:
-                return _refused(REASON_PIN, f"{whose} is pinned to {pin}")
+        if job is None:
+            return _refused(REASON_KEY, "nobody knows the key with which the job was submitted")
+        if job.pin != PIN_ANY:
+            return _refused(REASON_PIN, f"the job is pinned to {job.pin}")
         spender = self._owner if job.caller == self._owner_key else await self._spenders.spender(job.caller)
         if spender is None or spender.revoked or not spender.cloud:
             name = "its key" if spender is None else f"key `{spender.name}`"
@@ -140,31 +124,11 @@ class Cloud:
             return _refused(REASON_KEY, f"{name}, with which the job was submitted, {said}; {remedy}")
         if spender.pin != PIN_ANY:
             return _refused(REASON_PIN, f"key `{spender.name}` is pinned to {spender.pin}")
-        agent = reference.partition("@")[0]
-        return Passage(None, subjects_of(spender.name, call.job, agent), spender.name, agent)
+        agent = call.agent.partition("@")[0]
+        return Passage(None, subjects_of(spender.name, call.job, agent), spender.name)
 
     def _remedy(self, key: str) -> str:
         return _LET_OWNER if key == self._owner.name else _MAKE_ONE
-
-    async def _attempt(self, task: str, attempt: int) -> tuple[str, str, str] | None:
-        """Return executor, job and agent of an attempt, or None."""
-        key = (task, attempt)
-        known = self._attempts.get(key)
-        if known is not None:
-            return known
-        job = agent = executor = ""
-        for stored in await self._reader.read(0, _TASK_EVENTS_MAX, streams=[task]):
-            if stored.ns == self._ns and stored.type in ("TaskCreated", "TaskAssigned"):
-                match _event_of(stored):
-                    case TaskCreated() as created:
-                        job, agent = created.job, created.agent
-                    case TaskAssigned() as assigned if assigned.attempt == attempt:
-                        executor = assigned.executor
-        if not executor:
-            return None
-        found = (executor, job, agent)
-        _remember(self._attempts, key, found)
-        return found
 
     async def _job(self, job: str) -> _Job | None:
         known = self._jobs.get(job)
@@ -173,26 +137,16 @@ class Cloud:
         for stored in await self._reader.read(0, 1, streams=[job]):
             if stored.ns != self._ns or stored.type != JobSubmitted.__name__:
                 return None
-            event = _event_of(stored)
+            event = None if stored.payload is None else decode(stored.type, stored.schema, stored.payload)
             if not isinstance(event, JobSubmitted):
                 return None
             asked = msgspec.json.decode(event.document, type=_Document).models.pin
-            pin = narrowest(asked or PIN_ANY, event.pin)
-            found = _Job(event.caller, pin, {name: agent.model for name, agent in event.agents.items()})
-            _remember(self._jobs, job, found)
+            found = self._jobs[job] = _Job(event.caller, narrowest(asked or PIN_ANY, event.pin))
+            if len(self._jobs) > REMEMBERED:
+                self._jobs.popitem(last=False)
             return found
         return None
 
 
-def _event_of(stored: Stored) -> Any:
-    return None if stored.payload is None else decode(stored.type, stored.schema, stored.payload)
-
-
 def _refused(reason: str, detail: str) -> Passage:
     return Passage(CloudRefusal(reason, detail))
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    cache[key] = value
-    if len(cache) > REMEMBERED:
-        cache.popitem(last=False)

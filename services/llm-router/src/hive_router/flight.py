@@ -208,7 +208,7 @@ class Flight:
             attempt=call.attempt,
             candidates=self.candidates(),
             provider=self.provider,
-            agent=self.passage.agent if self.passage else "",
+            agent=call.agent.partition("@")[0],
             nano_usd=self.cost.nano_usd,
             estimated=self.estimated,
             block=self.block,

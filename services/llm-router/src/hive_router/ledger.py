@@ -34,29 +34,30 @@ LIMITS_MAX: Final = 10_000
 BY: Final = ("key", "job", "agent", "model", "route", "provider", "day")
 
 _KEY_CREATED = """
-INSERT INTO router.keys (ns, pseudonym, name, cloud, pin, stream) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO router.keys (ns, owner, pseudonym, name, cloud, pin, stream) VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (ns, pseudonym) DO NOTHING
 """
 _KEY_REVOKED = "UPDATE router.keys SET revoked = true WHERE ns = %s AND stream = %s"
 _SET = """
-INSERT INTO router.budgets (ns, subject, version, limits) VALUES (%s, %s, %s, %s)
+INSERT INTO router.budgets (ns, owner, subject, version, limits) VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT (ns, subject) DO UPDATE SET version = excluded.version, limits = excluded.limits
 """
 _MOVED = """
-INSERT INTO router.budgets (ns, subject, version) VALUES (%s, %s, %s)
+INSERT INTO router.budgets (ns, owner, subject, version) VALUES (%s, %s, %s, %s)
 ON CONFLICT (ns, subject) DO UPDATE SET version = excluded.version
 """
 _BLOCK = """
-INSERT INTO router.budget_blocks (ns, subject, day, block, nano_usd, tokens) VALUES (%s, %s, %s, %s, %s, %s)
+INSERT INTO router.budget_blocks (ns, owner, subject, day, block, nano_usd, tokens)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (ns, subject, day, block) DO UPDATE SET
     nano_usd = budget_blocks.nano_usd + excluded.nano_usd, tokens = budget_blocks.tokens + excluded.tokens
 """
 _USED = """
 INSERT INTO router.usage (
-    ns, day, key, job, agent, model, route, provider, block,
+    ns, owner, day, key, job, agent, model, route, provider, block,
     calls, failed, prompt_tokens, completion_tokens, nano_usd, estimated
-) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (ns, day, key, job, agent, model, route, provider, block) DO UPDATE SET
+) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (ns, owner, day, key, job, agent, model, route, provider, block) DO UPDATE SET
     calls = usage.calls + excluded.calls, failed = usage.failed + excluded.failed,
     prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
     completion_tokens = usage.completion_tokens + excluded.completion_tokens,
@@ -154,7 +155,7 @@ class UsageProjection:
             event = _usage_decoder.decode(stored.payload) if stored.type in _USAGE_TYPES else _unknown(stored)
             # A name that nobody serves is whatever a caller typed.
             model = event.model if event.route else ""
-            place = (stored.ns, day_of(stored.ts_us), event.key, event.job, event.agent, model)
+            place = (stored.ns, stored.owner, day_of(stored.ts_us), event.key, event.job, event.agent, model)
             row = sums.setdefault((*place, event.route, event.provider, event.block), [0] * 6)
             used = (
                 1,
@@ -222,6 +223,11 @@ class Ledger:
         self._wake = wake
         self._ns = ns
         self._now_us = now_us
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a projection has met something it does not know, and follows the log no more."""
+        return self._money.failure is not None or self._usage.failure is not None
 
     async def limits(self) -> dict[str, tuple[BudgetLimit, ...]]:
         """Return all limits that are set. Raises Unavailable."""
@@ -305,19 +311,20 @@ def _money_of(stored: Stored) -> list[tuple[Any, tuple[Any, ...]]]:
     if stored.payload is None:
         raise CorruptLog(f"the payload at position {stored.position} is missing", position=stored.position)
     event = decode(stored.type, stored.schema, stored.payload)
+    whose = (stored.ns, stored.owner)
     match event:
         case KeyCreated():
             pseudonym = derive_id("caller", stored.owner, event.name)
-            return [(_KEY_CREATED, (stored.ns, pseudonym, event.name, event.cloud, event.pin, stored.stream))]
+            return [(_KEY_CREATED, (*whose, pseudonym, event.name, event.cloud, event.pin, stored.stream))]
         case KeyRevoked():
             return [(_KEY_REVOKED, (stored.ns, stored.stream))]
         case BudgetSet():
             limits = msgspec.json.encode(event.limits)
-            return [(_SET, (stored.ns, event.subject, stored.version, limits))]
+            return [(_SET, (*whose, event.subject, stored.version, limits))]
         case BudgetReserved() | BudgetReturned():
             sign = 1 if isinstance(event, BudgetReserved) else -1
-            moved = (stored.ns, event.subject, stored.version)
-            place = (stored.ns, event.subject, event.day, event.block)
+            moved = (*whose, event.subject, stored.version)
+            place = (*whose, event.subject, event.day, event.block)
             return [(_MOVED, moved), (_BLOCK, (*place, sign * event.nano_usd, sign * event.tokens))]
     raise UnknownEvent(f"position {stored.position}: the router does not know {stored.type}")
 

@@ -12,8 +12,8 @@ from hive_registry.domain.keys import KeyState
 
 _CREATE: Final = """
 INSERT INTO registry.api_keys
-    (ns, stream, name, digest, scope, pin, counts_only, cloud, pseudonym, created_us, version, position)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    (ns, owner, stream, name, digest, scope, pin, counts_only, cloud, pseudonym, created_us, version, position)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
 _REVOKE: Final = """
 UPDATE registry.api_keys SET revoked_us = %s, version = %s, position = %s WHERE ns = %s AND stream = %s
@@ -82,4 +82,4 @@ def key_statement(stored: Stored, event: KeyCreated | KeyRevoked) -> tuple[str, 
         return _REVOKE, (stored.ts_us, *moved, stored.ns, stored.stream)
     what = (event.name, event.digest, event.scope, event.pin, event.counts_only, event.cloud)
     pseudonym = derive_id("caller", stored.owner, event.name)
-    return _CREATE, (stored.ns, stored.stream, *what, pseudonym, stored.ts_us, *moved)
+    return _CREATE, (stored.ns, stored.owner, stored.stream, *what, pseudonym, stored.ts_us, *moved)

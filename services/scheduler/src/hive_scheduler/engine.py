@@ -156,7 +156,7 @@ class Engine:
     def need_of(self, job: JobState, task: TaskState) -> Need:
         """Return what a task asks of a device."""
         agent = job.agents[task.agent]
-        return Need(agent.runtime, agent.memory_bytes)
+        return Need(agent.runtime, agent.memory_bytes, scratch_bytes=agent.scratch_bytes)
 
     # --- decisions ---
 

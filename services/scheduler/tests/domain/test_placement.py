@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 GIB = 1 << 30
 
 
-def device(name, *, slots=2, free=None, runtimes=("python", "command"), memory=8 * GIB, power=None, **more):
+def device(
+    name, *, slots=2, free=None, runtimes=("python", "command"), memory=8 * GIB, power=None, scratch=False, **more
+):
     return Device(
         executor=name,
         name=name,
@@ -22,6 +24,7 @@ def device(name, *, slots=2, free=None, runtimes=("python", "command"), memory=8
             slots=slots,
             runtimes=runtimes,
             power=power or Power(),
+            scratch=scratch,
         ),
         slots_free=slots if free is None else free,
         memory_free_bytes=memory,
@@ -77,6 +80,14 @@ def test_every_rejection_has_its_name():
     assert picked.placement.rejected["runtime_missing"] == 1
     assert picked.placement.rejected["drained"] == 1
     assert picked.placement.rejected["revoked"] == 1
+
+
+def test_files_take_a_device_that_can_limit_them_and_count_as_memory():
+    pool = fleet(device("plain"), device("small", scratch=True, memory=96 << 20), device("good", scratch=True))
+    need = Need("python", 64 << 20, scratch_bytes=64 << 20)
+    reasons = {one.name: one.reason for one in pool.explain(need)}
+    assert reasons == {"plain": "scratch_missing", "small": "memory_short", "good": None}
+    assert pool.place(need).executor == "good"
 
 
 def test_a_device_that_runs_on_battery_comes_after_one_that_does_not():

@@ -265,7 +265,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a device can do, as its executor reports it."""
+    """What a device can do, as its executor reports it. `scratch`: it can give guests folders of a limited size."""
 
     os: str
     arch: str
@@ -279,6 +279,7 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     power: Power = Power()
     models: tuple[Model, ...] = ()
     labels: dict[str, str] = {}
+    scratch: bool = False
 
 
 class ExecutorRegistered(Event, frozen=True):
@@ -361,7 +362,7 @@ class ModelCallFinished(Event, frozen=True):
     `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
     `nano_usd` is what it cost on priced routes, failed tries included; `estimated`: some of that is what was
     reserved for it, since an answer did not say what it used. `block` is whose blocks of money paid for it.
-    `agent` is the guest's, where the router looked.
+    `agent` is the guest's.
     """
 
     endpoint: str

@@ -15,7 +15,6 @@ from hive_router.domain.selection import (
     REASON_MODEL,
     REASON_NO_BUDGET,
     REASON_ORIGIN,
-    REASON_PERMISSION,
     REASON_PIN,
     Ask,
 )
@@ -23,7 +22,6 @@ from hive_router.domain.selection import (
 _DETAILS_MAX = 5
 _REFUSED_AS: Final[dict[str, type[HiveError]]] = {
     REASON_KEY: PermissionDenied,
-    REASON_PERMISSION: PermissionDenied,
     REASON_NO_BUDGET: BudgetExhausted,
 }
 

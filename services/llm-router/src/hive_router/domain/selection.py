@@ -25,7 +25,6 @@ REASON_CAPABILITY: Final = "capability"
 REASON_CONTEXT: Final = "context"
 REASON_CLOUD_OFF: Final = "cloud_off"
 REASON_KEY: Final = "key"
-REASON_PERMISSION: Final = "permission"
 REASON_NO_BUDGET: Final = "no_budget"
 
 OTHERS_SHOWN_MAX: Final = 16
@@ -140,7 +139,8 @@ class Circumstances(msgspec.Struct, frozen=True):
     host_executors: frozenset[str] = frozenset()
 
 
-_Stage = Callable[[Ask, BackEnd, Circumstances], str | None]
+_Stage = Callable[[Ask, BackEnd, Circumstances], str | CloudRefusal | None]
+"""Says what stands against a back end; a refusal brings its own reason."""
 
 
 def model_of(backend: BackEnd, name: str) -> Model | None:
@@ -169,12 +169,8 @@ def _origin(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
     return "the call comes from there" if ask.origin and backend.id == ask.origin else None
 
 
-def _cloud(reason: str) -> _Stage:
-    def stage(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
-        refusal = ask.cloud_refusal
-        return refusal.detail if backend.provider and refusal is not None and refusal.reason == reason else None
-
-    return stage
+def _outside(ask: Ask, backend: BackEnd, at: Circumstances) -> CloudRefusal | None:
+    return ask.cloud_refusal if backend.provider else None
 
 
 def _pin(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
@@ -235,7 +231,7 @@ STAGES: Final[tuple[tuple[str, _Stage], ...]] = (
     (REASON_ORIGIN, _origin),
     ("revoked", _revoked),
     (REASON_PIN, _pin),
-    *((reason, _cloud(reason)) for reason in (REASON_CLOUD_OFF, REASON_KEY, REASON_PERMISSION, REASON_NO_BUDGET)),
+    (REASON_CLOUD_OFF, _outside),
     ("offline", _offline),
     ("drained", _drained),
     ("power", _power),
@@ -279,6 +275,8 @@ def select(ask: Ask, serving: Iterable[BackEnd], others: Sequence[BackEnd], at: 
             continue
         for reason, stage in STAGES:
             detail = stage(ask, backend, at)
+            if isinstance(detail, CloudRefusal):
+                reason, detail = detail.reason, detail.detail
             if detail is not None:
                 rejected.append(_candidate(ask, backend, at, rejected=reason, detail=detail))
                 break

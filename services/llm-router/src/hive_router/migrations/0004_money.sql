@@ -2,6 +2,7 @@
 
 CREATE TABLE router.keys (
     ns text COLLATE "C" NOT NULL,
+    owner text COLLATE "C" NOT NULL,
     pseudonym text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     cloud boolean NOT NULL,
@@ -16,6 +17,7 @@ CREATE UNIQUE INDEX keys_stream ON router.keys (ns, stream);
 
 CREATE TABLE router.budgets (
     ns text COLLATE "C" NOT NULL,
+    owner text COLLATE "C" NOT NULL,
     subject text COLLATE "C" NOT NULL,
     version integer NOT NULL,
     limits bytea NOT NULL DEFAULT '[]',
@@ -25,6 +27,7 @@ CREATE TABLE router.budgets (
 -- What was set aside and not returned, by process of the router and day.
 CREATE TABLE router.budget_blocks (
     ns text COLLATE "C" NOT NULL,
+    owner text COLLATE "C" NOT NULL,
     subject text COLLATE "C" NOT NULL,
     block text COLLATE "C" NOT NULL,
     day text COLLATE "C" NOT NULL,
@@ -35,6 +38,7 @@ CREATE TABLE router.budget_blocks (
 
 CREATE TABLE router.usage (
     ns text COLLATE "C" NOT NULL,
+    owner text COLLATE "C" NOT NULL,
     day text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     job text COLLATE "C" NOT NULL,
@@ -49,5 +53,5 @@ CREATE TABLE router.usage (
     completion_tokens bigint NOT NULL,
     nano_usd bigint NOT NULL,
     estimated bigint NOT NULL,
-    PRIMARY KEY (ns, day, key, job, agent, model, route, provider, block)
+    PRIMARY KEY (ns, owner, day, key, job, agent, model, route, provider, block)
 );

@@ -3,6 +3,7 @@
 CREATE TABLE registry.api_keys (
     ns text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
+    owner text NOT NULL,
     stream text COLLATE "C" NOT NULL,
     digest text COLLATE "C" NOT NULL,
     scope text NOT NULL,

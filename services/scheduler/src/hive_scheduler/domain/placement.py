@@ -15,11 +15,12 @@ from hive_common.contracts.events import Capabilities, Placement
 
 
 class Need(msgspec.Struct, frozen=True):
-    """What a task asks of a device."""
+    """What a task asks of a device. Its files are in memory, too."""
 
     runtime: str
     memory_bytes: int
     excluded: frozenset[str] = frozenset()
+    scratch_bytes: int = 0
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -71,6 +72,7 @@ _State = Callable[[Device, Weights], bool]
 RUNTIME_MISSING: Final = "runtime_missing"
 EXCLUDED: Final = "excluded"
 MEMORY_SHORT: Final = "memory_short"
+SCRATCH_MISSING: Final = "scratch_missing"
 
 
 def _battery_low(device: Device, weights: Weights) -> bool:
@@ -106,7 +108,9 @@ def need_reason(device: Device, need: Need) -> str | None:
     """Return the name of the first stage that rejects the device for this task, or None."""
     if device.executor in need.excluded:
         return EXCLUDED
-    if device.memory_free_bytes < need.memory_bytes:
+    if need.scratch_bytes and not device.capabilities.scratch:
+        return SCRATCH_MISSING
+    if device.memory_free_bytes < need.memory_bytes + need.scratch_bytes:
         return MEMORY_SHORT
     return None
 
