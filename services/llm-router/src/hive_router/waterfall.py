@@ -172,7 +172,7 @@ class Waterfall:
         if streams:
             flight.streamed = True
             return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
-        # After the next turn of the loop, in which the answer goes: its reader does not wait for what is noted here.
+        # After the next turn of the loop, in which the answer goes: its reader does not wait for what is noted.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._whole_ended, flight, place, first_byte_s, first)
         return RoutedAnswer(head, _pieces(first))
