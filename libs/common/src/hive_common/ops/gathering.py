@@ -51,7 +51,8 @@ class Gathering(asyncio.Transport):
         self._transport.close()
 
     def abort(self) -> None:
-        """Close now."""
+        """Close now; what is gathered is lost."""
+        self._parts, self._size = [], 0
         self._transport.abort()
 
     def is_closing(self) -> bool:
