@@ -5,11 +5,12 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
-from hive_common.testing.installation import TERMINAL, assert_exactly_once, wait_until
+from hive_common.testing.installation import HIVE, TERMINAL, assert_exactly_once, wait_until
 
 JOB = Path(__file__).parent / "job.yaml"
 TASKS = 30
@@ -150,6 +151,46 @@ def test_the_death_of_the_supervisor_leaves_no_orphans_and_the_next_up_goes_on(i
     )
     assert_exactly_once(installation.events(job))
     assert installation.verify()["ok"]
+
+
+def test_a_supervisor_that_dies_again_and_again_while_it_starts_leaves_one_of_everything(installation):
+    """It dies when it has its first processes, then when the servers are up, then when services are."""
+    for moment in (
+        lambda services: any(one["pid"] for one in services.values()),
+        lambda services: services["postgres"]["state"] == services["nats"]["state"] == "ready",
+        lambda services: any(services[name]["state"] == "ready" for name in ("registry", "scheduler", "audit")),
+    ):
+        kill_while_it_starts(installation, moment)
+    installation.up(executors=2)
+    running = Counter(
+        next(argument for argument in process.cmdline() if str(installation.home) in argument)
+        for process in installation.processes()
+    )
+    assert set(running.values()) == {1}, running
+    assert len(running) == len(installation.pids()) + 1, "and the supervisor"
+    job = installation.start_job(JOB, "--input", numbers(4), "--input", "ms=1")
+    assert_as_if_nothing_had_happened(installation, finished(installation, job), 4)
+
+
+def kill_while_it_starts(installation, moment):
+    """Kill the supervisor, start one, and kill that as soon as `moment` holds for the processes that it lists."""
+    before = supervised(installation)["supervisor_pid"]
+    installation.kill(before)
+
+    def holds():
+        state = supervised(installation)
+        return state["supervisor_pid"] != before and moment({one["name"]: one for one in state["services"]})
+
+    command = [HIVE, "up", "--detach", "--executors", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=installation.environment, **quiet) as up:
+        wait_until(holds, 60, "the moment comes")
+        installation.kill(supervised(installation)["supervisor_pid"])
+        up.wait(60)
+
+
+def supervised(installation):
+    return json.loads((installation.home / "run" / "state.json").read_text())
 
 
 def test_deleting_the_nats_store_while_stopped_loses_nothing(installation):

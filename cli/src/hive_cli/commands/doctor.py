@@ -23,7 +23,7 @@ from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import FAILED, err, out, print_json
 from hive_cli.supervisor.ports import PREFERRED, is_free
 from hive_cli.supervisor.provision import FREE_BYTES_MIN
-from hive_cli.supervisor.runtime import default_cache_dir
+from hive_cli.supervisor.runtime import default_cache_dir, prepared
 
 Verdict = Literal["ok", "warn", "fail"]
 _MARKS: dict[Verdict, str] = {"ok": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "fail": "[red]✗[/red]"}
@@ -155,8 +155,7 @@ def _sandbox() -> Finding:
 
 def _runtime() -> Finding:
     folder = default_cache_dir()
-    found = sorted(folder.glob("**/python-*.cwasm"))
-    if not found:
+    if not prepared(folder):
         return Finding(
             "Python agents",
             "warn",

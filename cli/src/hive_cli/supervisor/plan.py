@@ -20,6 +20,9 @@ LOST_STREAM = "could not be recovered"
 relay makes it anew, for which the server has to be there."""
 
 AUDIT_READY_S = 20.0
+EXECUTOR_READY_S = 180.0
+"""After an upgrade an executor builds the component that Python agents run on."""
+
 EXECUTOR_SILENCE_S = 60.0
 """Longer than a service's: what an executor does is fenced by its lease, and a device may freeze for a while."""
 
@@ -77,6 +80,7 @@ def executor_spec(home: Home, name: str, ports: dict[str, int]) -> ProcessSpec:
         log_file=home.log_file(name),
         probe=http_probe(ports[names.ops_port(name)]),
         silence_s=EXECUTOR_SILENCE_S,
+        ready_s=EXECUTOR_READY_S,
         finals=EXECUTOR_FINALS,
     )
 

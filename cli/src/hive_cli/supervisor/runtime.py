@@ -18,14 +18,23 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "hivefabric"
 
 
-async def prepare(cache_dir: Path, report: Reporter) -> None:
-    """Build and compile the component unless it is in the cache. Takes 10 s or more the first time.
+def prepared(cache_dir: Path) -> list[Path]:
+    """Return the components that are in the cache, of whichever version."""
+    return sorted(cache_dir.glob("code/python-*.cwasm"))
 
-    It runs in a process of its own, so that the supervisor does not carry the engine in its memory.
+
+async def prepare(cache_dir: Path, report: Reporter) -> None:
+    """Build and compile the component unless there is one. Takes 10 s or more the first time.
+
+    It runs in a process of its own, so that the supervisor does not carry the engine in its memory. That process
+    would also tell a component of an older version from ours, but every start would wait for it: executors look
+    again, and build what they need.
 
     Raises:
         FailedPrecondition: it could not be prepared; the message carries what was said.
     """
+    if prepared(cache_dir):
+        return
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-P", "-m", MODULE, "--cache", str(cache_dir)),

@@ -97,7 +97,7 @@ class Supervisor(Running):
         services = [self._plan(service_spec(home, settings, name)) for name in names.SERVICES]
         executors = [self._plan(executor_spec(home, one.name, settings.ports)) for one in self._executors]
         # Loading their code takes longer than anything else here, and needs none of the others.
-        for child in (*services, *executors):
+        for child in (*executors, *services):
             child.start(held=True)
         async with asyncio.TaskGroup() as group:
             model = group.create_task(self._start_small_model())

@@ -16,6 +16,8 @@ from hive_gateway.peers import UNARY_S, Peer
 GRANT_BYTES: Final = 64 * 1024
 """Of a stream that were read since the last grant; the router is told then that it may send as many more."""
 
+CONNECT_S: Final = 5.0
+
 _decode_error = msgspec.json.Decoder(ErrorBody).decode
 
 
@@ -215,8 +217,11 @@ class Exchange:
         opened = await self._router.ask(self._stub.Open, models_pb2.OpenRequest(), None, UNARY_S)
         line = _Line(self._router)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: line.frames, self._router.host, opened.port)
-        except OSError as error:
+            async with asyncio.timeout(CONNECT_S):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: line.frames, self._router.host, opened.port
+                )
+        except OSError as error:  # TimeoutError is one
             raise self._router.unreachable() from error
         line.frames.send(ExchangeRequest(ticket=opened.ticket))
         self._line = line

@@ -8,7 +8,7 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hive_common.ops.gathering import Gathering
+from hive_common.ops.gathering import HeadHeld
 
 KEEP_ALIVE_S: Final = 75
 
@@ -71,12 +71,12 @@ class Server(uvicorn.Server):
 
 
 class _Connection(HttpToolsProtocol):
-    """A connection whose answers are written in one go, and that tells who wants to know when its client goes."""
+    """A connection that writes heads with bodies, and tells who wants to know when its client goes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathering = Gathering(transport)
+        self._held = HeadHeld(transport)
         self._client = Client()
-        super().connection_made(self._gathering)
+        super().connection_made(self._held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -84,9 +84,5 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._held.expect_head()
         self.scope[CLIENT] = self._client  # type: ignore[typeddict-unknown-key]
-
-    def on_response_complete(self) -> None:
-        # What follows in the task of the answer is nothing that its reader has to wait for.
-        self._gathering.flush()
-        super().on_response_complete()
