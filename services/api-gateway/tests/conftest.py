@@ -265,8 +265,8 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         self.requests.append(request)
         return agents_pb2.SigningKey(public_key="a0" * 32, name="ada", reason=request.reason)
 
-    async def Keys(self, request, context):
-        return agents_pb2.KeysResponse(keys=[self.key])
+    async def Signers(self, request, context):
+        return agents_pb2.SignersResponse(keys=[self.key])
 
     async def Grant(self, request, context):
         self.requests.append(request)
