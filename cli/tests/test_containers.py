@@ -60,6 +60,19 @@ def test_a_service_gets_the_files_that_its_configuration_names(handed: tuple[Hom
         }
 
 
+def test_only_the_router_gets_the_key_of_a_provider(handed: tuple[Home, Path, Settings]) -> None:
+    home, handout, _ = handed
+    key = home.secret_file("acme")
+    key.touch(mode=0o600)
+    key.write_text("secret of a provider")
+    model = {"name": "m", "input_usd": 1, "output_usd": 1, "context_tokens": 8_192}
+    acme = {"name": "acme", "base_url": "https://api.example.org/v1", "key_file": "secrets/acme", "models": [model]}
+    home.settings_file.write_text(json.dumps(json.loads(home.settings_file.read_text()) | {"providers": [acme]}))
+    hand_out(home, handout, 1)
+    holders = {part.name for part in handout.iterdir() if "secrets/acme" in files_of(part)}
+    assert holders == {names.ROUTER}
+
+
 def test_processes_find_each_other_by_name_and_listen_to_others(handed: tuple[Home, Path, Settings]) -> None:
     _, handout, settings = handed
     gateway = json.loads((handout / "gateway/config/gateway.json").read_text())

@@ -54,6 +54,7 @@ class Rig:
         self.task_id = ""
         self.executor_id = ""
         self.digest = ""
+        self.signature_digest = ""
         self.head = 0
         self.events: list[int] = []
         self.calls: list[str] = []
@@ -71,7 +72,9 @@ class Rig:
             self.head = await reader.head()
         self.executor_id = registered.stream
         found = [json.loads(event.payload or b"{}") for event in published]
-        (self.digest,) = [one["digest"] for one in found if one["name"] == "spin"]
+        ((self.digest, self.signature_digest),) = [
+            (one["digest"], one["signature"]) for one in found if one["name"] == "spin"
+        ]
         with self.api() as api:
             page = await asyncio.to_thread(
                 lambda: list(api.pages(f"/v1/jobs/{self.job_id}/events", "events", "from"))

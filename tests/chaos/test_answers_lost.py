@@ -7,7 +7,11 @@ and what was done is done once. The cases are held against the contracts: a meth
 import asyncio
 import contextlib
 import json
+import secrets
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,6 +32,7 @@ from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
 
 from tests.chaos.answers import (
+    HERE,
     MODEL,
     STUBS,
     TASKS,
@@ -86,13 +91,52 @@ async def cancel_request(rig: Rig) -> Message:
 
 
 async def push_request(rig: Rig) -> Message:
-    return agents_pb2.PushRequest(manifest_digest=rig.digest, caller="somebody")
+    return agents_pb2.PushRequest(
+        manifest_digest=rig.digest, signature_digest=rig.signature_digest, caller="somebody"
+    )
 
 
 async def published_once(rig: Rig, request: Any, answer: Any) -> None:
     async with rig.reader() as reader:
         events = await reader.read(0, 1000, types=["AgentVersionPublished"])
     assert [json.loads(event.payload or b"{}")["digest"] for event in events].count(rig.digest) == 1
+
+
+async def yank_request(rig: Rig) -> Message:
+    """Of a version that was published for this: yanked is for ever."""
+    folder = Path(tempfile.mkdtemp(dir=rig.home.root))
+    shutil.copytree(HERE / "agents" / "spin", folder, dirs_exist_ok=True)
+    manifest, version = folder / "manifest.yaml", f"2.0.{secrets.randbelow(10**8)}"
+    manifest.write_text(manifest.read_text().replace("version: 1.0.0", f"version: {version}"))
+    await asyncio.to_thread(rig.installation.hive, "agent", "push", str(folder))
+    return agents_pb2.YankRequest(name="spin", version=version, reason="it leaks", caller="somebody")
+
+
+async def yanked_once(rig: Rig, request: Any, answer: Any) -> None:
+    assert answer.yank_reason == "it leaks"
+    stream = derive_id("agent", "default", request.name, request.version)
+    assert await rig.types_of(stream) == ["AgentVersionPublished", "AgentVersionYanked"]
+
+
+async def trust_request(rig: Rig) -> Message:
+    key = secrets.token_hex(32)
+    return agents_pb2.TrustRequest(public_key=key, name=f"k{key[:16]}", caller="somebody")
+
+
+async def trusted_once(rig: Rig, request: Any, answer: Any) -> None:
+    assert await rig.types_of(derive_id("signer", "default", request.public_key)) == ["SigningKeyTrusted"]
+
+
+async def distrust_request(rig: Rig) -> Message:
+    request = await trust_request(rig)
+    async with rig.owner("Agents") as (agents, metadata):
+        await call(agents.Trust(request, metadata=metadata))
+    return agents_pb2.DistrustRequest(key=request.public_key, reason="lost", caller="somebody")
+
+
+async def distrusted_once(rig: Rig, request: Any, answer: Any) -> None:
+    types = await rig.types_of(derive_id("signer", "default", request.key))
+    assert types == ["SigningKeyTrusted", "SigningKeyDistrusted"]
 
 
 async def drain_request(rig: Rig) -> Message:
@@ -219,6 +263,13 @@ UNARY: dict[str, Unary] = {
         lambda rig, answer: rig.executor_id in {one.executor_id for one in answer.executors},
     ),
     "Agents.Push": Unary(push_request, lambda rig, answer: answer.digest == rig.digest, published_once),
+    "Agents.Yank": Unary(yank_request, lambda rig, answer: answer.yanked_us > 0, yanked_once),
+    "Agents.Trust": Unary(trust_request, lambda rig, answer: answer.trusted, trusted_once),
+    "Agents.Distrust": Unary(distrust_request, lambda rig, answer: not answer.trusted, distrusted_once),
+    "Agents.Signers": reading(
+        lambda rig: agents_pb2.SignersRequest(),
+        lambda rig, answer: ("author", True) in {(key.name, key.trusted) for key in answer.keys},
+    ),
     "Agents.List": reading(
         lambda rig: agents_pb2.ListRequest(name="spin"), lambda rig, answer: answer.versions[0].digest == rig.digest
     ),

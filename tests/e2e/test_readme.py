@@ -128,6 +128,7 @@ def listens(address: str, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(3 * SECONDS_MAX)
 def test_an_agent_is_signed_and_shared_as_it_is_typed(scratch: Installation, tmp_path: Path) -> None:
     binary = shutil.which("docker-registry")
     if binary is None:

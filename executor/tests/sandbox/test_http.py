@@ -371,9 +371,7 @@ async def test_only_headers_that_anybody_may_see_go_to_another_host() -> None:
     assert (second.headers["accept"], second.headers["user-agent"]) == ("text/html", "mine")
 
 
-@pytest.mark.parametrize(
-    "location", ["https://x@[", "https://[::1", "javascript:alert(1)", "file:///etc/passwd", "//@"]
-)
+@pytest.mark.parametrize("location", ["https://x@[", "https://[::1", "javascript:alert(1)", "file:///etc/passwd"])
 async def test_a_redirect_to_what_is_no_url_is_an_error(location: str) -> None:
     async with serving(redirect(location)) as web:
         url = f"http://a.test:{web.port}"

@@ -33,6 +33,7 @@ from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2, keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 
 TOKEN_ID = "01890000-0000-7000-8000-00000000000a"
 OWNER = "01890000-0000-7000-8000-000000000001"
@@ -200,7 +201,14 @@ class ExecutorsPeer(executors_pb2_grpc.ExecutorsServicer):
 
     def credentials(self, executor: str) -> executors_pb2.Credentials:
         return executors_pb2.Credentials(
-            executor_id=executor, owner="o", nats_jwt="jwt", expires_us=7, nats_url="nats://n", blobs_url="http://b"
+            executor_id=executor,
+            owner="o",
+            nats_jwt="jwt",
+            expires_us=7,
+            nats_url="nats://n",
+            blobs_url="http://b",
+            kill_public_key="kill",
+            token_public_key="token",
         )
 
     async def Keys(self, request, context):
@@ -267,8 +275,8 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         self.requests.append(request)
         return agents_pb2.SigningKey(public_key="a0" * 32, name="ada", reason=request.reason)
 
-    async def Keys(self, request, context):
-        return agents_pb2.KeysResponse(keys=[self.key])
+    async def Signers(self, request, context):
+        return agents_pb2.SignersResponse(keys=[self.key])
 
     async def Grant(self, request, context):
         self.requests.append(request)
@@ -514,6 +522,14 @@ class ControlPeer(control_pb2_grpc.ControlServicer):
         return self.standing
 
 
+class ValuesPeer(values_pb2_grpc.ValuesServicer):
+    async def Get(self, request, context):
+        return values_pb2.Found(value=b'{"n": 1}')
+
+    async def List(self, request, context):
+        return values_pb2.Page(keys=["a", "b"], more=True)
+
+
 class IntakePeer(jobs_pb2_grpc.IntakeServicer):
     def __init__(self, jobs: JobsPeer) -> None:
         self.jobs = jobs
@@ -566,6 +582,7 @@ class World:
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)
             control_pb2_grpc.add_ControlServicer_to_server(self.control, server.server)
+            values_pb2_grpc.add_ValuesServicer_to_server(ValuesPeer(), server.server)
             keys_pb2_grpc.add_KeysServicer_to_server(self.keyring, server.server)
         elif name == "audit":
             audit_pb2_grpc.add_AuditServicer_to_server(self.audit, server.server)

@@ -143,6 +143,8 @@ async def test_an_executor_renews_its_own_credentials_and_nobody_elses(world, ht
             "expires_us": 7,
             "nats_url": "nats://n",
             "blobs_url": "http://b",
+            "kill_public_key": "kill",
+            "token_public_key": "token",
         }
         other = f"/v1/executors/{new_id()}/credentials"
         assert (await device.post(other, headers=shows(world.assertion()))).status == 403

@@ -167,7 +167,7 @@ async def test_trust_and_distrust_are_events_and_saying_them_again_is_none(regis
         SigningKeyDistrusted("left the company"),
         SigningKeyTrusted(KEY, "ada"),
     ]
-    keys = (await call(registry.agents.Keys(pb.KeysRequest(), metadata=registry.key))).keys
+    keys = (await call(registry.agents.Signers(pb.SignersRequest(), metadata=registry.key))).keys
     assert {(k.name, k.trusted) for k in keys} == {("author", True), ("ada", True)}
 
 
@@ -232,7 +232,7 @@ async def test_the_installations_own_key_stays_distrusted_after_a_restart(
         await distrust(registry, "author")
     async with running_service(main, config) as channel:
         registry = Registry(config, channel, database, nats_server)
-        keys = (await call(registry.agents.Keys(pb.KeysRequest(), metadata=registry.key))).keys
+        keys = (await call(registry.agents.Signers(pb.SignersRequest(), metadata=registry.key))).keys
         assert [(key.name, key.trusted) for key in keys] == [("author", False)]
 
 

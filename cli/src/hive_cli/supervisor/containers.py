@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 from hive_common.kernel.errors import HiveError
 
-from hive_cli.home import ExecutorEntry, Home, Settings, find_home
+from hive_cli.home import ExecutorEntry, Home, Settings, find_home, providers_of
 from hive_cli.supervisor import names
 from hive_cli.supervisor.configs import write_configs
 from hive_cli.supervisor.database import prepare_database
@@ -70,6 +70,10 @@ def _parts(home: Home, settings: Settings) -> Iterator[tuple[str, list[Path], li
             files.append(secret(TOKEN_KEY))
         if service == names.GATEWAY:
             files.append(home.api_key_file)
+        if service == names.ROUTER:
+            # One that lies elsewhere has to be mounted there.
+            keys = (Path(one.key_file) for one in providers_of(settings, home))
+            files += [key for key in keys if key.is_relative_to(home.root)]
         yield service, [home.config_file(service), *files], [home.artifacts_dir]
     for entry in settings.executors:
         yield entry.name, _executor_files(home, entry), [home.executor_dir(entry.name), home.root / CACHE]

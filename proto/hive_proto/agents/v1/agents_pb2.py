@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/agents/v1/agents.proto\x12\x0ehive.agents.v1\"P\n\x0bPushRequest\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x18\n\x10signature_digest\x18\x03 \x01(\t\"L\n\x0bYankRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"@\n\x0cTrustRequest\x12\x12\n\npublic_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\">\n\x0f\x44istrustRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"\r\n\x0bKeysRequest\"8\n\x0cKeysResponse\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x1a.hive.agents.v1.SigningKey\"s\n\nSigningKey\x12\x12\n\npublic_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07trusted\x18\x03 \x01(\x08\x12\x10\n\x08since_us\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08position\x18\x06 \x01(\x03\"e\n\x0cGrantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10permissions_json\x18\x02 \x01(\x0c\x12\x0b\n\x03\x61sk\x18\x03 \x01(\x08\x12\x10\n\x08until_us\x18\x04 \x01(\x03\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\"S\n\x0eUngrantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bpermissions\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\x1d\n\rGrantsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"V\n\x0eGrantsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06grants\x18\x02 \x03(\x0b\x32\x15.hive.agents.v1.Grant\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xa8\x01\n\x05Grant\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x14\n\x0cgranted_json\x18\x02 \x01(\x0c\x12\x12\n\nasked_json\x18\x03 \x01(\x0c\x12\r\n\x05words\x18\x04 \x01(\t\x12\x0b\n\x03\x61sk\x18\x05 \x01(\x08\x12\x10\n\x08until_us\x18\x06 \x01(\x03\x12\r\n\x05state\x18\x07 \x01(\t\x12\x12\n\ngranted_us\x18\x08 \x01(\x03\x12\x10\n\x08position\x18\t \x01(\x03\"9\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\">\n\x0cListResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.hive.agents.v1.AgentVersion\"+\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xe2\x01\n\x0c\x41gentVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x15\n\rmanifest_json\x18\x04 \x01(\x0c\x12\x14\n\x0cpublished_us\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x10\n\x08position\x18\x07 \x01(\x03\x12\x0e\n\x06signer\x18\x08 \x01(\t\x12\x18\n\x10signature_digest\x18\t \x01(\t\x12\x11\n\tyanked_us\x18\n \x01(\x03\x12\x13\n\x0byank_reason\x18\x0b \x01(\t2\xbc\x05\n\x06\x41gents\x12\x41\n\x04Push\x12\x1b.hive.agents.v1.PushRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x04List\x12\x1b.hive.agents.v1.ListRequest\x1a\x1c.hive.agents.v1.ListResponse\x12?\n\x03Get\x12\x1a.hive.agents.v1.GetRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x04Yank\x12\x1b.hive.agents.v1.YankRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x05Trust\x12\x1c.hive.agents.v1.TrustRequest\x1a\x1a.hive.agents.v1.SigningKey\x12G\n\x08\x44istrust\x12\x1f.hive.agents.v1.DistrustRequest\x1a\x1a.hive.agents.v1.SigningKey\x12\x41\n\x04Keys\x12\x1b.hive.agents.v1.KeysRequest\x1a\x1c.hive.agents.v1.KeysResponse\x12\x45\n\x05Grant\x12\x1c.hive.agents.v1.GrantRequest\x1a\x1e.hive.agents.v1.GrantsResponse\x12I\n\x07Ungrant\x12\x1e.hive.agents.v1.UngrantRequest\x1a\x1e.hive.agents.v1.GrantsResponse\x12G\n\x06Grants\x12\x1d.hive.agents.v1.GrantsRequest\x1a\x1e.hive.agents.v1.GrantsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hive_proto/agents/v1/agents.proto\x12\x0ehive.agents.v1\"P\n\x0bPushRequest\x12\x17\n\x0fmanifest_digest\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x18\n\x10signature_digest\x18\x03 \x01(\t\"L\n\x0bYankRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"@\n\x0cTrustRequest\x12\x12\n\npublic_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\">\n\x0f\x44istrustRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"\x10\n\x0eSignersRequest\";\n\x0fSignersResponse\x12(\n\x04keys\x18\x01 \x03(\x0b\x32\x1a.hive.agents.v1.SigningKey\"s\n\nSigningKey\x12\x12\n\npublic_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07trusted\x18\x03 \x01(\x08\x12\x10\n\x08since_us\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08position\x18\x06 \x01(\x03\"e\n\x0cGrantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10permissions_json\x18\x02 \x01(\x0c\x12\x0b\n\x03\x61sk\x18\x03 \x01(\x08\x12\x10\n\x08until_us\x18\x04 \x01(\x03\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\"S\n\x0eUngrantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bpermissions\x18\x02 \x03(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\x1d\n\rGrantsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"V\n\x0eGrantsResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06grants\x18\x02 \x03(\x0b\x32\x15.hive.agents.v1.Grant\x12\x0f\n\x07version\x18\x03 \x01(\t\"\xa8\x01\n\x05Grant\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x14\n\x0cgranted_json\x18\x02 \x01(\x0c\x12\x12\n\nasked_json\x18\x03 \x01(\x0c\x12\r\n\x05words\x18\x04 \x01(\t\x12\x0b\n\x03\x61sk\x18\x05 \x01(\x08\x12\x10\n\x08until_us\x18\x06 \x01(\x03\x12\r\n\x05state\x18\x07 \x01(\t\x12\x12\n\ngranted_us\x18\x08 \x01(\x03\x12\x10\n\x08position\x18\t \x01(\x03\"9\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\">\n\x0cListResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.hive.agents.v1.AgentVersion\"+\n\nGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xe2\x01\n\x0c\x41gentVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x15\n\rmanifest_json\x18\x04 \x01(\x0c\x12\x14\n\x0cpublished_us\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x10\n\x08position\x18\x07 \x01(\x03\x12\x0e\n\x06signer\x18\x08 \x01(\t\x12\x18\n\x10signature_digest\x18\t \x01(\t\x12\x11\n\tyanked_us\x18\n \x01(\x03\x12\x13\n\x0byank_reason\x18\x0b \x01(\t2\xc5\x05\n\x06\x41gents\x12\x41\n\x04Push\x12\x1b.hive.agents.v1.PushRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x04List\x12\x1b.hive.agents.v1.ListRequest\x1a\x1c.hive.agents.v1.ListResponse\x12?\n\x03Get\x12\x1a.hive.agents.v1.GetRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x04Yank\x12\x1b.hive.agents.v1.YankRequest\x1a\x1c.hive.agents.v1.AgentVersion\x12\x41\n\x05Trust\x12\x1c.hive.agents.v1.TrustRequest\x1a\x1a.hive.agents.v1.SigningKey\x12G\n\x08\x44istrust\x12\x1f.hive.agents.v1.DistrustRequest\x1a\x1a.hive.agents.v1.SigningKey\x12J\n\x07Signers\x12\x1e.hive.agents.v1.SignersRequest\x1a\x1f.hive.agents.v1.SignersResponse\x12\x45\n\x05Grant\x12\x1c.hive.agents.v1.GrantRequest\x1a\x1e.hive.agents.v1.GrantsResponse\x12I\n\x07Ungrant\x12\x1e.hive.agents.v1.UngrantRequest\x1a\x1e.hive.agents.v1.GrantsResponse\x12G\n\x06Grants\x12\x1d.hive.agents.v1.GrantsRequest\x1a\x1e.hive.agents.v1.GrantsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRUSTREQUEST']._serialized_end=277
   _globals['_DISTRUSTREQUEST']._serialized_start=279
   _globals['_DISTRUSTREQUEST']._serialized_end=341
-  _globals['_KEYSREQUEST']._serialized_start=343
-  _globals['_KEYSREQUEST']._serialized_end=356
-  _globals['_KEYSRESPONSE']._serialized_start=358
-  _globals['_KEYSRESPONSE']._serialized_end=414
-  _globals['_SIGNINGKEY']._serialized_start=416
-  _globals['_SIGNINGKEY']._serialized_end=531
-  _globals['_GRANTREQUEST']._serialized_start=533
-  _globals['_GRANTREQUEST']._serialized_end=634
-  _globals['_UNGRANTREQUEST']._serialized_start=636
-  _globals['_UNGRANTREQUEST']._serialized_end=719
-  _globals['_GRANTSREQUEST']._serialized_start=721
-  _globals['_GRANTSREQUEST']._serialized_end=750
-  _globals['_GRANTSRESPONSE']._serialized_start=752
-  _globals['_GRANTSRESPONSE']._serialized_end=838
-  _globals['_GRANT']._serialized_start=841
-  _globals['_GRANT']._serialized_end=1009
-  _globals['_LISTREQUEST']._serialized_start=1011
-  _globals['_LISTREQUEST']._serialized_end=1068
-  _globals['_LISTRESPONSE']._serialized_start=1070
-  _globals['_LISTRESPONSE']._serialized_end=1132
-  _globals['_GETREQUEST']._serialized_start=1134
-  _globals['_GETREQUEST']._serialized_end=1177
-  _globals['_AGENTVERSION']._serialized_start=1180
-  _globals['_AGENTVERSION']._serialized_end=1406
-  _globals['_AGENTS']._serialized_start=1409
-  _globals['_AGENTS']._serialized_end=2109
+  _globals['_SIGNERSREQUEST']._serialized_start=343
+  _globals['_SIGNERSREQUEST']._serialized_end=359
+  _globals['_SIGNERSRESPONSE']._serialized_start=361
+  _globals['_SIGNERSRESPONSE']._serialized_end=420
+  _globals['_SIGNINGKEY']._serialized_start=422
+  _globals['_SIGNINGKEY']._serialized_end=537
+  _globals['_GRANTREQUEST']._serialized_start=539
+  _globals['_GRANTREQUEST']._serialized_end=640
+  _globals['_UNGRANTREQUEST']._serialized_start=642
+  _globals['_UNGRANTREQUEST']._serialized_end=725
+  _globals['_GRANTSREQUEST']._serialized_start=727
+  _globals['_GRANTSREQUEST']._serialized_end=756
+  _globals['_GRANTSRESPONSE']._serialized_start=758
+  _globals['_GRANTSRESPONSE']._serialized_end=844
+  _globals['_GRANT']._serialized_start=847
+  _globals['_GRANT']._serialized_end=1015
+  _globals['_LISTREQUEST']._serialized_start=1017
+  _globals['_LISTREQUEST']._serialized_end=1074
+  _globals['_LISTRESPONSE']._serialized_start=1076
+  _globals['_LISTRESPONSE']._serialized_end=1138
+  _globals['_GETREQUEST']._serialized_start=1140
+  _globals['_GETREQUEST']._serialized_end=1183
+  _globals['_AGENTVERSION']._serialized_start=1186
+  _globals['_AGENTVERSION']._serialized_end=1412
+  _globals['_AGENTS']._serialized_start=1415
+  _globals['_AGENTS']._serialized_end=2124
 # @@protoc_insertion_point(module_scope)

@@ -128,7 +128,7 @@ class DistrustRequest(_message.Message):
 Global___DistrustRequest: _TypeAlias = DistrustRequest  # noqa: Y015
 
 @_typing.final
-class KeysRequest(_message.Message):
+class SignersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -140,10 +140,10 @@ class KeysRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___KeysRequest: _TypeAlias = KeysRequest  # noqa: Y015
+Global___SignersRequest: _TypeAlias = SignersRequest  # noqa: Y015
 
 @_typing.final
-class KeysResponse(_message.Message):
+class SignersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
@@ -160,7 +160,7 @@ class KeysResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___KeysResponse: _TypeAlias = KeysResponse  # noqa: Y015
+Global___SignersResponse: _TypeAlias = SignersResponse  # noqa: Y015
 
 @_typing.final
 class SigningKey(_message.Message):

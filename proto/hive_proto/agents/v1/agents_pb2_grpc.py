@@ -65,10 +65,10 @@ class AgentsStub:
                 request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.DistrustRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.FromString,
                 _registered_method=True)
-        self.Keys = channel.unary_unary(
-                '/hive.agents.v1.Agents/Keys',
-                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
-                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
+        self.Signers = channel.unary_unary(
+                '/hive.agents.v1.Agents/Signers',
+                request_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersResponse.FromString,
                 _registered_method=True)
         self.Grant = channel.unary_unary(
                 '/hive.agents.v1.Agents/Grant',
@@ -130,7 +130,7 @@ class AgentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Keys(self, request, context):
+    def Signers(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,10 +188,10 @@ def add_AgentsServicer_to_server(servicer, server):
                     request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.DistrustRequest.FromString,
                     response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SigningKey.SerializeToString,
             ),
-            'Keys': grpc.unary_unary_rpc_method_handler(
-                    servicer.Keys,
-                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.FromString,
-                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.SerializeToString,
+            'Signers': grpc.unary_unary_rpc_method_handler(
+                    servicer.Signers,
+                    request_deserializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersRequest.FromString,
+                    response_serializer=hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersResponse.SerializeToString,
             ),
             'Grant': grpc.unary_unary_rpc_method_handler(
                     servicer.Grant,
@@ -383,7 +383,7 @@ class Agents:
             _registered_method=True)
 
     @staticmethod
-    def Keys(request,
+    def Signers(request,
             target,
             options=(),
             channel_credentials=None,
@@ -396,9 +396,9 @@ class Agents:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/hive.agents.v1.Agents/Keys',
-            hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysRequest.SerializeToString,
-            hive__proto_dot_agents_dot_v1_dot_agents__pb2.KeysResponse.FromString,
+            '/hive.agents.v1.Agents/Signers',
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersRequest.SerializeToString,
+            hive__proto_dot_agents_dot_v1_dot_agents__pb2.SignersResponse.FromString,
             options,
             channel_credentials,
             insecure,

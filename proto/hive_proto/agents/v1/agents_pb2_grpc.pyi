@@ -42,7 +42,7 @@ class AgentsStub:
     Trust: _grpc.UnaryUnaryMultiCallable[_agents_pb2.TrustRequest, _agents_pb2.SigningKey]
     """What the key signs may be published and run. Both are idempotent."""
     Distrust: _grpc.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]
-    Keys: _grpc.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]
+    Signers: _grpc.UnaryUnaryMultiCallable[_agents_pb2.SignersRequest, _agents_pb2.SignersResponse]
     Grant: _grpc.UnaryUnaryMultiCallable[_agents_pb2.GrantRequest, _agents_pb2.GrantsResponse]
     """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event."""
     Ungrant: _grpc.UnaryUnaryMultiCallable[_agents_pb2.UngrantRequest, _agents_pb2.GrantsResponse]
@@ -62,7 +62,7 @@ class AgentsAsyncStub(AgentsStub):
     Trust: _aio.UnaryUnaryMultiCallable[_agents_pb2.TrustRequest, _agents_pb2.SigningKey]  # type: ignore[assignment]
     """What the key signs may be published and run. Both are idempotent."""
     Distrust: _aio.UnaryUnaryMultiCallable[_agents_pb2.DistrustRequest, _agents_pb2.SigningKey]  # type: ignore[assignment]
-    Keys: _aio.UnaryUnaryMultiCallable[_agents_pb2.KeysRequest, _agents_pb2.KeysResponse]  # type: ignore[assignment]
+    Signers: _aio.UnaryUnaryMultiCallable[_agents_pb2.SignersRequest, _agents_pb2.SignersResponse]  # type: ignore[assignment]
     Grant: _aio.UnaryUnaryMultiCallable[_agents_pb2.GrantRequest, _agents_pb2.GrantsResponse]  # type: ignore[assignment]
     """What all versions of an agent may do: what they ask for and a person granted (law 6). Each grant is an event."""
     Ungrant: _aio.UnaryUnaryMultiCallable[_agents_pb2.UngrantRequest, _agents_pb2.GrantsResponse]  # type: ignore[assignment]
@@ -117,11 +117,11 @@ class AgentsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agents_pb2.SigningKey, _abc.Awaitable[_agents_pb2.SigningKey]]: ...
 
     @_abc_1.abstractmethod
-    def Keys(
+    def Signers(
         self,
-        request: _agents_pb2.KeysRequest,
+        request: _agents_pb2.SignersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_agents_pb2.KeysResponse, _abc.Awaitable[_agents_pb2.KeysResponse]]: ...
+    ) -> _typing.Union[_agents_pb2.SignersResponse, _abc.Awaitable[_agents_pb2.SignersResponse]]: ...
 
     @_abc_1.abstractmethod
     def Grant(

@@ -163,11 +163,11 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         actor = actor_of(context, request.caller, "registry")
         return _key_message(await self._signers.distrust(request.key, request.reason, actor))
 
-    async def Keys(
-        self, request: agents_pb2.KeysRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> agents_pb2.KeysResponse:
+    async def Signers(
+        self, request: agents_pb2.SignersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> agents_pb2.SignersResponse:
         """Return the keys that are or were trusted."""
-        return agents_pb2.KeysResponse(keys=[_key_message(row) for row in await self._signers.rows()])
+        return agents_pb2.SignersResponse(keys=[_key_message(row) for row in await self._signers.rows()])
 
     async def _stored(self, reading: Coroutine[Any, Any, T]) -> T:
         """Await what reads blobs from the store; say of one that is missing what is expected."""

@@ -37,7 +37,7 @@ def router(peers: Peers) -> APIRouter:
     @api.get("/signers", operation_id="listSigners", responses=answers(views.Signers), response_class=Response)
     async def list_signers(upstream: UpstreamDep) -> Response:
         """List the keys that are or were trusted."""
-        keys = (await upstream.ask(peers.registry, peers.agents.Keys, agents_pb2.KeysRequest())).keys
+        keys = (await upstream.ask(peers.registry, peers.agents.Signers, agents_pb2.SignersRequest())).keys
         return reply(views.Signers(keys=tuple(map(views.signer, keys))))
 
     @api.post(

@@ -14,13 +14,14 @@ from hive_gateway.documents import answers, struct_body
 from hive_gateway.peers import Peers
 from hive_gateway.replies import PageLimit, reply
 from hive_gateway.upstream import UpstreamDep
+from hive_gateway.views import View
 
 By = Annotated[str, Query(max_length=20, description="key, job, agent, model, route, provider or day")]
 Day = Annotated[str, Query(max_length=10, description="first day, in UTC, such as 2026-11-26")]
 Subject = Annotated[str, Query(max_length=210, description="total, key:<name>, job:<id> or agent:<name>")]
 
 
-class LimitBody(Struct, frozen=True, forbid_unknown_fields=True):
+class LimitBody(View, frozen=True, forbid_unknown_fields=True):
     """At most `amount` per request, day, month or ever: nano-USD where `unit` is usd, else tokens."""
 
     per: str
