@@ -212,13 +212,13 @@ async def test_an_executor_that_is_drained_gets_nothing_until_it_is_undrained(cl
     fake = await cluster.executor("one", {"square": lambda a, given: 1})
     while not fake.replies:
         await asyncio.sleep(0.02)
-    await cluster.append(fake.id, 2, ExecutorDrainRequested())
+    await cluster.append(fake.id, 3, ExecutorDrainRequested())
     while not fake.replies[-1].drained:
         await asyncio.sleep(0.02)
     job_id = await control.submit(one_step)
     await asyncio.sleep(0.3)
     assert (await control.get(job_id)).attempts == 0
-    await cluster.append(fake.id, 3, ExecutorUndrained())
+    await cluster.append(fake.id, 4, ExecutorUndrained())
     assert (await control.finish(job_id)).state == "succeeded"
 
 
@@ -226,7 +226,7 @@ async def test_who_asks_for_presence_at_a_position_finds_a_drain_before_it_in_fo
     fake = await cluster.executor("one", {"square": lambda a, given: 1})
     while not fake.replies:
         await asyncio.sleep(0.02)
-    position = await cluster.append(fake.id, 2, ExecutorDrainRequested())
+    position = await cluster.append(fake.id, 3, ExecutorDrainRequested())
     presence = executors_pb2_grpc.PresenceStub(control.channel)
     request = executors_pb2.PresenceRequest(min_position=position)
     await call(presence.List(request, metadata=bearer(KEY), timeout=10))
@@ -242,7 +242,7 @@ async def test_what_a_revoked_executor_has_goes_elsewhere_at_once_and_it_is_refu
     job_id = await control.submit(one_step)
     assignment = await first_assignment(lost)
     waiting = asyncio.create_task(lost.pull(lost.pull_request(held=(AttemptKey(assignment.task, 1),))))
-    await cluster.append(lost.id, 2, ExecutorRevoked("sold"))
+    await cluster.append(lost.id, 3, ExecutorRevoked("sold"))
     # A pull that hangs is answered: the executor need not wait in order to learn it.
     for reply in (await waiting, await lost.pull(lost.pull_request()), await lost.report(ok(lost, assignment))):
         assert reply.error is not None
@@ -264,7 +264,7 @@ async def test_a_new_leader_gives_nothing_back_to_an_executor_that_was_revoked_m
     job_id = await control.submit(one_step)
     assignment = await first_assignment(lost)
     await control.crash()
-    await cluster.append(lost.id, 2, ExecutorRevoked())
+    await cluster.append(lost.id, 3, ExecutorRevoked())
     await control.start()
     await cluster.executor("other", {"square": lambda a, given: given["n"] ** 2})
     assert (await control.finish(job_id)).attempts == 2

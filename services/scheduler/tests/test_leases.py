@@ -340,6 +340,7 @@ async def test_a_pause_before_a_retry_lasts_as_long_however_the_wall_clock_is_se
 
 
 async def test_an_answer_names_the_last_decision_about_keys_and_a_new_one_is_told_at_once(bench):
+    await bench.pull()
     pulling = bench.pull()
     await bench.settled()
     assert not pulling.done()
