@@ -33,6 +33,10 @@ HTTP_TESTS = "executor/tests/sandbox/test_http.py"
 KV_TESTS = "services/registry/tests/test_kv.py"
 LATTICE_TESTS = "libs/common/tests/permissions/test_lattice.py"
 TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
+SELECTION = "services/llm-router/tests/domain/test_selection.py"
+BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
+BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
+KEY_TESTS = "services/api-gateway/tests/test_keys.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 
 
@@ -363,6 +367,54 @@ MUTATIONS = (
             "executor/tests/service/test_keep.py"
             "::test_what_an_attempt_wrote_is_staged_before_its_success_is_reported",
         ),
+    ),
+    Mutation(
+        "cloud: nobody looks whether a call may leave",
+        7,
+        "services/llm-router/src/hive_router/domain/selection.py",
+        "    return ask.cloud_refusal if backend.provider else None\n",
+        "    return None\n",
+        (f"{SELECTION}::test_a_call_that_nobody_looked_at_goes_to_no_provider",),
+    ),
+    Mutation(
+        "budget: nothing is reserved before a call",
+        7,
+        BUDGETS,
+        "        self.free, self.held = self.free.minus(need), self.held.plus(need)\n",
+        "",
+        (f"{BUDGET_TESTS}::TestSpending",),
+    ),
+    Mutation(
+        "budget: a block is more than a limit leaves",
+        7,
+        BUDGETS,
+        "        granted[limit.unit] = min(granted[limit.unit], share, max(room, 0))\n",
+        "",
+        (f"{BUDGET_TESTS}::TestSpending",),
+    ),
+    Mutation(
+        "budget: an answer that does not say what it used costs nothing",
+        7,
+        "services/llm-router/src/hive_router/paying.py",
+        "            self._end(self._hold.need)\n",
+        "            self._end(Amount())\n",
+        ("services/llm-router/tests/test_money.py::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "keys: a key of users may do what one of administrators may",
+        6,
+        "services/api-gateway/src/hive_gateway/rights.py",
+        "    if OpenAI.route(path) or Ollama.route(path) or _USER_PATHS.match(path):\n",
+        "    if path:\n",
+        (f"{KEY_TESTS}::test_what_is_not_named_a_key_of_users_may_not",),
+    ),
+    Mutation(
+        "keys: what a caller of gRPC says of its key counts",
+        6,
+        "services/api-gateway/src/hive_gateway/grpc_proxy.py",
+        "        if self._path == COMPLETE:\n",
+        "        if not self._path:\n",
+        (f"{KEY_TESTS}::test_over_grpc_what_a_caller_says_of_its_key_does_not_count",),
     ),
     Mutation(
         "kill order: an older one is obeyed again",
