@@ -31,6 +31,7 @@ from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2, keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 
 TOKEN_ID = "01890000-0000-7000-8000-00000000000a"
 OWNER = "01890000-0000-7000-8000-000000000001"
@@ -295,6 +296,17 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         return self.version
 
 
+class ValuesPeer(values_pb2_grpc.ValuesServicer):
+    async def Get(self, request, context):
+        return values_pb2.Found(value=b'{"kept": true}')
+
+    async def List(self, request, context):
+        return values_pb2.Page(keys=["a", "b"], more=True)
+
+    async def Delete(self, request, context):
+        return values_pb2.Deleted()
+
+
 class KeysPeer(keys_pb2_grpc.KeysServicer):
     """A registry's keys in memory; `finds` counts how often it was asked whose a secret is."""
 
@@ -540,6 +552,7 @@ class World:
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)
             control_pb2_grpc.add_ControlServicer_to_server(self.control, server.server)
             keys_pb2_grpc.add_KeysServicer_to_server(self.keyring, server.server)
+            values_pb2_grpc.add_ValuesServicer_to_server(ValuesPeer(), server.server)
         elif name == "audit":
             audit_pb2_grpc.add_AuditServicer_to_server(self.audit, server.server)
         else:
