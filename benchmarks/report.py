@@ -208,8 +208,8 @@ def _signing(signing: dict[str, Any] | None) -> Row:
         goal,
         f"{span(signing['warm_ratio'])} times",
         f"{span(signing['warm_unchecked_ms'], ' ms')} without; the check alone"
-        f" {span(signing['check_alone_cpu_us'], ' µs')} of CPU, at a first start {span(signing['cold_checked_cpu_us'], ' µs')} for"
-        f" {span(signing['cold_unchecked_cpu_us'], ' µs')}",
+        f" {span(signing['check_alone_cpu_us'], ' µs')} of CPU, at a first start"
+        f" {span(signing['cold_checked_cpu_us'], ' µs')} for {span(signing['cold_unchecked_cpu_us'], ' µs')}",
         signing["warm_ratio"]["median"] <= 1.1,
         "By turns. A first start fetches from memory here.",
     )
