@@ -18,6 +18,9 @@ REPORTER = "executor/src/hive_executor/reporter.py"
 LATTICE = "libs/common/src/hive_common/permissions/lattice.py"
 TOKENS = "libs/common/src/hive_common/permissions/tokens.py"
 HTTP = "executor/src/hive_executor/host/http.py"
+SIGNING = "libs/common/src/hive_common/artifacts/signing.py"
+EXECUTOR_AGENTS = "executor/src/hive_executor/agents.py"
+REGISTRY_AGENTS = "services/registry/src/hive_registry/agents.py"
 KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
 EXECUTOR = "executor/src/hive_executor/bootstrap.py"
 
@@ -27,6 +30,8 @@ FAULTS = "services/scheduler/tests/test_faults.py"
 ACKNOWLEDGEMENT = "services/scheduler/tests/test_acknowledgement.py"
 CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
 APPEND = "libs/common/tests/eventlog/test_append.py"
+SIGNING_TESTS = "libs/common/tests/artifacts/test_signing.py"
+EXECUTOR_SIGNING_TESTS = "executor/tests/service/test_signing.py"
 ORDERS = "libs/common/tests/control/test_orders.py"
 KILL = "executor/tests/service/test_kill.py"
 HTTP_TESTS = "executor/tests/sandbox/test_http.py"
@@ -415,6 +420,59 @@ MUTATIONS = (
         "        if self._path == COMPLETE:\n",
         "        if not self._path:\n",
         (f"{KEY_TESTS}::test_over_grpc_what_a_caller_says_of_its_key_does_not_count",),
+    ),
+    Mutation(
+        "signature: it counts for any agent",
+        6,
+        SIGNING,
+        "    if payload.digest != digest:\n",
+        "    if not payload.digest:\n",
+        (f"{SIGNING_TESTS}::test_a_signature_that_is_not_good_is_refused",),
+    ),
+    Mutation(
+        "signature: any key's is as good as a trusted one's",
+        6,
+        SIGNING,
+        "    if signature.signer not in trusted:\n",
+        "    if not signature.signer:\n",
+        (f"{SIGNING_TESTS}::test_the_key_of_a_stranger_is_named_with_the_remedy",),
+    ),
+    Mutation(
+        "signature: other forms of one are taken",
+        6,
+        SIGNING,
+        "    if found.digest != digest:\n",
+        "    if not found.digest:\n",
+        (f"{SIGNING_TESTS}::test_other_forms_of_a_good_signature_are_refused",),
+    ),
+    Mutation(
+        "executor: does not ask whether the key is trusted now",
+        6,
+        EXECUTOR_AGENTS,
+        "        if ref.signer not in await self._signers.current():\n",
+        "        if await self._signers.current() is None:\n",
+        (f"{EXECUTOR_SIGNING_TESTS}::test_a_warm_start_verifies_nothing_again_but_asks_who_is_trusted",),
+    ),
+    Mutation(
+        "registry: publishes what a stranger signed",
+        6,
+        REGISTRY_AGENTS,
+        "        signers.require_trusted(await self._signers.state(signature.signer), digest, signature.signer)\n",
+        "",
+        (
+            "services/registry/tests/test_signing.py"
+            "::test_an_agent_of_a_stranger_is_refused_until_the_key_is_trusted",
+        ),
+    ),
+    Mutation(
+        "scheduler: places what a distrusted key signed",
+        6,
+        DISPATCH,
+        "        self._catalogue.signers.require(agent)\n",
+        "",
+        (
+            "services/scheduler/tests/test_leases.py::test_what_a_distrusted_key_signed_fails_instead_of_being_given_out",
+        ),
     ),
     Mutation(
         "kill order: an older one is obeyed again",
