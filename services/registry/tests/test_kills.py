@@ -159,3 +159,10 @@ async def test_a_registry_that_starts_knows_what_the_log_has(registry, kill_key,
     await registry.append(stream_of("default"), kill_key.event(signed))
     assert (await state(registry)).order == signed.order
     assert (await registry.hello(executor)).kill == signed
+
+
+async def test_a_machine_gets_the_key_that_verifies_orders_with_its_credentials(registry, kill_key) -> None:
+    executor = await registry.joined()
+    request = executors_pb2.RenewRequest(executor_id=executor)
+    credentials = await call(registry.executors.Renew(request, metadata=registry.key))
+    assert credentials.kill_public_key == kill_key.public
