@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import budgets, kill, log_append, models, peer_runs, report, sandbox, stack, tokens, verify
+from benchmarks import budgets, kill, log_append, models, peer_runs, report, sandbox, signing, stack, tokens, verify
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +65,8 @@ async def run() -> dict[str, Any]:
         results["budgets"] = await budgets.run(dsn)
     progress("sandbox, beside raw wasmtime")
     results["sandbox"] = await sandbox.run()
+    progress("signatures of agents, beside starts without the check")
+    results["signing"] = await signing.run()
     progress("capability tokens, beside bare signatures")
     results["tokens"] = await tokens.run()
     progress("kill orders, with fifty executors connected")

@@ -199,6 +199,22 @@ def _budgets(budgets: dict[str, Any] | None) -> Row:
     )
 
 
+def _signing(signing: dict[str, Any] | None) -> Row:
+    what, goal = "warm start of a Python agent with its signature checked", "≤ 1.1 times one without the check"
+    if signing is None:
+        return Row(what, goal, "", "`python -m benchmarks.signing`", None, "")
+    return Row(
+        what,
+        goal,
+        f"{span(signing['warm_ratio'])} times",
+        f"{span(signing['warm_unchecked_ms'], ' ms')} without; the check alone"
+        f" {span(signing['check_alone_cpu_us'], ' µs')} of CPU, at a first start"
+        f" {span(signing['cold_checked_cpu_us'], ' µs')} for {span(signing['cold_unchecked_cpu_us'], ' µs')}",
+        signing["warm_ratio"]["median"] <= 1.1,
+        "By turns. A first start fetches from memory here.",
+    )
+
+
 def _tokens(tokens: dict[str, Any] | None) -> Row:
     what, goal = "capability token: mint, narrow, verify", "p50 ≤ 1 ms each"
     if tokens is None:
@@ -459,6 +475,7 @@ def render(results: dict[str, Any], name: str) -> str:
         *_appends(results["log_append"]),
         _verification(results["verify"]),
         _sandbox(results["sandbox"]),
+        _signing(results.get("signing")),
         _tokens(results.get("tokens")),
         _budgets(results.get("budgets")),
         _kill(results.get("kill")),

@@ -1,7 +1,9 @@
 import json
+from importlib import resources
 from typing import Any
 
 import pytest
+from hive_common.artifacts.runtimes import PYTHON_RUNTIME
 from hive_executor.sandbox import Outcome, Program, RunnerPool
 
 from .conftest import MIB, limits, python
@@ -31,6 +33,14 @@ async def test_returns_what_run_returned(pool: RunnerPool) -> None:
     assert (outcome.status, outcome.code, outcome.output) == ("succeeded", None, b'{"square":49}')
     assert outcome.fuel_used > 0
     assert outcome.log == []
+
+
+async def test_the_component_is_the_runtime_that_agents_name_as_their_layer(pool: RunnerPool) -> None:
+    said = json.loads(PYTHON_RUNTIME)
+    source = "import sys\ndef run(input):\n    return {'python': '.'.join(map(str, sys.version_info[:2]))}"
+    assert await output_of(pool, source) == {"python": said["python"]}
+    world = resources.files("hive_executor.guest").joinpath("agent.wit").read_text()
+    assert f"package {said['world']};" in world
 
 
 async def test_integers_of_any_size_survive(pool: RunnerPool) -> None:

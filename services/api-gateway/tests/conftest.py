@@ -305,6 +305,17 @@ class AgentsPeer(agents_pb2_grpc.AgentsServicer):
         return self.version
 
 
+class ValuesPeer(values_pb2_grpc.ValuesServicer):
+    async def Get(self, request, context):
+        return values_pb2.Found(value=b'{"kept": true}')
+
+    async def List(self, request, context):
+        return values_pb2.Page(keys=["a", "b"], more=True)
+
+    async def Delete(self, request, context):
+        return values_pb2.Deleted()
+
+
 class KeysPeer(keys_pb2_grpc.KeysServicer):
     """A registry's keys in memory; `finds` counts how often it was asked whose a secret is."""
 
@@ -520,14 +531,6 @@ class ControlPeer(control_pb2_grpc.ControlServicer):
             epoch=1, order=request.order, signature=request.signature, stops=[stop]
         )
         return self.standing
-
-
-class ValuesPeer(values_pb2_grpc.ValuesServicer):
-    async def Get(self, request, context):
-        return values_pb2.Found(value=b'{"n": 1}')
-
-    async def List(self, request, context):
-        return values_pb2.Page(keys=["a", "b"], more=True)
 
 
 class IntakePeer(jobs_pb2_grpc.IntakeServicer):

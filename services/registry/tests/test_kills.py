@@ -10,7 +10,7 @@ from hive_common.contracts.messages import KILL_SUBJECT, KillOrder
 from hive_common.control import keys
 from hive_common.control.kill_log import stream_of
 from hive_common.control.verifier import FORGED, REFUSED
-from hive_common.kernel.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
+from hive_common.kernel.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.rpc.client import call
@@ -138,6 +138,20 @@ async def test_what_nobody_knows_is_said_in_a_sentence(registry, kill_key) -> No
     assert await kill_events(registry) == []
 
 
+async def test_no_version_of_a_stopped_agent_comes_in_until_the_order_is_lifted(
+    registry, package, kill_key
+) -> None:
+    await registry.push(await registry.upload(package()))
+    await give(registry, kill_key.kill("agent", "square", "hostile"))
+    later = await registry.upload(package(version="1.1.0"))
+    with pytest.raises(
+        FailedPrecondition, match=r"stopped by kill order 1 \(hostile\).*hive unkill --agent square"
+    ):
+        await registry.push(later)
+    await give(registry, kill_key.lift("agent", "square"))
+    assert (await registry.push(later)).version == "1.1.0"
+
+
 async def test_a_registry_that_starts_knows_what_the_log_has(registry, kill_key, config) -> None:
     """As after a crash between the event and the order on NATS."""
     executor = await registry.joined()
@@ -145,3 +159,10 @@ async def test_a_registry_that_starts_knows_what_the_log_has(registry, kill_key,
     await registry.append(stream_of("default"), kill_key.event(signed))
     assert (await state(registry)).order == signed.order
     assert (await registry.hello(executor)).kill == signed
+
+
+async def test_a_machine_gets_the_key_that_verifies_orders_with_its_credentials(registry, kill_key) -> None:
+    executor = await registry.joined()
+    request = executors_pb2.RenewRequest(executor_id=executor)
+    credentials = await call(registry.executors.Renew(request, metadata=registry.key))
+    assert credentials.kill_public_key == kill_key.public

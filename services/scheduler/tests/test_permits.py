@@ -8,6 +8,7 @@ from hive_common.contracts.permissions import NONE, HttpPermission, ModelPermiss
 from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
 from hive_common.permissions.grants import Grant
 from hive_common.permissions.tokens import Verifier, public_key
+from hive_proto.jobs.v1 import jobs_pb2
 
 from .conftest import TOKEN_KEY, agent
 
@@ -103,14 +104,7 @@ async def test_a_grant_that_is_taken_back_keeps_attempts_from_being_given_out(cl
     await cluster.grant("asks", Grant(MODEL, MODEL), Grant(HTTP, HTTP))
     job = await control.submit(document)
     position = await cluster.revoke("asks", "http")
-    # A submit that is refused shows that the scheduler knows.
-    while True:
-        try:
-            extra = await control.submit(document)
-        except PermissionDenied:
-            break
-        await control.rpc("Cancel", cancel(extra))
-        await asyncio.sleep(0.02)
+    await known(control, document)
     ran = []
     await cluster.executor("one", {"asks": lambda assignment, given: ran.append(assignment) or {}})
     done = await control.finish(job)
@@ -121,10 +115,37 @@ async def test_a_grant_that_is_taken_back_keeps_attempts_from_being_given_out(cl
     assert [stored.type for stored in await cluster.log() if stored.type == "TaskAssigned"] == []
 
 
-def cancel(job):
-    from hive_proto.jobs.v1 import jobs_pb2
+async def known(control, document):
+    """Wait until the scheduler knows what was taken back, which a submit that is refused shows."""
+    while True:
+        try:
+            extra = await control.submit(document)
+        except PermissionDenied:
+            return
+        await control.rpc("Cancel", jobs_pb2.CancelRequest(job_id=extra, caller="me"))
+        await asyncio.sleep(0.02)
 
-    return jobs_pb2.CancelRequest(job_id=job, caller="me")
+
+async def test_an_attempt_whose_answer_was_lost_is_not_given_out_again_without_its_grant(cluster, document):
+    await cluster.publish(agent("asks", permissions=ASKED))
+    await cluster.grant("asks", Grant(MODEL, MODEL), Grant(HTTP, HTTP))
+    # However slow this test is, nothing is lost by its lease.
+    control = cluster.control(lease_ms=60_000)
+    await control.start()
+    executor = await cluster.executor("one", {}, start=False)
+    job = await control.submit(document)
+    first = await executor.pull(executor.pull_request(), 30)
+    # With the grant, what did not arrive is sent again.
+    again = await executor.pull(executor.pull_request(slots_free=0), 30)
+    assert [claims(one, executor.id).attempt for one in (*first.assignments, *again.assignments)] == [1, 1]
+    await cluster.revoke("asks", "model")
+    await known(control, document)
+    pull = asyncio.create_task(executor.pull(executor.pull_request(slots_free=0), 30))
+    done = await control.finish(job)
+    assert (done.state, done.error_code) == ("failed", "permission_denied")
+    assert "`model`" in done.error_message
+    assert not pull.done() or pull.result().assignments == ()
+    pull.cancel()
 
 
 async def test_an_expired_grant_is_named_with_its_time(cluster, control, document):

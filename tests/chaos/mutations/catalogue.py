@@ -18,6 +18,9 @@ REPORTER = "executor/src/hive_executor/reporter.py"
 LATTICE = "libs/common/src/hive_common/permissions/lattice.py"
 TOKENS = "libs/common/src/hive_common/permissions/tokens.py"
 HTTP = "executor/src/hive_executor/host/http.py"
+SIGNING = "libs/common/src/hive_common/artifacts/signing.py"
+EXECUTOR_AGENTS = "executor/src/hive_executor/agents.py"
+REGISTRY_AGENTS = "services/registry/src/hive_registry/agents.py"
 KILL_VERIFIER = "libs/common/src/hive_common/control/verifier.py"
 EXECUTOR = "executor/src/hive_executor/bootstrap.py"
 RESPONDER = "libs/common/src/hive_common/bus/nats.py"
@@ -31,12 +34,18 @@ FAULTS = "services/scheduler/tests/test_faults.py"
 ACKNOWLEDGEMENT = "services/scheduler/tests/test_acknowledgement.py"
 CONSTRAINTS = "libs/common/tests/eventlog/test_constraints.py"
 APPEND = "libs/common/tests/eventlog/test_append.py"
+SIGNING_TESTS = "libs/common/tests/artifacts/test_signing.py"
+EXECUTOR_SIGNING_TESTS = "executor/tests/service/test_signing.py"
 ORDERS = "libs/common/tests/control/test_orders.py"
 KILL = "executor/tests/service/test_kill.py"
 HTTP_TESTS = "executor/tests/sandbox/test_http.py"
 KV_TESTS = "services/registry/tests/test_kv.py"
 LATTICE_TESTS = "libs/common/tests/permissions/test_lattice.py"
 TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
+SELECTION = "services/llm-router/tests/domain/test_selection.py"
+BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
+BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
+KEY_TESTS = "services/api-gateway/tests/test_keys.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 
 
@@ -366,6 +375,107 @@ MUTATIONS = (
         (
             "executor/tests/service/test_keep.py"
             "::test_what_an_attempt_wrote_is_staged_before_its_success_is_reported",
+        ),
+    ),
+    Mutation(
+        "cloud: nobody looks whether a call may leave",
+        7,
+        "services/llm-router/src/hive_router/domain/selection.py",
+        "    return ask.cloud_refusal if backend.provider else None\n",
+        "    return None\n",
+        (f"{SELECTION}::test_a_call_that_nobody_looked_at_goes_to_no_provider",),
+    ),
+    Mutation(
+        "budget: nothing is reserved before a call",
+        7,
+        BUDGETS,
+        "        self.free, self.held = self.free.minus(need), self.held.plus(need)\n",
+        "",
+        (f"{BUDGET_TESTS}::TestSpending",),
+    ),
+    Mutation(
+        "budget: a block is more than a limit leaves",
+        7,
+        BUDGETS,
+        "        granted[limit.unit] = min(granted[limit.unit], share, max(room, 0))\n",
+        "",
+        (f"{BUDGET_TESTS}::TestSpending",),
+    ),
+    Mutation(
+        "budget: an answer that does not say what it used costs nothing",
+        7,
+        "services/llm-router/src/hive_router/paying.py",
+        "            self._end(self._hold.need)\n",
+        "            self._end(Amount())\n",
+        ("services/llm-router/tests/test_money.py::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "keys: a key of users may do what one of administrators may",
+        6,
+        "services/api-gateway/src/hive_gateway/rights.py",
+        "    if OpenAI.route(path) or Ollama.route(path) or _USER_PATHS.match(path):\n",
+        "    if path:\n",
+        (f"{KEY_TESTS}::test_what_is_not_named_a_key_of_users_may_not",),
+    ),
+    Mutation(
+        "keys: what a caller of gRPC says of its key counts",
+        6,
+        "services/api-gateway/src/hive_gateway/grpc_proxy.py",
+        "        if self._path == COMPLETE:\n",
+        "        if not self._path:\n",
+        (f"{KEY_TESTS}::test_over_grpc_what_a_caller_says_of_its_key_does_not_count",),
+    ),
+    Mutation(
+        "signature: it counts for any agent",
+        6,
+        SIGNING,
+        "    if payload.digest != digest:\n",
+        "    if not payload.digest:\n",
+        (f"{SIGNING_TESTS}::test_a_signature_that_is_not_good_is_refused",),
+    ),
+    Mutation(
+        "signature: any key's is as good as a trusted one's",
+        6,
+        SIGNING,
+        "    if signature.signer not in trusted:\n",
+        "    if not signature.signer:\n",
+        (f"{SIGNING_TESTS}::test_the_key_of_a_stranger_is_named_with_the_remedy",),
+    ),
+    Mutation(
+        "signature: other forms of one are taken",
+        6,
+        SIGNING,
+        "    if found.digest != digest:\n",
+        "    if not found.digest:\n",
+        (f"{SIGNING_TESTS}::test_other_forms_of_a_good_signature_are_refused",),
+    ),
+    Mutation(
+        "executor: does not ask whether the key is trusted now",
+        6,
+        EXECUTOR_AGENTS,
+        "        if ref.signer not in await self._signers.current():\n",
+        "        if await self._signers.current() is None:\n",
+        (f"{EXECUTOR_SIGNING_TESTS}::test_a_warm_start_verifies_nothing_again_but_asks_who_is_trusted",),
+    ),
+    Mutation(
+        "registry: publishes what a stranger signed",
+        6,
+        REGISTRY_AGENTS,
+        "        signers.require_trusted(await self._signers.state(signature.signer), digest, signature.signer)\n",
+        "",
+        (
+            "services/registry/tests/test_signing.py"
+            "::test_an_agent_of_a_stranger_is_refused_until_the_key_is_trusted",
+        ),
+    ),
+    Mutation(
+        "scheduler: places what a distrusted key signed",
+        6,
+        DISPATCH,
+        "        self._catalogue.signers.require(agent)\n",
+        "",
+        (
+            "services/scheduler/tests/test_leases.py::test_what_a_distrusted_key_signed_fails_instead_of_being_given_out",
         ),
     ),
     Mutation(

@@ -9,11 +9,11 @@ from fastapi.openapi.utils import get_openapi
 from hive_common.inference.errors import OpenAIError
 from hive_common.inference.openai import ModelList
 
+from hive_gateway import money_views, views
 from hive_gateway.middleware import OPEN_PATHS
 from hive_gateway.model_paths import model_paths
 from hive_gateway.problems import PROBLEM_TYPE, Problem
 from hive_gateway.streams import NDJSON_TYPE, SSE_TYPE
-from hive_gateway.views import View
 
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
@@ -97,9 +97,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
         openapi_version="3.1.0",
     )
-    _, schemas = msgspec.json.schema_components(
-        [*View.__subclasses__(), Problem, OpenAIError, ModelList], ref_template=_REFS
-    )
+    kinds = (*vars(views).values(), *vars(money_views).values())
+    structs = [kind for kind in kinds if _is_view(kind)]
+    _, schemas = msgspec.json.schema_components([*structs, Problem, OpenAIError, ModelList], ref_template=_REFS)
     schemas["Problem"]["additionalProperties"] = True
     document["components"] = {
         "schemas": schemas,
@@ -123,6 +123,10 @@ def _correct(path: str, operation: dict[str, Any]) -> None:
         for status in _EVERYWHERE:
             if path != "/readyz" or status != 503:
                 responses.pop(str(status), None)
+
+
+def _is_view(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, views.View) and kind is not views.View
 
 
 def _ref(kind: type) -> dict[str, str]:

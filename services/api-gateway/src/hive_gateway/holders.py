@@ -76,6 +76,8 @@ class Holders:
     def forget(self) -> None:
         """Ask the registry again about every key: one was revoked."""
         self._found = Recent(KEYS_MAX)
+        # What is being asked may be answered as it was before.
+        self._asking = {}
 
     async def _look(self, digest: str) -> _Found:
         known = self._found.get(digest)

@@ -53,6 +53,14 @@ class Usage(View, frozen=True, kw_only=True):
     position: int
 
 
+class LimitBody(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At most `amount` per request, day, month or ever: nano-USD where `unit` is usd, else tokens."""
+
+    per: str
+    unit: str
+    amount: int
+
+
 class BudgetLimit(View, frozen=True, kw_only=True):
     """A limit and what of it is used. `unit` is usd (all amounts are nano-USD) or tokens.
 

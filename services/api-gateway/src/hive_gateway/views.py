@@ -301,6 +301,26 @@ class Grants(View, frozen=True, kw_only=True):
     grants: tuple[Grant, ...]
 
 
+class KeptValue(View, frozen=True, kw_only=True):
+    """A value that an agent keeps."""
+
+    key: str
+    value: Raw
+
+
+class KeptKeys(View, frozen=True, kw_only=True):
+    """A page of keys. `next` goes into `after` for the page behind it."""
+
+    keys: tuple[str, ...]
+    next: str | None = None
+
+
+class Removed(View, frozen=True, kw_only=True):
+    """The key is not there any more."""
+
+    key: str
+
+
 class Verification(View, frozen=True, kw_only=True):
     """What the auditor found when it read the whole log. Hashes are hexadecimal."""
 

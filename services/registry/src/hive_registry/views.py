@@ -97,8 +97,8 @@ UPDATE registry.agent_versions SET yanked_us = %s, yank_reason = %s, stream_vers
 WHERE ns = %s AND stream = %s
 """
 _TRUST = """
-INSERT INTO registry.signers (ns, stream, public_key, name, trusted, since_us, version, position)
-VALUES (%s, %s, %s, %s, true, %s, %s, %s)
+INSERT INTO registry.signers (ns, stream, owner, public_key, name, trusted, since_us, version, position)
+VALUES (%s, %s, %s, %s, %s, true, %s, %s, %s)
 ON CONFLICT (ns, public_key) DO UPDATE SET
     name = excluded.name, trusted = true, since_us = excluded.since_us, reason = '', version = excluded.version,
     position = excluded.position
@@ -299,7 +299,7 @@ def _statement_of(stored: Stored) -> tuple[Any, Any]:
         case AgentVersionYanked():
             return _YANK, (stored.ts_us, event.reason, stored.version, *key)
         case SigningKeyTrusted():
-            return _TRUST, (*key, event.public_key, event.name, stored.ts_us, *moved)
+            return _TRUST, (*key, stored.owner, event.public_key, event.name, stored.ts_us, *moved)
         case PermissionGranted() | PermissionRevoked():
             return grant_views.statement_of(stored, event)
         case SigningKeyDistrusted():

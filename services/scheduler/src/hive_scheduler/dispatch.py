@@ -37,6 +37,7 @@ PAST_SESSIONS_MAX: Final = 16
 SESSION_CHARACTERS_MAX: Final = 128
 STALL_MS: Final = 1_000
 """A tick that comes this late means that this process stood still, and that pulls may lie unread."""
+ORDER_LOOK_MS: Final = 500
 START_GRACE_MS: Final = 60_000
 OVERTIME_MS: Final = 10_000
 """An attempt that has not started may take this long until it does (modules are compiled at first use), and
@@ -86,6 +87,7 @@ class _Executor:
         self.memory_free_bytes = 0
         self.draining = False
         self.order_told = 0
+        self.order_looked_ms = -ORDER_LOOK_MS
 
 
 class Dispatcher:
@@ -151,9 +153,9 @@ class Dispatcher:
                 return PullReply(epoch=self._epoch, unknown=True)
         if self._catalogue.is_revoked(executor):
             raise refused(executor)
-        if request.kill_epoch > self._kills.verifier.epoch:
-            await self._kills.catch_up()
         state = self._executors.setdefault(executor, _Executor(executor))
+        if request.kill_epoch > self._kills.verifier.epoch:
+            await self._look_for_order(state, request.kill_epoch)
         if request.session in state.past:
             return PullReply(epoch=self._epoch, superseded=True)
         begins = request.session != state.session
@@ -300,6 +302,13 @@ class Dispatcher:
 
     def _knows_less(self, pull: _Pull) -> bool:
         return pull.request.kill_epoch < self._kills.verifier.epoch
+
+    async def _look_for_order(self, state: _Executor, epoch: int) -> None:
+        """Look whether there is an order that an executor says it has; it may say so now and then only."""
+        now_ms = self._clock.boot_ms()
+        if now_ms >= state.order_looked_ms + ORDER_LOOK_MS:
+            state.order_looked_ms = now_ms
+            await self._kills.catch_up(epoch)
 
     def order_taken(self) -> None:
         """Tell everybody who does not have it of a new order, and let it count for placement."""

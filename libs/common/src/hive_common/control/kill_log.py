@@ -65,10 +65,10 @@ class KillLog:
         words = f"{in_words(entry)} is stopped {self.words(entry)}; lift that with: hive unkill {options_of(entry)}"
         return FailedPrecondition(words, reason="killed", entry=entry)
 
-    async def catch_up(self) -> None:
-        """Read what is new. Raises Unavailable where the log cannot be read."""
+    async def catch_up(self, epoch: int | None = None) -> None:
+        """Read what is new; nothing where the order of `epoch` is known by then. Raises Unavailable."""
         async with self._lock:
-            while True:
+            while epoch is None or self.verifier.epoch < epoch:
                 scan = await self._reader.scan(self.position, types=TYPES)
                 self._take(scan.events)
                 self.position = scan.through
@@ -84,9 +84,12 @@ class KillLog:
 
     def _take(self, batch: list[Stored]) -> None:
         for stored in batch:
-            if stored.stream != self._stream or stored.payload is None:
+            if stored.stream != self._stream:
                 continue
             self.version = stored.version
+            if stored.payload is None:
+                log.error("position %d: the kill order is gone; those after it count", stored.position)
+                continue
             event = events.decode(stored.type, stored.schema, stored.payload)
             assert isinstance(event, events.KillOrdered)
             try:

@@ -16,7 +16,7 @@ from hive_gateway.bodies import read_command
 from hive_gateway.documents import answers, struct_body
 from hive_gateway.peers import Peers
 from hive_gateway.replies import After, PageLimit, reply
-from hive_gateway.routes.spending import LimitBody, limits_of
+from hive_gateway.routes.spending import limits_of
 from hive_gateway.upstream import Upstream, UpstreamDep
 
 KeyName = Annotated[str, Path(max_length=63, description="name of a key")]
@@ -35,7 +35,7 @@ class KeyBody(Struct, frozen=True, forbid_unknown_fields=True):
     pin: str = "any"
     counts_only: bool = False
     digest: str = ""
-    budgets: tuple[LimitBody, ...] = ()
+    budgets: tuple[money_views.LimitBody, ...] = ()
 
 
 class RevokeKeyBody(Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,26 +14,17 @@ from hive_gateway.documents import answers, struct_body
 from hive_gateway.peers import Peers
 from hive_gateway.replies import PageLimit, reply
 from hive_gateway.upstream import UpstreamDep
-from hive_gateway.views import View
 
 By = Annotated[str, Query(max_length=20, description="key, job, agent, model, route, provider or day")]
 Day = Annotated[str, Query(max_length=10, description="first day, in UTC, such as 2026-11-26")]
 Subject = Annotated[str, Query(max_length=210, description="total, key:<name>, job:<id> or agent:<name>")]
 
 
-class LimitBody(View, frozen=True, forbid_unknown_fields=True):
-    """At most `amount` per request, day, month or ever: nano-USD where `unit` is usd, else tokens."""
-
-    per: str
-    unit: str
-    amount: int
-
-
 class BudgetBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for a subject, in place of those of the same period and unit; with `clear` in place of all."""
 
     subject: str
-    limits: tuple[LimitBody, ...] = ()
+    limits: tuple[money_views.LimitBody, ...] = ()
     clear: bool = False
 
 
@@ -44,7 +35,7 @@ class ReturnBody(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
-def limits_of(limits: Iterable[LimitBody]) -> list[models_pb2.BudgetLimit]:
+def limits_of(limits: Iterable[money_views.LimitBody]) -> list[models_pb2.BudgetLimit]:
     """Return limits as the router takes them; it says what is wrong with them."""
     return [models_pb2.BudgetLimit(per=one.per, unit=one.unit, amount=_int64(one.amount)) for one in limits]
 

@@ -4,6 +4,7 @@ CREATE TABLE registry.signers (
     ns text COLLATE "C" NOT NULL,
     public_key text COLLATE "C" NOT NULL,
     stream text COLLATE "C" NOT NULL,
+    owner text NOT NULL,
     name text COLLATE "C" NOT NULL,
     trusted boolean NOT NULL,
     since_us bigint NOT NULL,

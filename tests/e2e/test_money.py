@@ -1,0 +1,118 @@
+"""Keys, providers and budgets, as a person sees them: on the command line, with a provider that really answers."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hive_common.testing.installation import Installation
+from hive_common.testing.scripted import Script, ScriptedModel, ScriptedProcess
+
+# A whole installation, and the Python of its agents where that was never built before.
+pytestmark = pytest.mark.timeout(300)
+
+MANIFEST = """\
+apiVersion: hive/v1
+kind: Agent
+name: asker
+version: 1.0.0
+runtime: python
+entry: agent.py
+resources: {memory: 64Mi, timeout: 60s}
+permissions:
+  model: {names: ["*"], max_tokens: 20}
+"""
+AGENT = """\
+from hive import model
+
+def run(input):
+    return {"said": model.chat("hello", model="big").text}
+"""
+JOB = {
+    "apiVersion": "hive/v1",
+    "kind": "Job",
+    "name": "ask",
+    "tasks": [{"id": "ask", "agent": "asker@1.0.0", "input": {}}],
+    "output": "${tasks.ask.output}",
+}
+BODY = {"model": "big", "max_tokens": 10, "messages": [{"role": "user", "content": "hello"}]}
+COST = 3_000 + 10 * 15_000
+"""Of such a call, in nano-USD: a token in, ten out."""
+
+
+@pytest.fixture
+def acme(tmp_path: Path) -> Iterator[ScriptedProcess]:
+    script = Script(models=(ScriptedModel(name="big-1"),), tokens=10, api_key="secret")
+    with ScriptedProcess(tmp_path, script) as provider:
+        yield provider
+
+
+@pytest.fixture
+def paid(acme: ScriptedProcess) -> Iterator[Installation]:
+    """An installation with a provider."""
+    made = Installation(Path(tempfile.mkdtemp(prefix="hive-money-")))
+    made.hive("init", "--free-ports", "--executors", "1")
+    key = made.home / "secrets" / "acme"
+    key.touch(mode=0o600)
+    key.write_text("secret")
+    file = made.home / "hive.json"
+    model = {"name": "big-1", "aliases": ["big"], "input_usd": 3, "context_tokens": 4_096}
+    one = {"name": "acme", "base_url": f"{acme.url}/v1", "key_file": "secrets/acme", "models": [model]}
+    settings = json.loads(file.read_text())
+    settings["models"]["urls"] = []
+    file.write_text(json.dumps(settings | {"providers": [one]}))
+    try:
+        refused = made.hive("up", "--detach", check=False)
+        assert refused.returncode != 0
+        assert "providers[0].models[0].output_usd: is missing" in " ".join(refused.stderr.split())
+        model["output_usd"] = 15
+        file.write_text(json.dumps(settings | {"providers": [one]}))
+        made.up(executors=1)
+        yield made
+    finally:
+        made.hive("down", check=False)
+        shutil.rmtree(made.home, ignore_errors=True)
+
+
+def test_a_key_spends_what_its_budget_allows(paid: Installation, acme: ScriptedProcess, tmp_path: Path) -> None:
+    url = json.loads((paid.home / "hive.json").read_text())["endpoints"]["http"]
+
+    def ask(secret: str, path: str = "/v1/chat/completions", body: dict[str, Any] = BODY) -> httpx.Response:
+        headers = {"authorization": f"Bearer {secret}"}
+        return httpx.post(url + path, json=body, headers=headers, timeout=60, trust_env=False)
+
+    plain = paid.json("key", "create", "plain")["secret"]
+    assert ask(plain).status_code == 403
+    budget = ("--cloud", "--budget", "usd=0.002/month")
+    secret = paid.json("key", "create", "ci", *budget)["secret"]
+    answered = ask(secret)
+    assert (answered.status_code, answered.headers["x-hive-route"]) == (200, "cloud")
+    refused = ask(secret, body=BODY | {"max_tokens": 4_000})
+    assert refused.status_code == 402
+    assert "key `ci` has spent $0.000153 of $0.002 this month (UTC)" in refused.json()["error"]["message"]
+    assert ask(secret, "/v1/keys", {"name": "mine"}).status_code == 403
+
+    # A guest spends on the account of the key that submitted its job.
+    agent = tmp_path / "asker"
+    agent.mkdir()
+    (agent / "manifest.yaml").write_text(MANIFEST)
+    (agent / "agent.py").write_text(AGENT)
+    paid.hive("agent", "push", str(agent), "--grant")
+    job = ask(secret, "/v1/jobs", JOB).json()["job_id"]
+    paid.hive("job", "watch", job)
+    assert paid.get(f"/v1/jobs/{job}")["output"] == {"said": "0 1 2 3 4 5 6 7 8 9 "}
+
+    used = {row["name"]: row["nano_usd"] for row in paid.json("model", "usage", "--by", "key")["rows"]}
+    assert used["ci"] == 2 * COST
+    assert {row["name"]: row["nano_usd"] for row in paid.json("model", "usage", "--by", "job")["rows"]}[job] == COST
+    (state,) = paid.json("model", "budget", "show", "--key", "ci")["budgets"][0]["limits"]
+    assert (state["spent"], state["unaccounted"]) == (2 * COST, 0)
+    assert acme.counts.tokens == 20
+
+    paid.hive("key", "revoke", "ci")
+    assert ask(secret).status_code == 401
+    assert acme.counts.tokens == 20
