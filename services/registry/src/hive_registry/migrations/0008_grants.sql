@@ -3,6 +3,7 @@
 
 CREATE TABLE registry.grants (
     ns text COLLATE "C" NOT NULL,
+    owner text NOT NULL,
     agent text COLLATE "C" NOT NULL,
     permission text COLLATE "C" NOT NULL,
     granted bytea,
