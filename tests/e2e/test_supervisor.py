@@ -48,6 +48,7 @@ def test_commands_say_that_nothing_runs(scratch: Installation) -> None:
         "services": [],
         "endpoints": {"http": None, "grpc": None, "nats": None, "postgres": None},
         "executors": [],
+        "kills": [],
         "public": None,
         "joined": None,
     }

@@ -85,6 +85,11 @@ async def test_an_agent_of_a_stranger_is_refused_until_the_key_is_trusted(
     assert (published.signer, published.signature_digest) == (KEY, sign(digest, "square", STRANGER).digest)
 
 
+async def test_of_what_a_stranger_signed_nothing_is_looked_at(registry: Registry, package: Package) -> None:
+    with pytest.raises(PermissionDenied, match="which is not trusted here"):
+        await registry.push(package().digest, STRANGER)
+
+
 async def test_the_signature_of_another_agent_is_refused(registry: Registry, package: Package) -> None:
     digest, other = [await registry.upload(package(version=version)) for version in ("1.0.0", "2.0.0")]
     signature = await registry.signed(other)

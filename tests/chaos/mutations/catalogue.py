@@ -458,15 +458,12 @@ MUTATIONS = (
         (f"{EXECUTOR_SIGNING_TESTS}::test_a_warm_start_verifies_nothing_again_but_asks_who_is_trusted",),
     ),
     Mutation(
-        "registry: publishes what a stranger signed",
+        "registry: reads what a stranger signed",
         6,
         REGISTRY_AGENTS,
         "        signers.require_trusted(await self._signers.state(signature.signer), digest, signature.signer)\n",
         "",
-        (
-            "services/registry/tests/test_signing.py"
-            "::test_an_agent_of_a_stranger_is_refused_until_the_key_is_trusted",
-        ),
+        ("services/registry/tests/test_signing.py::test_of_what_a_stranger_signed_nothing_is_looked_at",),
     ),
     Mutation(
         "scheduler: places what a distrusted key signed",
