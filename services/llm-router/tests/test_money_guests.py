@@ -1,5 +1,6 @@
 """Calls of guests that cost money: on the account of the key that submitted their job, the job and the agent."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,7 +96,10 @@ async def test_a_guest_spends_on_the_account_of_its_jobs_key_of_the_job_and_of_i
     cost = cost_of(0, 10)
     for subject in ("total", "key:ci", f"job:{job}", "agent:summarise"):
         assert (await budget(guests.router, subject)).limits[0].spent == cost
-    (record,) = [one for one in await usage(guests.router, "agent") if one.nano_usd]
+    # The record comes a moment after the answer, and usage is made of records.
+    while not (records := [one for one in await usage(guests.router, "agent") if one.nano_usd]):
+        await asyncio.sleep(0.02)
+    (record,) = records
     assert (record.name, record.nano_usd) == ("summarise", cost)
     (by_key,) = [one for one in await usage(guests.router, "key") if one.nano_usd]
     assert by_key.name == "ci"
