@@ -5,6 +5,7 @@ CREATE TABLE registry.grants (
     ns text COLLATE "C" NOT NULL,
     agent text COLLATE "C" NOT NULL,
     permission text COLLATE "C" NOT NULL,
+    owner text NOT NULL,
     granted bytea,
     asked bytea,
     ask boolean NOT NULL DEFAULT false,
