@@ -110,6 +110,8 @@ def failed(result: Result, kind: type[HiveError]) -> str:
         (("--executor", "laptop"), f"executor:{DEVICE}"),
         (("--job", JOB), f"job:{JOB}"),
     ],
+    # Made from ids that are new in every process they would be others in each.
+    ids=["all", "agent", "executor", "job"],
 )
 def test_each_option_stops_what_it_names_and_lifts_it_again(
     run: Callable[..., Result], registry: Registry, option: tuple[str, ...], entry: str

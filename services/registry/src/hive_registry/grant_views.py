@@ -15,7 +15,7 @@ TYPES: Final = ("PermissionGranted", "PermissionRevoked")
 
 _GRANT = """
 INSERT INTO registry.grants
-    (ns, owner, agent, permission, granted, asked, ask, until_us, since_us, version, position)
+    (ns, agent, permission, owner, granted, asked, ask, until_us, since_us, version, position)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (ns, agent, permission) DO UPDATE SET
     granted = excluded.granted, asked = excluded.asked, ask = excluded.ask, until_us = excluded.until_us,
@@ -42,7 +42,7 @@ class GrantRow(msgspec.Struct, frozen=True):
 
 def statement_of(stored: Stored, event: PermissionGranted | PermissionRevoked) -> tuple[Any, Any]:
     """Return what an event changes in the view."""
-    key = (stored.ns, stored.owner, event.agent, event.permission)
+    key = (stored.ns, event.agent, event.permission, stored.owner)
     at = (stored.ts_us, stored.version, stored.position)
     if isinstance(event, PermissionRevoked):
         return _GRANT, (*key, None, None, False, 0, *at)

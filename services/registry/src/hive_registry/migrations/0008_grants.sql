@@ -3,9 +3,9 @@
 
 CREATE TABLE registry.grants (
     ns text COLLATE "C" NOT NULL,
-    owner text NOT NULL,
     agent text COLLATE "C" NOT NULL,
     permission text COLLATE "C" NOT NULL,
+    owner text NOT NULL,
     granted bytea,
     asked bytea,
     ask boolean NOT NULL DEFAULT false,
