@@ -543,6 +543,28 @@ async def test_a_server_that_is_not_there_cannot_be_reached() -> None:
         await pool.request("GET", "/")
 
 
+async def test_an_error_says_whether_the_request_can_have_come_there() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_of(reader)
+        writer.write(OK)
+        await request_of(reader)
+        # The second one has come; there is nobody to whom it could be sent again.
+        server.close()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    pool = Pool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    try:
+        await _ok(pool)
+        for reached in (True, False):
+            with pytest.raises(Unavailable, match="cannot be reached: ") as failed:
+                await pool.request("POST", "/", b"{}")
+            assert failed.value.fields["reached"] is reached
+    finally:
+        pool.close()
+        server.close()
+
+
 async def test_a_name_that_is_not_known_cannot_be_reached() -> None:
     with pytest.raises(Unavailable, match="cannot be reached: "):
         await Pool("http://nowhere.invalid").request("GET", "/")
