@@ -42,7 +42,7 @@ HTTP_TESTS = "executor/tests/sandbox/test_http.py"
 KV_TESTS = "services/registry/tests/test_kv.py"
 LATTICE_TESTS = "libs/common/tests/permissions/test_lattice.py"
 TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
-SELECTION = "services/llm-router/tests/domain/test_selection.py"
+SELECTION_TESTS = "services/llm-router/tests/domain/test_selection.py"
 BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
 BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
@@ -383,7 +383,7 @@ MUTATIONS = (
         "services/llm-router/src/hive_router/domain/selection.py",
         "    return ask.cloud_refusal if backend.provider else None\n",
         "    return None\n",
-        (f"{SELECTION}::test_a_call_that_nobody_looked_at_goes_to_no_provider",),
+        (f"{SELECTION_TESTS}::test_a_call_that_nobody_looked_at_goes_to_no_provider",),
     ),
     Mutation(
         "budget: nothing is reserved before a call",
@@ -420,10 +420,10 @@ MUTATIONS = (
     Mutation(
         "keys: what a caller of gRPC says of its key counts",
         6,
-        "services/api-gateway/src/hive_gateway/grpc_proxy.py",
-        "        if self._path == COMPLETE:\n",
-        "        if not self._path:\n",
-        (f"{KEY_TESTS}::test_over_grpc_what_a_caller_says_of_its_key_does_not_count",),
+        "services/llm-router/src/hive_router/models.py",
+        "        request.key, request.cloud = rules.key, rules.cloud\n",
+        "",
+        ("services/llm-router/tests/test_money.py::test_what_a_call_itself_says_of_its_key_does_not_count",),
     ),
     Mutation(
         "signature: it counts for any agent",
