@@ -369,3 +369,25 @@ async def test_one_that_goes_on_flooding_is_fenced_off_for_a_while(
     await whole_time
     assert heard[seen] == times
     assert heard[known] == 2
+
+
+async def test_what_two_subscriptions_of_one_queue_group_would_get_comes_once(connect: Connect) -> None:
+    service, executor = await connect(), new_id()
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    for subject in (PULLING, hello_subject(executor)):
+        await service.subscribe(subject, queue="one", cb=hear)
+    await service.flush()
+    client = await connect(executor)
+    sent = [b"%d" % number for number in range(200)]
+    for data in sent:
+        await client.publish(hello_subject(executor), data)
+    await client.flush()
+    async with asyncio.timeout(60):
+        while len(heard) < len(sent):
+            await asyncio.sleep(0.01)
+    await service.flush()
+    assert sorted(heard) == sorted(sent)
