@@ -3,6 +3,9 @@
 What is beyond an executor's allowance is dropped unread. That still costs a service as much time as NATS can bring
 messages, and whoever comes after them waits. So one that goes on is fenced off: the subscription to the subject of
 all is replaced by one for each of the others, and the server brings nothing of it any more.
+
+What replaces a subscription is there before that one ends, so that nobody is told for a moment that nobody listens.
+All of them are one queue group, to which the server brings each message once.
 """
 
 import asyncio
@@ -17,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from hive_common.bus.allowance import Allowance, Allowances, Verdict
+from hive_common.kernel.ids import new_id
 from hive_common.ops.telemetry import FENCED, REQUESTS
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class Intake:
         self._take = take
         self._refuse = refuse
         self._known = known
+        self._queue = new_id()
         self._allowances = Allowances(allowance, time.monotonic)
         self._all: Subscription | None = None
         self._each: dict[str, Subscription] = {}
@@ -68,7 +73,7 @@ class Intake:
 
     async def open(self) -> Self:
         """Begin to hear."""
-        self._all = await self._client.subscribe(self._subject, cb=self._receive)
+        self._all = await self._subscribed(self._subject)
         return self
 
     async def unsubscribe(self) -> None:
@@ -117,28 +122,30 @@ class Intake:
                 now_s = time.monotonic()
                 self._fenced = {executor: until for executor, until in self._fenced.items() if until > now_s}
             each, self._each = self._each, {}
-            await self._let_go(each.values())
             await self.open()
+            await self._let_go(each.values())
         except nats.errors.Error as error:
             # Of a connection that is closed for good.
             log.warning("%s: %s", self._subject, error)
 
     async def _hear_the_others(self) -> None:
+        for executor in {*self._known(), *self._allowances.seen} - self._fenced.keys() - self._each.keys():
+            self._each[executor] = await self._subscribed(self._subject.replace("*", executor, 1))
         if self._all is not None:
             # What it has brought already is still handled.
             wide, self._all = self._all, None
             await self._let_go([wide])
         await self._let_go([self._each.pop(one) for one in self._fenced.keys() & self._each.keys()])
-        for executor in {*self._known(), *self._allowances.seen} - self._fenced.keys() - self._each.keys():
-            subject = self._subject.replace("*", executor, 1)
-            self._each[executor] = await self._client.subscribe(subject, cb=self._receive)
+
+    async def _subscribed(self, subject: str) -> Subscription:
+        return await self._client.subscribe(subject, queue=self._queue, cb=self._receive)
 
     async def _let_go(self, subscriptions: Iterable[Subscription]) -> None:
         for subscription in subscriptions:
             ending = asyncio.create_task(subscription.drain())  # type: ignore[no-untyped-call]
             self._ending.add(ending)
             ending.add_done_callback(self._ended)
-        # Its first step tells the server, before whatever is subscribed next.
+        # Its first step tells the server.
         await asyncio.sleep(0)
 
     def _ended(self, ending: "asyncio.Task[None]") -> None:
