@@ -27,7 +27,7 @@ from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import new_id
 from hive_common.kernel.nkey import is_signed, public_key
 from hive_common.ops.config import write_config
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.ops.tls import fingerprint_of, server_context
 from typer.testing import CliRunner
 
