@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.process import ServerProcess
 
 from benchmarks.model_client import Target

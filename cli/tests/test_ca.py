@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from hive_cli.home import Home
-from hive_cli.supervisor import ca
+from hive_cli.supervisor import ca, certificates
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.tls import client_context, fingerprint_of, server_context
 
@@ -25,7 +25,7 @@ def home(tmp_path):
 
 
 def pem(home, name):
-    return ca.files(home, name).certificate.read_text()
+    return certificates.files(home, name).certificate.read_text()
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def listening(home, name="gateway"):
         await writer.drain()
         writer.close()
 
-    own = ca.files(home, name)
+    own = certificates.files(home, name)
     server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context(own.certificate, own.key))
     async with server:
         yield server.sockets[0].getsockname()[1]
@@ -52,7 +52,7 @@ async def read_from(port, context, name):
 
 
 def strict(home):
-    context = client_context(ca.files(home, ca.AUTHORITY).certificate)
+    context = client_context(certificates.files(home, ca.AUTHORITY).certificate)
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
 
@@ -95,7 +95,7 @@ def test_a_server_certificate_cannot_sign_others(home):
 
 def test_keys_are_for_their_owner_only(home):
     for name in (ca.AUTHORITY, *ca.SERVERS):
-        assert stat.S_IMODE(ca.files(home, name).key.stat().st_mode) == 0o600
+        assert stat.S_IMODE(certificates.files(home, name).key.stat().st_mode) == 0o600
 
 
 def test_nothing_is_made_twice(home):
@@ -149,7 +149,7 @@ def test_the_fingerprint_is_that_of_the_der(home):
 
 
 def test_a_damaged_key_is_named(home):
-    file = ca.files(home, ca.AUTHORITY).key
+    file = certificates.files(home, ca.AUTHORITY).key
     file.write_text("nothing")
     with pytest.raises(InvalidArgument, match=str(file)):
         ca.ensure_certificates(home, "desktop.lan")

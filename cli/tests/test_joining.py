@@ -18,7 +18,7 @@ from hive_cli.commands.doctor import _device, _reach
 from hive_cli.home import Home
 from hive_cli.main import app
 from hive_cli.output import exit_code_of
-from hive_cli.supervisor import ca
+from hive_cli.supervisor import ca, certificates
 from hive_cli.supervisor.joined import checked, executor_config
 from hive_cli.supervisor.wishes import Wishes
 from hive_common.bus.jwt import read_credentials
@@ -27,7 +27,7 @@ from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import new_id
 from hive_common.kernel.nkey import is_signed, public_key
 from hive_common.ops.config import write_config
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.ops.tls import fingerprint_of, server_context
 from typer.testing import CliRunner
 
@@ -88,7 +88,7 @@ class Installation:
         self.fingerprint = ""
         self.url = f"http://127.0.0.1:{self.port}"
         if home is not None:
-            own = ca.files(home, "gateway")
+            own = certificates.files(home, "gateway")
             context = server_context(own.certificate, own.key)
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
             self.ca = home.ca_file.read_text()

@@ -28,7 +28,7 @@ from hive_common.kernel.errors import (
     Unauthenticated,
     Unavailable,
 )
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"o" * 32)

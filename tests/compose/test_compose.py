@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.installation import assert_exactly_once, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

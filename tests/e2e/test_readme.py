@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from hive_cli.supervisor.public import local_addresses
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.installation import Installation
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import socket
 import aiohttp
 import msgspec
 from hive_common.inference.sse import DONE
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.scripted import ScriptedBackEnd, text_of
 
 from .place import Places, until

@@ -15,7 +15,7 @@ from hive_common.inference.calls import Endpoint, ModelCall
 from hive_common.inference.sse import DONE
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound
 from hive_common.kernel.ids import new_id
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.process import ServerProcess
 from hive_executor import small_model
 from hive_executor.small_model import NAME, SmallModelConfig, model_url, require_small_model

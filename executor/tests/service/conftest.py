@@ -44,8 +44,8 @@ from hive_common.kernel.errors import HiveError, Unavailable, body_of
 from hive_common.kernel.ids import new_id
 from hive_common.kernel.nkey import public_key
 from hive_common.ops.config import NatsConfig, write_config
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_common.testing.identities import EVERYTHING, Issuer
 from hive_common.testing.nats import EmbeddedNats
 from hive_executor.bootstrap import main

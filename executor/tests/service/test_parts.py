@@ -10,7 +10,7 @@ from hive_common.contracts.values import digest_of
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import load_config
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_executor import capabilities
 from hive_executor.blobs import BlobClient, Flights, FolderCache
 from hive_executor.capabilities import Device, is_news

@@ -19,8 +19,8 @@ from hive_common.bus.jwt import new_seed, public_nkey
 from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, NotFound, body_of
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_common.rpc.frames import Frames
 from hive_common.rpc.rules import KeyRules, rules_of
 from hive_common.rpc.server import RpcServer, key_check

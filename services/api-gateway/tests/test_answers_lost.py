@@ -10,7 +10,7 @@ from hive_common.artifacts.store import FolderStore
 from hive_common.bus.authority import Authority
 from hive_common.contracts.limits import INLINE_BYTES_MAX
 from hive_common.contracts.values import digest_of
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.answers import AnswersLost, every_other
 from hive_common.testing.identities import Issuer
 

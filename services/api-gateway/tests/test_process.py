@@ -8,8 +8,8 @@ import pytest
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.kernel.ids import derive_id
 from hive_common.ops.config import write_config
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_gateway.bootstrap import Gateway, main
 from hive_gateway.keys import KeyRing
 from hive_gateway.settings import KeySettings, settings_of

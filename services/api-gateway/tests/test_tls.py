@@ -8,7 +8,7 @@ import aiohttp
 import grpc.aio
 import pytest
 from hive_cli.home import Home
-from hive_cli.supervisor import ca
+from hive_cli.supervisor import ca, certificates
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.tls import client_context
@@ -30,7 +30,7 @@ def home(tmp_path):
 
 
 def tls_settings(home):
-    own = ca.files(home, "gateway")
+    own = certificates.files(home, "gateway")
     pair = {"cert_file": str(own.certificate), "key_file": str(own.key)}
     return {"ca_file": str(home.ca_file), "tls": {"hosts": [HOST], "pair": pair}}
 
@@ -145,6 +145,6 @@ def test_plain_rest_stays_on_the_loopback(world):
 
 async def test_a_certificate_with_the_key_of_another_is_named(world, home):
     settings = tls_settings(home)
-    settings["tls"]["pair"]["key_file"] = str(ca.files(home, "nats").key)
+    settings["tls"]["pair"]["key_file"] = str(certificates.files(home, "nats").key)
     with pytest.raises(InvalidArgument, match="cannot be used as certificate and key"):
         Gateway(world.config(**settings))

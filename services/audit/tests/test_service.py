@@ -19,7 +19,7 @@ from hive_audit.log_source import LogSource
 from hive_common.bus.authority import Authority
 from hive_common.kernel.errors import CorruptLog, InvalidArgument, Unauthenticated
 from hive_common.ops.config import PostgresConfig, ServiceConfig, write_config
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.rpc.client import bearer, call, open_channel, stream
 from hive_common.testing.fixtures import Database
 from hive_common.testing.nats import EmbeddedNats

@@ -14,7 +14,7 @@ from hive_common.bus.authority import Authority
 from hive_common.contracts.events import ExecutorRegistered, Model
 from hive_common.kernel.errors import DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from hive_common.kernel.ids import new_id
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.fixtures import Database
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.scripted import Script, ScriptedBackEnd, ScriptedModel, text_of

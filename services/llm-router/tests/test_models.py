@@ -12,8 +12,8 @@ from hive_common.contracts.events import (
 from hive_common.kernel.errors import InvalidArgument, Unauthenticated
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database
 from hive_common.testing.scripted import Script, ScriptedBackEnd

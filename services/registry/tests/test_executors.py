@@ -12,7 +12,7 @@ from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subje
 from hive_common.kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound, Unauthenticated
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.rpc.client import bearer, call
 from hive_common.rpc.server import RpcServer, key_check
 from hive_common.testing.fixtures import Database, NatsServer

@@ -39,8 +39,8 @@ from hive_common.eventlog.log import Append, LogReader, LogWriter, NewEvent, Sto
 from hive_common.kernel.errors import HiveError
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import PostgresConfig, ServiceConfig, write_config
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_common.permissions import named
 from hive_common.permissions.grants import Grant
 from hive_common.rpc.client import bearer, call, open_channel

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.faults import JumpingClock
 
 from tests.chaos.storm.processes import kill

@@ -170,12 +170,14 @@ class Strikes:
     async def _slow_sync(self) -> Strike | None:
         pid, delayed = self._processes.pid("postgres"), 0
         if pid is not None:
-            slow = await asyncio.to_thread(SlowSync, pid, self._rng.randint(50, 300))
-            try:
-                await asyncio.sleep(4)
-                delayed = slow.delayed()
-            finally:
-                await asyncio.to_thread(slow.remove)
+            # Another fault of this moment may have killed it.
+            with suppress(psutil.NoSuchProcess):
+                slow = await asyncio.to_thread(SlowSync, pid, self._rng.randint(50, 300))
+                try:
+                    await asyncio.sleep(4)
+                    delayed = slow.delayed()
+                finally:
+                    await asyncio.to_thread(slow.remove)
         return await self._passed("slow fsync", delayed > 0)
 
     # --- connections ---------------------------------------------------------------------------------------

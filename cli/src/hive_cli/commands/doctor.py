@@ -15,13 +15,14 @@ from typing import Any, Literal, NamedTuple
 import typer
 from hive_common.kernel.errors import HiveError
 from hive_common.ops.config import read_secret
+from hive_common.ops.ports import is_free
 from rich.markup import escape
 
 from hive_cli.commands.installation import collect
 from hive_cli.home import Home, find_home
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import FAILED, err, out, print_json
-from hive_cli.supervisor.ports import PREFERRED, is_free
+from hive_cli.supervisor.ports import PREFERRED
 from hive_cli.supervisor.provision import FREE_BYTES_MIN
 from hive_cli.supervisor.runtime import default_cache_dir, prepared
 

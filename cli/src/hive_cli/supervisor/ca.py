@@ -17,8 +17,7 @@ from hive_common.ops.files import replace_file
 
 from hive_cli.home import Home
 from hive_cli.supervisor import names
-from hive_cli.supervisor.certificates import Files as Files
-from hive_cli.supervisor.certificates import files as files
+from hive_cli.supervisor.certificates import Files, files
 
 AUTHORITY = "ca"
 SERVERS = (names.NATS, names.GATEWAY)

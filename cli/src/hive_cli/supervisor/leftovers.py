@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 
@@ -64,13 +65,9 @@ def _name_in(argv: list[str], home: Home) -> str | None:
     if config == str(home.nats_config_file):
         return names.NATS
     # One that was started by hand says nothing of the pid of a supervisor.
-    if values.get("--supervised", "").isdecimal():
-        return next((name for name in _own(home) if config == str(home.config_file(name))), None)
+    if values.get("--supervised", "").isdecimal() and Path(config).parent == home.config_dir:
+        return Path(config).stem
     return None
-
-
-def _own(home: Home) -> list[str]:
-    return [file.stem for file in home.config_dir.glob("*.json")]
 
 
 def _same(entry: ProcessState) -> psutil.Process | None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hive_common.ops.ports import HOST
+
 from hive_cli.supervisor import names, ports
 
 _CONTAINER_PORTS = {
@@ -49,7 +51,7 @@ def _container_port(name: str) -> int:
     return _CONTAINER_PORTS.get(name, _PEER_PORT if name.endswith("_grpc") else _OPS_PORT)
 
 
-LOOPBACK = Network(ports.HOST)
+LOOPBACK = Network(HOST)
 """One machine, nothing reachable from outside."""
 
 CONTAINERS = Network("0.0.0.0", by_name=True)  # noqa: S104 - of a network of the engine; what is published is said there

@@ -19,7 +19,7 @@ from hive_common.kernel.errors import (
     RateLimited,
     Unavailable,
 )
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.scripted import ScriptedBackEnd, ScriptedModel, text_of
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]

@@ -10,7 +10,7 @@ from hive_common.inference.abilities import lacking
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.discovery import Discovery, base_url
 from hive_common.inference.http_pool import Pool
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.scripted import ScriptedBackEnd, ScriptedModel
 
 MODELS = (

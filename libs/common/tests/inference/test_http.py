@@ -21,7 +21,7 @@ from hive_common.inference.config import BackEndConfig
 from hive_common.inference.http1 import BUFFER_BYTES_MAX, HEAD_BYTES_MAX, Connection, Response
 from hive_common.inference.http_pool import Pool
 from hive_common.kernel.errors import InvalidArgument, Unavailable
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.ops.tls import server_context
 from hypothesis import example, given
 from hypothesis import strategies as st

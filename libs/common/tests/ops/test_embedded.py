@@ -138,14 +138,3 @@ def test_two_servers_side_by_side_do_not_meet(
     finally:
         first.stop()
         second.stop()
-
-
-def test_a_free_port_is_none_that_an_outgoing_connection_may_take() -> None:
-    ports = {embedded.free_port() for _ in range(50)}
-    assert len(ports) > 40
-    assert all(10_240 <= port < 32_768 for port in ports)
-
-
-def test_a_host_that_is_not_of_this_machine_has_no_free_port() -> None:
-    with pytest.raises(Unavailable, match=r"192\.0\.2\.1: none of 100 ports"):
-        embedded.free_port("192.0.2.1")

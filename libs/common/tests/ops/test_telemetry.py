@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.ops.telemetry import REQUESTS, Health, OpsServer
 
 

@@ -6,7 +6,6 @@ It speaks to back ends, which may be anything: what comes is bounded, and what d
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -22,6 +21,8 @@ BUFFER_BYTES_MAX: Final = 64 << 10
 brought some 256 KiB more, and over TLS twice that."""
 
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+"""Fields that tell where a body ends; without them the end of the connection does."""
+
 LEAVE_S: Final = 1.0
 """An answer may end before its body does, as a stream of events does; what is left may take so long."""
 
@@ -231,9 +232,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
-        made = transport.get_extra_info("socket")
-        if made is not None and made.family in (socket.AF_INET, socket.AF_INET6):
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         """Cut the answer."""
@@ -261,11 +259,7 @@ class Connection(asyncio.Protocol):
         self._stay()
         response, self._response = self._response, None
         if response is not None:
-            if (
-                exc is None
-                and self._has_head
-                and not self._headers.keys() & {"content-length", "transfer-encoding"}
-            ):
+            if exc is None and self._has_head and not self._headers.keys() & _FRAMING:
                 response.ends()
             else:
                 why = "" if exc is None else f": {getattr(exc, 'strerror', None) or exc or type(exc).__name__}"

@@ -8,13 +8,10 @@ no account is made, and the files stay root's. Where user namespaces are refused
 own takes over (`hive-postgres`), which must be able to reach the data directory.
 """
 
-import contextlib
 import functools
 import importlib.util
 import os
-import random
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -29,8 +26,6 @@ POSTGRES_ACCOUNT = "hive-postgres"
 NOBODY = 65534
 # sockaddr_un.sun_path holds 104 bytes on macOS and 108 on Linux, the terminating zero included.
 SOCKET_PATH_BYTES_MAX = 103
-SERVER_PORTS = range(10_240, 32_768)
-_PORTS_TRIED = 100
 
 POSTGRES_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -50,25 +45,6 @@ POSTGRES_SETTINGS = {
     "log_timezone": "UTC",
     "logging_collector": "off",
 }
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that was free a moment ago. Another server may take it before the caller does.
-
-    Not one of those that systems give to outgoing connections (from 32768 on Linux, from 49152 elsewhere,
-    RFC 6335): any client on this machine could have it when a server is started again.
-
-    Raises:
-        Unavailable: no port was found.
-    """
-    # Not for secrets, but of a source of its own: who seeds a test would give all of them the same ports.
-    for port in random.SystemRandom().sample(SERVER_PORTS, _PORTS_TRIED):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return port
-    raise Unavailable(
-        f"{host}: none of {_PORTS_TRIED} ports between {SERVER_PORTS.start} and {SERVER_PORTS.stop} is free"
-    )
 
 
 def postgres_binary(name: str) -> Path:

@@ -59,10 +59,7 @@ class Frames(asyncio.Protocol, Generic[M]):
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, message: Message) -> None:
-        """Send a message, with all others of this turn of the loop.
-
-        After the end of the connection it is lost; `lost` has told that.
-        """
+        """Send a message. After the end of the connection it is lost; `lost` has told that."""
         if self._transport is not None:
             data = message.SerializeToString()
             self._transport.write(len(data).to_bytes(_LENGTH, "big") + data)

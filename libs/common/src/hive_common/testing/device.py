@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import psutil
 
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.installation import Installation, wait_until
 
 _TEMPLATE = "executor-1"

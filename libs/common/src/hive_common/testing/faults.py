@@ -426,6 +426,9 @@ class SlowSync(_Fault):
     Args:
         pid: of the first process; its threads, its children and theirs are slowed down as well, also later ones.
         delay_ms: how long a sync waits before it begins.
+
+    Raises:
+        psutil.NoSuchProcess: the first process has ended.
     """
 
     def __init__(self, pid: int, delay_ms: int) -> None:
@@ -440,6 +443,9 @@ class SlowSync(_Fault):
         self._strace = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         until = time.monotonic() + _PATIENCE_S
         while not all(_is_traced(one) for one in pids if psutil.pid_exists(one)):
+            if not root.is_running():
+                self.remove()
+                raise psutil.NoSuchProcess(pid)
             assert self._strace.poll() is None, "strace ended at once"
             assert time.monotonic() < until, "strace did not attach"
             time.sleep(0.02)

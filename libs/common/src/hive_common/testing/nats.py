@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from hive_common.bus.authority import Authority
-from hive_common.ops.embedded import free_port, nats_command
+from hive_common.ops.embedded import nats_command
+from hive_common.ops.ports import free_port
 from hive_common.testing.identities import Issuer
 from hive_common.testing.process import ServerProcess
 

@@ -8,7 +8,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from hive_common.ops.embedded import SUPERUSER, free_port, initdb, postgres_command
+from hive_common.ops.embedded import SUPERUSER, initdb, postgres_command
+from hive_common.ops.ports import free_port
 from hive_common.testing.process import ServerProcess
 
 _CREATE = """CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'

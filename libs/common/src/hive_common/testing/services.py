@@ -12,8 +12,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import PostgresConfig, ServiceConfig
-from hive_common.ops.embedded import free_port
 from hive_common.ops.lifecycle import Stop
+from hive_common.ops.ports import free_port
 from hive_common.ops.startup import eventually
 from hive_common.rpc.client import bearer, open_channel
 from hive_common.testing.fixtures import Database, NatsServer

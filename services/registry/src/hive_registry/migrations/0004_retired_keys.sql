@@ -3,7 +3,6 @@
 CREATE TABLE registry.retired_keys (
     ns text COLLATE "C" NOT NULL,
     public_key text COLLATE "C" NOT NULL,
-    owner text NOT NULL,
     retired_us bigint NOT NULL,
     PRIMARY KEY (ns, public_key)
 );

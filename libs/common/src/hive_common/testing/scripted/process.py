@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import msgspec
 
-from hive_common.ops.embedded import free_port
+from hive_common.ops.ports import free_port
 from hive_common.testing.process import ServerProcess
 from hive_common.testing.scripted.script import Counts, Script
 
