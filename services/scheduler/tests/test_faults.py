@@ -24,7 +24,7 @@ from hive_proto.jobs.v1 import jobs_pb2
 from hive_scheduler import recovery
 from hive_scheduler.domain.job import snapshot
 from hive_scheduler.queries import Queries
-from hive_scheduler.recovery import recover, replay
+from hive_scheduler.recovery import PostgresOpenJobs, recover, replay
 from hive_scheduler.submission import Specs
 from psycopg.conninfo import make_conninfo
 
@@ -319,7 +319,7 @@ async def test_what_is_recovered_is_what_a_full_replay_gives(cluster, control, o
                 for table in ("jobs", "tasks", "steps", "job_positions"):
                     await conn.execute(f"TRUNCATE scheduler.{table}")
             now_us = SystemClock().now_us()
-            recovered, at = await recover(conn, cluster.reader, Specs(), now_us)
+            recovered, at = await recover(PostgresOpenJobs(conn), cluster.reader, Specs(), now_us)
             replayed, head = await replay(cluster.reader, Specs(), now_us)
             assert at == head == await cluster.reader.head()
             assert recovered.jobs.keys() == replayed.jobs.keys() == set(ids[:2])

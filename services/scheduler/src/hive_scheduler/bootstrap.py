@@ -21,7 +21,8 @@ from hive_proto.jobs.v1 import jobs_pb2_grpc
 from nats.aio.client import Client
 
 from hive_scheduler import metrics
-from hive_scheduler.leader import Leader, prepare_database
+from hive_scheduler.database import PostgresDatabase, prepare_database
+from hive_scheduler.leader import Leader
 from hive_scheduler.leadership import lead
 from hive_scheduler.rpc import IntakeService, JobsService, PresenceService
 
@@ -136,8 +137,9 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     )
     try:
         conn, epoch = await lead(dsn, clock, state.stand_by)
+        database = PostgresDatabase(conn, dsn)
         leader = Leader(
-            *(conn, dsn, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms),
+            *(database, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms),
             kill_public_key=config.kill_public_key,
             minter=Minter(read_secret(settings.token_key_file)) if settings.token_key_file else None,
         )

@@ -209,7 +209,8 @@ class Dispatcher:
     def _reconcile(self, state: _Executor, pull: _Pull) -> None:
         """Compare what the executor says it has with what it was given."""
         request = pull.request
-        held = {(key.task, key.attempt) for key in request.held}
+        # In their order, and not a set's: what is told comes in the same order in every process.
+        held = dict.fromkeys((key.task, key.attempt) for key in request.held)
         spooled = {(key.task, key.attempt) for key in request.spooled}
         for key, live in list(state.live.items()):
             if key in spooled:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -22,23 +21,21 @@ from hive_common.contracts.messages import (
 )
 from hive_common.control.kill_log import TYPES as KILL_TYPES
 from hive_common.control.kill_log import KillLog
-from hive_common.eventlog.log import LogReader, LogWriter
+from hive_common.eventlog.log import LogWriter
 from hive_common.eventlog.observed import observe_writer
-from hive_common.eventlog.projection import ProjectionRunner, create_projection_table
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
-from hive_common.ops.migrate import migrate
 from hive_common.permissions.tokens import Minter
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from psycopg import AsyncConnection
 
 from hive_scheduler import metrics
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
+from hive_scheduler.database import Database
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.domain.task import LIVE, STATUSES
@@ -47,21 +44,17 @@ from hive_scheduler.feed import Feed
 from hive_scheduler.hub import Hub
 from hive_scheduler.kills import enforce
 from hive_scheduler.permits import Permits
-from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import recover
 from hive_scheduler.reports import Reports
 from hive_scheduler.submission import Specs, Submissions
-from hive_scheduler.views import JobsProjection
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "scheduler"
 TICK_S = 0.1
 MEASURE_S = 1.0
 VIEWS_DELAY_S = 0.25
 """How long the views let events gather while nobody waits for them: what happens to a task within it is one row
 written once."""
-VIEWS_BATCH_EVENTS = 2_000
 CATALOGUE_DELAY_S = 0.1
 """The same for executors and agents; who names an unknown one makes it look at once."""
 HEAD_PAUSE_S = 0.02
@@ -85,19 +78,11 @@ class _Later:
         self._event.set()
 
 
-async def prepare_database(dsn: str) -> None:
-    """Bring this service's schema up to date. Raises `psycopg.OperationalError` where Postgres is not there."""
-    async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
-        await migrate(conn, files("hive_scheduler") / "migrations", SCHEMA)
-        await create_projection_table(conn, SCHEMA)
-
-
 class Leader:
     """All of the scheduler's parts, wired, while it leads.
 
     Args:
-        conn: holds the leader's lock; this object appends on it and closes it.
-        dsn: for everything else in Postgres.
+        database: whose connection holds the leader's lock; this object closes it.
         epoch: of this leadership.
         client: connection to NATS.
         store: of blobs.
@@ -111,8 +96,7 @@ class Leader:
 
     def __init__(
         self,
-        conn: AsyncConnection[Any],
-        dsn: str,
+        database: Database,
         epoch: int,
         client: Client,
         store: ArtifactStore,
@@ -124,18 +108,18 @@ class Leader:
         kill_public_key: str = "",
         minter: Minter | None = None,
     ) -> None:
-        self._conn = conn
+        self._database = database
         self._client = client
         self._stop = stop
         self.epoch = epoch
-        self.reader = LogReader(dsn)
-        self.queries = Queries(dsn, ns)
+        self.reader = database.reader()
+        self.queries = database.queries(ns)
         self.hub = Hub()
         self.fleet = Fleet()
         self.specs = Specs()
         blobs = Blobs(store)
         self.engine = Engine(ns, clock, blobs)
-        self._catalogue_reader = LogReader(dsn)
+        self._catalogue_reader = database.reader()
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed, self._signers_changed)
         self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
         permits = Permits(self.catalogue, clock, minter)
@@ -149,16 +133,9 @@ class Leader:
         self.views_wake = asyncio.Event()
         self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
         self._catalogue_later = _Later(self.catalogue.wake, CATALOGUE_DELAY_S)
-        self._views_reader = LogReader(dsn)
+        self._views_reader = database.reader()
         self.feed = Feed(self._views_reader)
-        self.views = ProjectionRunner(
-            dsn,
-            self.feed,
-            JobsProjection(),
-            SCHEMA,
-            wake=self.views_wake,
-            batch_events=VIEWS_BATCH_EVENTS,
-        )
+        self.views = database.views(self.feed, self.views_wake)
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Any] = []
         self._writer: LogWriter | None = None
@@ -166,13 +143,13 @@ class Leader:
     async def start(self) -> None:
         """Recover from the log, then take over: announce, subscribe, decide what is due."""
         announce = head_announcer(self._client, pause_s=HEAD_PAUSE_S)
-        self._writer = await LogWriter.open(self._conn, on_head=announce, reconnect=False)
+        self._writer = await self._database.writer(announce)
         observe_writer(self._writer)
         self.engine.committer = Committer(self._writer, self.dispatcher.seal, self._committed)
         await self.queries.open()
         await self.catalogue.catch_up()
         await self.kills.catch_up()
-        fold, position = await recover(self._conn, self.reader, self.specs, self.engine.now_us())
+        fold, position = await recover(self._database.open_jobs(), self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         for executor in self.catalogue.revoked():
@@ -215,7 +192,7 @@ class Leader:
         self.hub.close()
         if self._writer is not None:
             await self._writer.close()
-        await self._conn.close()
+        await self._database.close()
         await self.queries.close()
         for reader in (self.reader, self._catalogue_reader, self._views_reader):
             await reader.close()

@@ -54,21 +54,27 @@ async def lead(dsn: str, clock: Clock, standing_by: Callable[[bool], None]) -> t
     except psycopg.OperationalError as error:
         raise Unavailable(f"Postgres cannot be reached: {error}") from error
     try:
-        while not await _try(conn):
-            standing_by(True)
-            await asyncio.sleep(POLL_S)
-        standing_by(False)
-        await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")
-        row = await (await conn.execute(_EPOCH, (clock.now_us(),))).fetchone()
+        epoch = await contend(conn, clock, standing_by)
     except psycopg.OperationalError as error:
         await conn.close()
         raise Unavailable(f"Postgres went away while waiting for the lead: {error}") from error
     except BaseException:
         await conn.close()
         raise
+    return conn, epoch
+
+
+async def contend(conn: AsyncConnection[Any], clock: Clock, standing_by: Callable[[bool], None]) -> int:
+    """Wait until this connection holds the lock, and return the new epoch. Raises `psycopg.OperationalError`."""
+    while not await _try(conn):
+        standing_by(True)
+        await asyncio.sleep(POLL_S)
+    standing_by(False)
+    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")
+    row = await (await conn.execute(_EPOCH, (clock.now_us(),))).fetchone()
     assert row is not None
     log.info("this scheduler leads, epoch %d", row[0])
-    return conn, row[0]
+    return int(row[0])
 
 
 async def _try(conn: AsyncConnection[Any]) -> bool:

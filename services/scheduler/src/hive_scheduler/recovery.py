@@ -6,7 +6,7 @@ which `replay` does and a test compares.
 """
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hive_common.contracts import events
 from hive_common.contracts.events import JobSubmitted, TaskRetryScheduled
@@ -95,23 +95,25 @@ class Fold:
         return min(planned_us, self._now_us + planned_us - stored.ts_us)
 
 
-async def recover(conn: AsyncConnection[Any], reader: LogReader, specs: Specs, now_us: int) -> tuple[Fold, int]:
+class OpenJobs(Protocol):
+    """Port to what the views know of open jobs."""
+
+    async def load(self, fold: Fold) -> int:
+        """Give `fold` the events of every job that was open at a position of the log, and return that position."""
+        ...
+
+
+async def recover(known: OpenJobs, reader: LogReader, specs: Specs, now_us: int) -> tuple[Fold, int]:
     """Return the open jobs, and the position up to which they are known.
 
     Args:
-        conn: reads the views.
+        known: what the views know of them.
         reader: of the log.
         specs: compiled documents.
         now_us: the time.
     """
     fold = Fold(specs, now_us)
-    async with conn.transaction():
-        # One snapshot: the leader before this one may still be writing its views.
-        await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        row = await (await conn.execute(_POSITION)).fetchone()
-        position: int = 0 if row is None else row[0]
-        await _load_open(conn, fold)
-    return fold, await _read_tail(reader, fold, position)
+    return fold, await _read_tail(reader, fold, await known.load(fold))
 
 
 async def replay(reader: LogReader, specs: Specs, now_us: int) -> tuple[Fold, int]:
@@ -125,6 +127,22 @@ async def _read_tail(reader: LogReader, fold: Fold, position: int) -> int:
         fold.apply(batch)
         position = batch[-1].position
     return position
+
+
+class PostgresOpenJobs:
+    """Reads the views over a connection."""
+
+    def __init__(self, conn: AsyncConnection[Any]) -> None:
+        self._conn = conn
+
+    async def load(self, fold: Fold) -> int:
+        """Give `fold` the events of open jobs, and return the position of the views."""
+        async with self._conn.transaction():
+            # One snapshot: the leader before this one may still be writing its views.
+            await self._conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            row = await (await self._conn.execute(_POSITION)).fetchone()
+            await _load_open(self._conn, fold)
+        return 0 if row is None else int(row[0])
 
 
 async def _load_open(conn: AsyncConnection[Any], fold: Fold) -> None:

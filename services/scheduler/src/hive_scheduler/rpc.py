@@ -10,7 +10,6 @@ import msgspec
 from hive_common.contracts import events
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import LogReader, Stored
-from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.inference.calls import narrowed
 from hive_common.kernel.errors import InvalidArgument, NotFound, Unavailable, body_of
 from hive_common.kernel.ids import is_id
@@ -20,6 +19,7 @@ from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.commits import Committed
+from hive_scheduler.database import Views
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.domain.task import STATUSES
@@ -52,7 +52,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         engine: Engine,
         submissions: Submissions,
         queries: Queries,
-        views: ProjectionRunner,
+        views: Views,
         reader: LogReader,
         hub: Hub,
         fleet: Fleet,

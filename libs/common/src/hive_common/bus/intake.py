@@ -10,7 +10,6 @@ All of them are one queue group, to which the server brings each message once.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Self
 
@@ -63,7 +62,8 @@ class Intake:
         self._refuse = refuse
         self._known = known
         self._queue = new_id()
-        self._allowances = Allowances(allowance, time.monotonic)
+        self._now_s = asyncio.get_running_loop().time
+        self._allowances = Allowances(allowance, self._now_s)
         self._all: Subscription | None = None
         self._each: dict[str, Subscription] = {}
         self._fenced: dict[str, float] = {}
@@ -108,7 +108,7 @@ class Intake:
     def _fence(self, executor: str) -> None:
         seconds = min(self._fence_s.get(executor, FENCE_S / 2) * 2, FENCE_S_MAX)
         self._fence_s[executor] = seconds
-        self._fenced[executor] = time.monotonic() + seconds
+        self._fenced[executor] = self._now_s() + seconds
         FENCED.inc()
         log.error("executor %s floods %s: it is not heard for %.0f s", executor, self._subject, seconds)
         if self._fencing is None or self._fencing.done():
@@ -119,7 +119,7 @@ class Intake:
             while self._fenced:
                 await self._hear_the_others()
                 await asyncio.sleep(LOOK_S)
-                now_s = time.monotonic()
+                now_s = self._now_s()
                 self._fenced = {executor: until for executor, until in self._fenced.items() if until > now_s}
             each, self._each = self._each, {}
             await self.open()

@@ -1,7 +1,7 @@
 """How the log's writer and readers reach Postgres."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
@@ -33,6 +33,11 @@ def connector(source: str | Connect) -> Connect:
     return connect
 
 
-def is_lost(conn: AsyncConnection[Any], error: psycopg.Error) -> bool:
+class _Closable(Protocol):
+    @property
+    def closed(self) -> bool: ...
+
+
+def is_lost(conn: _Closable, error: psycopg.Error) -> bool:
     """Say whether `error` means that the connection is gone, as opposed to a statement that failed."""
     return conn.closed or isinstance(error, psycopg.errors.AdminShutdown | psycopg.errors.CrashShutdown)

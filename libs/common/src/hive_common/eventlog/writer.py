@@ -10,18 +10,10 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 
-from hive_common.eventlog.batch import (
-    CALL_NUMBERED,
-    PARAMETER_OIDS,
-    Prepared,
-    Salts,
-    answers_of,
-    parameters_of,
-)
+from hive_common.eventlog.batch import Prepared, Salts
 from hive_common.eventlog.connection import Connect, connector, is_lost
 from hive_common.eventlog.envelope import EVENTS_PER_CALL_MAX, Append, envelope_of
-from hive_common.eventlog.genesis import read_log_id
-from hive_common.eventlog.statement import Statement
+from hive_common.eventlog.session import PostgresSession, Session
 from hive_common.kernel.errors import (
     Conflict,
     HiveError,
@@ -46,7 +38,6 @@ BACKOFF_MAX_S = 1.0
 TERMINAL_INDEX = "events_terminal"
 
 OnHead = Callable[[int, tuple[str, ...]], Awaitable[Any] | None]
-_STORED = "SELECT position, event FROM log.events WHERE stream = %s AND version = %s"
 
 
 class _Pending(Prepared):
@@ -80,7 +71,7 @@ class LogWriter:
 
     def __init__(
         self,
-        conn: AsyncConnection[Any],
+        session: Session,
         log_id: str,
         connect: Connect | None,
         on_head: OnHead | None,
@@ -89,8 +80,7 @@ class LogWriter:
         self.log_id = log_id
         self.head = 0
         self.failed = asyncio.Event()
-        self._conn: AsyncConnection[Any] | None = conn
-        self._statement: Statement | None = None
+        self._session: Session | None = session
         self._connect = connect
         self._on_head = on_head
         self._unavailable_after_s = unavailable_after_s
@@ -105,14 +95,14 @@ class LogWriter:
         # Packed, as they are sent: unpacked once per hint and not once per event.
         self._new_types: set[bytes] = set()
         self._closing = False
-        self._owns_conn = True
+        self._owns_session = True
         self._drainer: asyncio.Task[None] | None = None
         self._notifier: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
         cls,
-        source: str | Connect | AsyncConnection[Any],
+        source: str | Connect | AsyncConnection[Any] | Session,
         *,
         on_head: OnHead | None = None,
         reconnect: bool = True,
@@ -122,7 +112,7 @@ class LogWriter:
 
         Args:
             source: a connection string, a factory of autocommit connections, or, with `reconnect=False`, an
-                open autocommit connection, which stays the caller's to close.
+                open autocommit connection or a session, which stays the caller's to close.
             on_head: is told the new head and the types of what was committed since it was last told, at most
                 one call at a time; a hint, so its errors are logged and forgotten.
             reconnect: False: a lost connection fails this writer for good. True: it connects again, and what
@@ -133,27 +123,37 @@ class LogWriter:
             Unavailable: no connection, or it was lost.
             FailedPrecondition: the log has no genesis event.
         """
-        connect: Connect | None = None
-        if isinstance(source, AsyncConnection):
+        if not (isinstance(source, str) or callable(source)):
             if reconnect:
                 raise InvalidArgument("a writer on a given connection cannot reconnect: pass reconnect=False")
-            conn = source
-        else:
-            connect = connector(source)
-            try:
-                conn = await connect()
-            except psycopg.OperationalError as error:
-                raise Unavailable(f"the log's database cannot be reached: {error}") from error
-        if not conn.autocommit:
-            raise InvalidArgument("a writer needs an autocommit connection: one statement, one transaction")
+            session = _session_on(source) if isinstance(source, AsyncConnection) else source
+            return cls._started(session, await session.log_id(), None, on_head, unavailable_after_s, owns=False)
+        connect = connector(source)
         try:
-            log_id = await read_log_id(conn)
+            conn = await connect()
+        except psycopg.OperationalError as error:
+            raise Unavailable(f"the log's database cannot be reached: {error}") from error
+        try:
+            session = _session_on(conn)
+            log_id = await session.log_id()
         except BaseException:
-            if conn is not source:
-                await conn.close()
+            await conn.close()
             raise
-        writer = cls(conn, log_id, connect if reconnect else None, on_head, unavailable_after_s)
-        writer._owns_conn = not isinstance(source, AsyncConnection)
+        again = connect if reconnect else None
+        return cls._started(session, log_id, again, on_head, unavailable_after_s, owns=True)
+
+    @classmethod
+    def _started(
+        cls,
+        session: Session,
+        log_id: str,
+        connect: Connect | None,
+        on_head: OnHead | None,
+        unavailable_after_s: float,
+        owns: bool,
+    ) -> "LogWriter":
+        writer = cls(session, log_id, connect, on_head, unavailable_after_s)
+        writer._owns_session = owns
         writer._start()
         return writer
 
@@ -199,8 +199,8 @@ class LogWriter:
             await self._drainer
         if self._notifier is not None:
             self._notifier.cancel()
-        if self._owns_conn and self._conn is not None:
-            await self._conn.close()
+        if self._owns_session and self._session is not None:
+            await self._session.close()
 
     def _check_open(self) -> None:
         if self.failed.is_set():
@@ -263,44 +263,42 @@ class LogWriter:
             await self._ping()
 
     async def _ping(self) -> None:
-        assert self._conn is not None
+        assert self._session is not None
         try:
-            await self._conn.execute("SELECT 1")
+            await self._session.ping()
         except psycopg.Error as error:
-            if not is_lost(self._conn, error):
+            if not is_lost(self._session, error):
                 raise
             self._fail_for_good(error)
 
     # --- one batch ---
 
     async def _commit(self, batch: list[_Pending], resent: bool = False) -> None:
-        streams, parameters = parameters_of(batch)
         until = asyncio.get_running_loop().time() + self._unavailable_after_s
         backoff_s = BACKOFF_MIN_S
         while True:
-            conn = self._conn
+            session = self._session
             try:
-                if conn is None:
-                    conn = await self._open_again()
-                await self._call_and_settle(conn, batch, streams, parameters, resent)
+                if session is None:
+                    session = await self._open_again()
+                await self._call_and_settle(session, batch, resent)
                 return
             except psycopg.Error as error:
-                if conn is not None and not is_lost(conn, error):
+                if session is not None and not is_lost(session, error):
                     await self._refused(batch, error, resent)
                     return
                 # The answer is lost, not necessarily the commit: the same bytes go again.
                 resent = True
-                self._conn = None
+                self._session = None
                 if not await self._may_retry(batch, error, until):
                     return
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
-    async def _open_again(self) -> AsyncConnection[Any]:
+    async def _open_again(self) -> Session:
         assert self._connect is not None
-        self._conn = await self._connect()
-        self._statement = None
-        return self._conn
+        self._session = PostgresSession(await self._connect())
+        return self._session
 
     async def _may_retry(self, batch: list[_Pending], error: psycopg.Error, until: float) -> bool:
         if self._connect is None:
@@ -312,17 +310,8 @@ class LogWriter:
             append.fail(Unavailable("the log's database cannot be reached; whether this was written is unknown"))
         return False
 
-    async def _call_and_settle(
-        self,
-        conn: AsyncConnection[Any],
-        batch: list[_Pending],
-        streams: list[str],
-        parameters: tuple[bytes, ...],
-        resent: bool,
-    ) -> None:
-        if self._statement is None:
-            self._statement = Statement(conn, CALL_NUMBERED, PARAMETER_OIDS)
-        answers = answers_of(await self._statement.row(parameters))
+    async def _call_and_settle(self, session: Session, batch: list[_Pending], resent: bool) -> None:
+        streams, answers = await session.append(batch)
         last = 0
         for append, (position, conflict_stream, actual) in zip(batch, answers, strict=True):
             if position:
@@ -332,21 +321,20 @@ class LogWriter:
             elif not resent:
                 append.fail(_conflict(append, streams[conflict_stream - 1], actual))
             else:
-                own = await self._own_position(conn, append)
+                own = await self._own_position(session, append)
                 if own is None:
                     append.fail(_conflict(append, streams[conflict_stream - 1], actual))
                 else:
                     append.resolve(own)
         self._moved(last)
 
-    async def _own_position(self, conn: AsyncConnection[Any], append: Prepared) -> int | None:
+    async def _own_position(self, session: Session, append: Prepared) -> int | None:
         """Return the last position of `append` if it is in the log from an earlier sending."""
-        cursor = await conn.execute(_STORED, (append.streams[0], append.versions[0]), binary=True)
-        row = await cursor.fetchone()
+        row = await session.stored(append.streams[0], append.versions[0])
         # The salt is random, so the same commitment is the same event; the others went in with it.
         if row is None or envelope_of(row[1]).payload_commit != append.commits[0].hex():
             return None
-        position: int = row[0] + len(append.bodies) - 1
+        position = row[0] + len(append.bodies) - 1
         self._new_types.update(append.types)
         self._moved(position)
         return position
@@ -394,6 +382,12 @@ class LogWriter:
             error = task.exception()
             if error is not None:
                 logger.warning("the head hint at %d failed: %r", self.head, error)
+
+
+def _session_on(conn: AsyncConnection[Any]) -> PostgresSession:
+    if not conn.autocommit:
+        raise InvalidArgument("a writer needs an autocommit connection: one statement, one transaction")
+    return PostgresSession(conn)
 
 
 async def _told(on_head: OnHead, position: int, types: tuple[str, ...]) -> None:
