@@ -105,6 +105,16 @@ def test_two_answers_with_as_many_votes_contest_each_other() -> None:
     assert judge(rule, [gave(1, "a"), gave(2, "a"), gave(3, "b")]) == Decided(1, (1, 2))
 
 
+def test_a_newcomer_may_take_its_votes_from_the_second_results_of_places() -> None:
+    # 1 could be equal to 5 and 6, which makes three votes, and not to 2, 3 and 4, which have three as well.
+    rule = Rule(k=3, of=6, equal=Numeric(1.0), distinct="executor", on_none="fail")
+    there = [gave(2, "2", "A"), gave(3, "3", "B"), gave(4, "4", "D"), gave(5, "5", "B"), gave(6, "6", "D")]
+    pairs = [Pair(2, one, True) for one in (3, 4, 5, 6)] + [Pair(3, 4, True)]
+    assert judge(rule, there, pairs, [runs(1, "C")]) == Wait()
+    first = judge(rule, [*there, gave(1, "1", "C")], [*pairs, Pair(1, 5, True), Pair(1, 6, True)])
+    assert first == Failed("contested")
+
+
 def test_with_one_vote_the_first_valid_result_wins() -> None:
     rule = Rule(k=1, of=3)
     assert judge(rule, [gave(2, "a")], running=[runs(1), runs(3)]) == Decided(2, (2,))

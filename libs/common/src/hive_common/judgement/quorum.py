@@ -288,16 +288,14 @@ class Votes:
         if self._transitive:
             return len(open_units) < votes
         rest = self._for.keys() - {winner}
+        equals = self._for[winner] - {winner}
         most = len(self._units_of(rest) | open_units)
-        return most < votes or (most == votes and any(self._outgrows(one, winner, open_units) for one in rest))
+        return most < votes or (most == votes and any(self._outgrows(one, winner, open_units) for one in equals))
 
     def _outgrows(self, one: int, winner: int, open_units: set[str]) -> bool:
         """Whether `one`, equal to the winner, has more votes than a newcomer that needs its vote."""
         units = self._units_of(self._for[one])
         others = self._units_of(self._for.keys() - {winner, one}) | open_units
         return (
-            one in self._for[winner]
-            and len(units) == self._counts[winner]
-            and self._units[one] not in others
-            and units.isdisjoint(open_units)
+            len(units) == self._counts[winner] and self._units[one] not in others and units.isdisjoint(open_units)
         )
