@@ -1,7 +1,6 @@
 """Records of decisions: the rule applied again gives the same, and what was changed in a record is found."""
 
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any

@@ -244,9 +244,10 @@ class Votes:
                 found.append(attempt)
         return found
 
-    def count(self, attempt: int) -> int:
-        """Return how many votes a result has."""
-        return self._counts[attempt]
+    @property
+    def electorate(self) -> int:
+        """How many votes there could be in all."""
+        return len(set(self._units.values()))
 
     def voters(self, winner: int) -> tuple[int, ...]:
         """Return the attempts that vote for it: its own, and the first of every other unit."""
