@@ -2,8 +2,8 @@
 
 A hedge starts when the first attempt is slower than the 95th percentile of its kind: then about one task in twenty
 gets a second attempt, and the tail is cut (J. Dean, L. A. Barroso, The Tail at Scale, CACM 56(2), 2013). A budget
-bounds all extra attempts together, so that a slow fleet is not made slower by its own hedges (RetryBudget of Finagle,
-Twitter's RPC library).
+bounds all extra attempts together, so that a slow fleet is not made slower by its own hedges (RetryBudget of
+Finagle, Twitter's RPC library).
 """
 
 from collections import Counter
@@ -32,9 +32,9 @@ class Durations:
     """Durations of one kind, and their percentiles.
 
     A histogram whose buckets are 1/32 of the power of two wide in which they lie (G. Tene, HdrHistogram): integers
-    only, so that it is the same on every machine, and within a window in whatever order durations came. A percentile
-    is the middle of the bucket that holds the nearest-rank percentile of what is counted: off by 1/64 (1.6 %) of it
-    at most. There are two windows of at most 1,064 buckets (32 for each power of two up to a day).
+    only, so that it is the same on every machine, and within a window in whatever order durations came. A
+    percentile is the middle of the bucket that holds the nearest-rank percentile of what is counted: off by 1/64
+    (1.6 %) of it at most. There are two windows of at most 1,064 buckets (32 for each power of two up to a day).
 
     What was cancelled because another was faster MUST be observed too, with the time it had run: left out, the
     percentile would sink with each hedge, and cause more of them. It had run for longer than the percentile, and

@@ -6,7 +6,8 @@ than `CHECK_MIN`. One invalid result sets n to zero. Results that came late or n
 is no liar; they are counted for placement.
 
 Two invalid results among the last `JUDGED_KEPT` that were judged of an executor, whatever the agent, put it into
-quarantine, from where only a person takes it. One does not: memory flips bits.
+quarantine, from where only a person takes it, who begins new records for it. One does not: memory flips bits; but
+whatever the agent, everything is checked again until the executor is known anew.
 
 Chance comes in as a number in [0, 1), one for each decision, never drawn here and never used twice.
 
@@ -51,7 +52,6 @@ class ExecutorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     judged: tuple[bool, ...] = ()
-    valid: int = 0
     quarantined: bool = False
 
 
@@ -60,12 +60,8 @@ def evolve_agent(record: AgentRecord, ending: Ending) -> AgentRecord:
 
     `valid` and `invalid` are only of results that somebody judged: by a quorum, a test, a person or a known answer.
     """
-    changes = {ending: getattr(record, ending) + 1}
-    if ending == "valid":
-        changes["in_a_row"] = record.in_a_row + 1
-    elif ending == "invalid":
-        changes["in_a_row"] = 0
-    return msgspec.structs.replace(record, **changes)
+    in_a_row = 0 if ending == "invalid" else record.in_a_row + (ending == "valid")
+    return msgspec.structs.replace(record, in_a_row=in_a_row, **{ending: getattr(record, ending) + 1})
 
 
 def evolve_executor(record: ExecutorRecord, ending: Ending) -> ExecutorRecord:
@@ -75,21 +71,16 @@ def evolve_executor(record: ExecutorRecord, ending: Ending) -> ExecutorRecord:
     judged = (*record.judged, ending == "valid")[-JUDGED_KEPT:]
     return ExecutorRecord(
         judged=judged,
-        valid=record.valid + (ending == "valid"),
         quarantined=record.quarantined or judged.count(False) > INVALID_MAX,
     )
 
 
-def released(record: ExecutorRecord) -> ExecutorRecord:
-    """Return the record of an executor that a person took out of quarantine: new again, with nothing to its credit."""
-    return ExecutorRecord()
-
-
 def standing(record: ExecutorRecord) -> Standing:
-    """Say what an executor is: new until `TRUSTED_AFTER` of its results were found valid."""
+    """Say what an executor is: new until `TRUSTED_AFTER` results in a row were found valid, of whatever agents."""
     if record.quarantined:
         return "quarantined"
-    return "known" if record.valid >= TRUSTED_AFTER and all(record.judged[-TRUSTED_AFTER:]) else "new"
+    last = record.judged[-TRUSTED_AFTER:]
+    return "known" if len(last) == TRUSTED_AFTER and all(last) else "new"
 
 
 def refused(record: ExecutorRecord, executor_owner: str, task_owner: str, low_trust: bool) -> Access:
@@ -120,7 +111,7 @@ def is_checked(record: AgentRecord, executor: ExecutorRecord, chance: float) -> 
     The executor must not be able to tell: it is decided by a number that it does not see, and a second attempt
     looks like any other.
     """
-    return executor.quarantined or chance < check_probability(record)
+    return standing(executor) != "known" or chance < check_probability(record)
 
 
 def gets_canary(executor: ExecutorRecord, chance: float) -> bool:
