@@ -152,7 +152,7 @@ class Run:
 
 
 def run(rule: Rule, task: int, order: list[Machine], random: Random) -> Run:
-    """Give one task to machines in this order, and let them end in any; what runs after the decision is cancelled."""
+    """Give one task to machines in this order, which end in any order; what still runs then is cancelled."""
     made = Run()
     there: list[Candidate] = []
     running: list[Producer] = []

@@ -92,6 +92,10 @@ class Kinds:
     def hedge_after_us(self, kind: str, hedge_after_ms: int | None = None) -> int | None:
         """Return after which time of its first attempt a task gets a second one; None: not at all.
 
+        One hedge does not help where both are slow: with 5 % slow attempts that is one task in 400, more than a
+        99.9th percentile leaves out. A further hedge after as long again helps there. And where one attempt in
+        twenty is slow, or more, this percentile is a slow one's: such jobs say `hedge_after`.
+
         Args:
             hedge_after_ms: what the job asks for, which counts instead of what is known.
         """
