@@ -1,0 +1,324 @@
+"""What must hold, found out from the log as it grows and from what executors see, with a model of its own.
+
+It shares nothing with the scheduler's domain code but the events.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from hive_common.contracts import events
+from hive_common.contracts.events import Event, RetryPolicy
+from hive_common.contracts.limits import LEASE_MS, LOST_ATTEMPTS_MAX
+from hive_common.contracts.messages import Assignment, AttemptReport
+from hive_common.eventlog.log import Stored
+
+if TYPE_CHECKING:
+    from .database import Server
+    from .executor import ExecutorNode, Key
+
+LEASE_S = LEASE_MS / 1e3
+CLOCK_US = 1_200_000
+"""By so much may clocks differ before a plan moves along with them."""
+NOT_COUNTED = ("lost", "runner_died")
+HOPELESS = ("invalid_module", "invalid_input", "permission_denied", "killed")
+BACKOFF_MAX_US = 300_000_000
+
+
+class _Attempt:
+    def __init__(self, executor: str, session: str) -> None:
+        self.executor = executor
+        self.session = session
+        self.status = "live"
+        self.late = 0
+        self.code = ""
+
+
+class _Task:
+    def __init__(self, job: "_Job", retry: RetryPolicy, ready: bool) -> None:
+        self.job = job
+        self.retry = retry
+        self.status = "ready" if ready else "blocked"
+        self.attempts: dict[int, _Attempt] = {}
+        self.failures = 0
+        self.losses = 0
+        self.not_before_us = 0
+
+    def live(self) -> list[int]:
+        return [number for number, attempt in self.attempts.items() if attempt.status == "live"]
+
+
+class _Job:
+    def __init__(self, fan_out: int, deadline_us: int, generous: bool) -> None:
+        self.fan_out = fan_out
+        self.deadline_us = deadline_us
+        self.generous = generous
+        self.tasks: list[_Task] = []
+        self.cancelled = False
+        self.end = ""
+        self.ended_s = 0.0
+
+    def closes(self, now_us: int) -> bool:
+        due = now_us + CLOCK_US >= self.deadline_us
+        return self.cancelled or due or any(task.status == "failed" for task in self.tasks)
+
+
+class Violation(AssertionError):
+    """Something that must hold does not."""
+
+
+class Oracle:
+    """Watches one world.
+
+    Args:
+        server: whose log is watched.
+        trace: takes a line for each event.
+    """
+
+    def __init__(self, server: "Server", trace: Callable[[str, str], None]) -> None:
+        self._server = server
+        self._trace = trace
+        self.jobs: dict[str, _Job] = {}
+        self.tasks: dict[str, _Task] = {}
+        self.problems: list[str] = []
+        self.clocks_are_true = True
+        self.counts: dict[str, int] = {}
+        self._epoch = 0
+        self._owners: dict[str, str] = {}
+        self.heard_s: dict[str, float] = {}
+        """When a pull of an executor last came to a scheduler."""
+        self._running: dict[Key, list[ExecutorNode]] = {}
+        server.log.on_append = self._appended
+
+    def found(self, problem: str) -> None:
+        """Take note of what does not hold."""
+        self._trace("ORACLE", problem)
+        self.problems.append(problem)
+
+    # --- the log ---
+
+    def _appended(self, batch: list[Stored]) -> None:
+        session = self._server.writing
+        if session is not None:
+            if session is not self._server.holder or session.epoch < self._epoch:
+                self.found(f"{session.process} of epoch {session.epoch} writes, and does not lead any more")
+            self._epoch = max(self._epoch, session.epoch)
+        for stored in batch:
+            self.counts[stored.type] = self.counts.get(stored.type, 0) + 1
+            assert stored.payload is not None
+            event = events.decode(stored.type, stored.schema, stored.payload)
+            self._trace("log", f"{stored.position} {stored.type} {stored.stream[-6:]} {_brief(event)}")
+            self._apply(stored, event)
+
+    def _apply(self, stored: Stored, event: Event) -> None:
+        what = f"position {stored.position}, {stored.type} of {stored.stream[-6:]}"
+        match event:
+            case events.JobSubmitted():
+                document = msgspec.json.decode(bytes(event.document))
+                limits = document["limits"]
+                generous = limits["deadline"].endswith("h")
+                self.jobs[stored.stream] = _Job(limits["fan_out"], event.deadline_us, generous)
+            case events.TaskCreated():
+                self._created(stored, event, what)
+            case _ if stored.stream in self.jobs:
+                self._job(self.jobs[stored.stream], stored, event, what)
+            case _ if stored.stream in self.tasks:
+                self._task(self.tasks[stored.stream], stored, event, what)
+
+    def _created(self, stored: Stored, event: events.TaskCreated, what: str) -> None:
+        job = self.jobs[event.job]
+        if stored.stream in self.tasks or job.end:
+            self.found(f"{what}: twice, or after its job's end")
+        task = self.tasks[stored.stream] = _Task(job, event.retry, event.input is not None)
+        job.tasks.append(task)
+        if len(job.tasks) > job.fan_out:
+            self.found(f"{what}: the job has {len(job.tasks)} tasks, and {job.fan_out} are its limit")
+
+    def _job(self, job: _Job, stored: Stored, event: Event, what: str) -> None:
+        if job.end:
+            self.found(f"{what}: after {job.end}")
+        if isinstance(event, events.JobCancelRequested):
+            job.cancelled = True
+            return
+        job.end, job.ended_s = stored.type, self._server.loop.time()
+        if any(task.status in ("blocked", "ready", "active") for task in job.tasks):
+            self.found(f"{what}: before the end of its tasks")
+        match event:
+            case events.JobSucceeded():
+                if job.cancelled or any(task.status != "succeeded" for task in job.tasks):
+                    self.found(f"{what}: cancelled, or with a task that did not succeed")
+            case events.JobCancelled() if not job.cancelled:
+                self.found(f"{what}: nobody asked for it")
+            case events.JobFailed():
+                self._job_failed(job, stored, event, what)
+
+    def _job_failed(self, job: _Job, stored: Stored, event: events.JobFailed, what: str) -> None:
+        if job.cancelled:
+            self.found(f"{what}: it was cancelled, and ends as {event.code}")
+        if event.code == "internal":
+            self.found(f"{what}: {event.message}")
+        if event.code == "deadline_exceeded":
+            if job.generous:
+                self.found(f"{what}: three hours were not enough")
+            elif self.clocks_are_true and stored.ts_us + CLOCK_US < job.deadline_us:
+                self.found(f"{what}: before the deadline")
+        if event.task is not None and self.tasks[event.task].status != "failed":
+            self.found(f"{what}: its task {event.task[-6:]} did not fail")
+
+    def _task(self, task: _Task, stored: Stored, event: Event, what: str) -> None:
+        if isinstance(event, events.AttemptLate):
+            attempt = task.attempts[event.attempt]
+            attempt.late += 1
+            # A job that is closing takes nothing more, though its tasks have not ended yet.
+            if attempt.late > 1 or (attempt.status == "live" and not task.job.closes(stored.ts_us)):
+                self.found(f"{what}: late {attempt.late} times, {attempt.status}")
+            return
+        if task.status in ("succeeded", "failed", "cancelled"):
+            self.found(f"{what}: after it had {task.status}")
+        match event:
+            case events.TaskReady():
+                task.status = "ready"
+            case events.TaskAssigned():
+                if event.attempt != len(task.attempts) + 1 or task.live() or task.status != "ready":
+                    self.found(f"{what}: attempt {event.attempt} of a task that is {task.status}")
+                if self.clocks_are_true and stored.ts_us + CLOCK_US < task.not_before_us:
+                    self.found(f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over")
+                task.attempts[event.attempt] = _Attempt(event.executor, event.session)
+                task.status = "active"
+            case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():
+                self._ended(task, event, what)
+            case events.TaskRetryScheduled():
+                self._retry(task, stored, event, what)
+            case events.TaskSucceeded():
+                if task.attempts[event.attempt].status != "succeeded":
+                    self.found(f"{what}: attempt {event.attempt} has {task.attempts[event.attempt].status}")
+                task.status = "succeeded"
+            case events.TaskFailed():
+                self._failed(task, event, what)
+            case events.TaskCancelled():
+                task.status = "cancelled"
+        if task.status in ("succeeded", "failed", "cancelled"):
+            for number in task.live():
+                task.attempts[number].status = "cancelled"
+
+    def _ended(
+        self, task: _Task, event: events.AttemptSucceeded | events.AttemptFailed | events.AttemptLost, what: str
+    ) -> None:
+        attempt = task.attempts[event.attempt]
+        if attempt.status != "live":
+            self.found(f"{what}: attempt {event.attempt} has {attempt.status} already")
+        if isinstance(event, events.AttemptLost):
+            attempt.status, attempt.code = "lost", "lost"
+            silent_s = self._server.loop.time() - self.heard_s.get(attempt.executor, 0.0)
+            if event.reason == "overtime" and silent_s > 3 * LEASE_S:
+                self.found(f"{what}: overtime, and its executor was silent for {silent_s:.1f} s")
+        elif isinstance(event, events.AttemptFailed):
+            attempt.status, attempt.code = "failed", event.code
+        else:
+            attempt.status = "succeeded"
+            given = msgspec.json.decode(event.output.raw or b"null")
+            if given["by"][:2] != [attempt.executor, attempt.session] or given["by"][3] != event.attempt:
+                self.found(f"{what}: decided by {given['by']}, and {attempt.session} has it")
+        if task.job.cancelled and not isinstance(event, events.AttemptLost):
+            self.found(f"{what}: accepted after the job was cancelled")
+        if attempt.status != "succeeded":
+            if attempt.code in NOT_COUNTED:
+                task.losses += 1
+            else:
+                task.failures += 1
+
+    def _retry(self, task: _Task, stored: Stored, event: events.TaskRetryScheduled, what: str) -> None:
+        last = task.attempts[len(task.attempts)]
+        if last.code not in NOT_COUNTED:
+            if task.failures >= task.retry.max_attempts:
+                self.found(f"{what}: after {task.failures} failures of {task.retry.max_attempts} that it may have")
+            pause_us = min(task.retry.backoff_ms * 1_000 << task.failures - 1, BACKOFF_MAX_US)
+            if self.clocks_are_true and event.not_before_us + CLOCK_US < stored.ts_us + pause_us:
+                self.found(f"{what}: pauses {(event.not_before_us - stored.ts_us) / 1e6:.1f} s of {pause_us / 1e6}")
+        elif task.losses > LOST_ATTEMPTS_MAX:
+            self.found(f"{what}: after {task.losses} losses")
+        task.status, task.not_before_us = "ready", event.not_before_us
+
+    def _failed(self, task: _Task, event: events.TaskFailed, what: str) -> None:
+        task.status = "failed"
+        if event.code in HOPELESS:
+            return
+        retry = task.retry
+        last = task.attempts[len(task.attempts)]
+        if last.code != event.code:
+            self.found(f"{what}: with {event.code}, and its attempt with {last.code}")
+        if event.code in NOT_COUNTED:
+            if task.losses <= LOST_ATTEMPTS_MAX:
+                self.found(f"{what}: after {task.losses} losses, and {LOST_ATTEMPTS_MAX} are retried")
+        elif task.failures < retry.max_attempts and (not retry.codes or event.code in retry.codes):
+            self.found(f"{what}: after {task.failures} failures of {retry.max_attempts} that it may have")
+
+    # --- what is said to others: only what is committed ---
+
+    def submitted(self, answer: tuple[str, int, bool]) -> None:
+        """A client is about to be told that its job was taken."""
+        job, position, _ = answer
+        if not 0 < position <= self._server.log.head or self._server.log.events[position - 1].stream != job:
+            self.found(f"job {job[-6:]} was acknowledged, and is not in the log at {position}")
+
+    def cancelled(self, answer: tuple[str, int]) -> None:
+        """A client is about to be told that the end of its job was asked for."""
+
+    def asked(self, job: str) -> None:
+        """A client was told that its job is being cancelled."""
+        state = self.jobs[job]
+        if not state.cancelled and not state.end:
+            self.found(f"job {job[-6:]}: its cancel was acknowledged, and is not in the log")
+
+    def given(self, node: "ExecutorNode", assignment: Assignment) -> None:
+        """An executor was given an attempt."""
+        task = self.tasks.get(assignment.task)
+        attempt = None if task is None else task.attempts.get(assignment.attempt)
+        what = f"{node.name} was given attempt {assignment.attempt} of {assignment.task[-6:]}"
+        if attempt is None:
+            self.found(f"{what}, which is not in the log")
+        elif (attempt.executor, attempt.session) != (node.id, node.session):
+            self.found(f"{what}, which is that of {attempt.session}")
+
+    def runs(self, node: "ExecutorNode", key: "Key") -> None:
+        """An executor begins an attempt."""
+        owner = self._owners.setdefault(f"{key[0]}-{key[1]}", node.session)
+        if owner != node.session:
+            self.found(f"attempt {key[1]} of {key[0][-6:]} runs at {node.session}, and ran at {owner}")
+
+    def answered(self, node: "ExecutorNode", report: AttemptReport, verdict: str) -> None:
+        """An executor was told what its report counts for."""
+        task = self.tasks.get(report.task)
+        attempt = None if task is None else task.attempts.get(report.attempt)
+        what = f"{node.name} was told `{verdict}` of attempt {report.attempt} of {report.task[-6:]}"
+        if attempt is None:
+            self.found(f"{what}, which is not in the log")
+        elif report.status in ("succeeded", "failed"):
+            if verdict == "accepted" and attempt.status not in ("succeeded", "failed"):
+                self.found(f"{what} ({report.status}), and the log has it as {attempt.status}")
+            if verdict == "late" and not attempt.late:
+                self.found(f"{what}, and the log does not say so")
+            if verdict == "rejected" and (attempt.executor, attempt.session) == (node.id, report.session):
+                self.found(f"{what}, which was its own")
+
+    # --- guests of jobs that have ended ---
+
+    def check_guests(self, nodes: "list[ExecutorNode]") -> None:
+        """See that nobody still works for a job that ended longer than a lease ago."""
+        now_s = self._server.loop.time()
+        for node in nodes:
+            for run in node.held.values():
+                job = self.jobs[run.assignment.job]
+                if run.at_work and job.end and now_s > job.ended_s + LEASE_S + 1.0 and node.has_lease:
+                    self.found(
+                        f"{node.name} works at {run.key[0][-6:]}, whose job ended {now_s - job.ended_s:.1f} s ago"
+                    )
+
+
+def _brief(event: Event) -> str:
+    shown = [
+        str(value)[-24:]
+        for name in ("attempt", "session", "reason", "code", "status")
+        if (value := getattr(event, name, None)) is not None
+    ]
+    return " ".join(shown)
