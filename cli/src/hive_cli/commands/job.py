@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from hive_common.contracts.jobdocument import job_schema
 from hive_common.kernel.clock import iso
 from rich.markup import escape
 
@@ -49,6 +50,12 @@ def list_jobs(
         for j in jobs
     )
     print_table(("job", "name", "state", "tasks", "submitted"), rows)
+
+
+@app.command("schema")
+def schema(as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of job files: an editor that is given it completes and checks them."""
+    print_json(job_schema())  # which is the same with --json and without
 
 
 @app.command("show")

@@ -3,17 +3,23 @@
 import graphlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 from hive_common.artifacts.documents import nearest, refuse, refuse_validation
-from hive_common.artifacts.quantities import parse_duration
 from hive_common.contracts.events import FAILURE_CODES, RetryPolicy
+from hive_common.contracts.jobdocument import (
+    NAME_PATTERN,
+    STEP_PATTERN,
+    STEPS_MAX,
+    Job,
+    Priority,
+    Task,
+)
 from hive_common.contracts.limits import (
     ATTEMPTS_MAX,
     DEADLINE_DEFAULT_MS,
     DEADLINE_MAX_MS,
-    FAN_OUT_DEFAULT,
     FAN_OUT_MAX,
     JOB_BYTES_MAX,
     TIMEOUT_MAX_MS,
@@ -22,57 +28,14 @@ from hive_common.inference.calls import PINS, is_pin
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
 from hive_scheduler.domain.expressions import Template, compile_template
+from hive_scheduler.domain.judging import judging_of, refuse_unsupported
+from hive_scheduler.domain.words import duration_ms, require, require_agent
 
-STEPS_MAX = 1_000
-"""Tasks that a job file may name; what a fork makes of them is bounded by `limits.fan_out`."""
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
-_STEP_ID = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
-_AGENT = re.compile(r"[a-z][a-z0-9-]{0,62}@[0-9A-Za-z.+-]{1,64}\Z")
+_NAME = re.compile(NAME_PATTERN)
+_STEP_ID = re.compile(STEP_PATTERN)
 
 _EVERYWHERE = frozenset({"input", "tasks"})
 _IN_FORK = _EVERYWHERE | {"item", "index"}
-
-Priority = Literal["high", "normal", "low"]
-Duration = str
-
-
-class _Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    deadline: Duration | None = None
-    fan_out: int = FAN_OUT_DEFAULT
-
-
-class _Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    max_attempts: int = 1
-    backoff: Duration = "1s"
-    codes: tuple[str, ...] = ()
-
-
-class _Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: str
-    agent: str
-    needs: tuple[str, ...] = ()
-    fork: Any = None
-    input: Any = {}
-    join: Literal["all"] = "all"
-    timeout: Duration | None = None
-    retry: _Retry = _Retry()
-
-
-class _Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pin: str = ""
-
-
-class _Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    apiVersion: Literal["hive/v1"]
-    kind: Literal["Job"]
-    name: str
-    tasks: tuple[_Task, ...]
-    input: Any = msgspec.UNSET
-    limits: _Limits = _Limits()
-    priority: Priority = "normal"
-    output: Any = None
-    models: _Models = _Models()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -124,19 +87,19 @@ def parse_job(document: bytes) -> JobSpec:
             "large data belongs into the input"
         )
     try:
-        job = msgspec.json.decode(document, type=_Job)
+        job = msgspec.json.decode(document, type=Job)
     except msgspec.ValidationError as error:
-        refuse_validation(error, "", _Job)
+        refuse_validation(error, "", Job)
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"the job document is not JSON: {error}", path="") from error
-    _require(_NAME.match(job.name), "name", "lower-case letters, digits, `-`, `_` and `.`, 63 at most", job.name)
-    _require(0 < len(job.tasks) <= STEPS_MAX, "tasks", f"1 to {STEPS_MAX} tasks", len(job.tasks))
-    _require(1 <= job.limits.fan_out <= FAN_OUT_MAX, "limits.fan_out", f"1 to {FAN_OUT_MAX}", job.limits.fan_out)
+    require(_NAME.fullmatch(job.name), "name", "lower-case letters, digits, `-`, `_` and `.`, 63 at most", job.name)
+    require(0 < len(job.tasks) <= STEPS_MAX, "tasks", f"1 to {STEPS_MAX} tasks", len(job.tasks))
+    require(1 <= job.limits.fan_out <= FAN_OUT_MAX, "limits.fan_out", f"1 to {FAN_OUT_MAX}", job.limits.fan_out)
     steps = [_step(task, f"tasks[{index}]") for index, task in enumerate(job.tasks)]
     return JobSpec(
         name=job.name,
         input=job.input,
-        deadline_ms=_duration(job.limits.deadline, "limits.deadline", DEADLINE_MAX_MS) or DEADLINE_DEFAULT_MS,
+        deadline_ms=duration_ms(job.limits.deadline, "limits.deadline", DEADLINE_MAX_MS) or DEADLINE_DEFAULT_MS,
         fan_out=job.limits.fan_out,
         priority=job.priority,
         steps=_ordered(steps),
@@ -146,7 +109,7 @@ def parse_job(document: bytes) -> JobSpec:
 
 
 def _pin(pin: str) -> str:
-    _require(not pin or is_pin(pin), "models.pin", PINS, pin)
+    require(not pin or is_pin(pin), "models.pin", PINS, pin)
     return pin
 
 
@@ -156,13 +119,13 @@ def unknown_task(path: str, name: str, known: Iterable[str]) -> NoReturn:
     refuse("", path, f"there is no task `{name}`", f"`{close}`" if close else "the id of a task of this job")
 
 
-def _step(task: _Task, path: str) -> Step:
-    _require(_STEP_ID.match(task.id), f"{path}.id", "`[a-z][a-z0-9_]*`, 63 characters at most", task.id)
-    _require(_AGENT.match(task.agent), f"{path}.agent", "`name@version`", task.agent)
+def _step(task: Task, path: str) -> Step:
+    require(_STEP_ID.fullmatch(task.id), f"{path}.id", "`[a-z][a-z0-9_]*`, 63 characters at most", task.id)
+    require_agent(task.agent, f"{path}.agent")
     fork = None
     if task.fork is not None:
         fork = compile_template(task.fork, f"{path}.fork", _EVERYWHERE)
-        _require(
+        require(
             isinstance(task.fork, list) or (isinstance(task.fork, str) and not fork.constant),
             f"{path}.fork",
             "a list, or one `${…}` that gives a list",
@@ -170,24 +133,26 @@ def _step(task: _Task, path: str) -> Step:
         )
     template = compile_template(task.input, f"{path}.input", _EVERYWHERE if fork is None else _IN_FORK)
     retry = task.retry
-    _require(
+    require(
         1 <= retry.max_attempts <= ATTEMPTS_MAX,
         f"{path}.retry.max_attempts",
         f"1 to {ATTEMPTS_MAX}",
         retry.max_attempts,
     )
     for code in retry.codes:
-        _require(code in FAILURE_CODES, f"{path}.retry.codes", f"codes out of {sorted(FAILURE_CODES)}", code)
+        require(code in FAILURE_CODES, f"{path}.retry.codes", f"codes out of {sorted(FAILURE_CODES)}", code)
+    if judging_of(task, path) is not None:
+        refuse_unsupported(task, path)
     return Step(
         id=task.id,
         agent=task.agent,
         needs=task.needs,
         fork=fork,
         input=template,
-        timeout_ms=_duration(task.timeout, f"{path}.timeout", TIMEOUT_MAX_MS),
+        timeout_ms=duration_ms(task.timeout, f"{path}.timeout", TIMEOUT_MAX_MS),
         retry=RetryPolicy(
             max_attempts=retry.max_attempts,
-            backoff_ms=_duration(retry.backoff, f"{path}.retry.backoff", TIMEOUT_MAX_MS) or 0,
+            backoff_ms=duration_ms(retry.backoff, f"{path}.retry.backoff", TIMEOUT_MAX_MS) or 0,
             codes=retry.codes,
         ),
     )
@@ -196,7 +161,7 @@ def _step(task: _Task, path: str) -> Step:
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:
     by_id: dict[str, Step] = {}
     for index, step in enumerate(steps):
-        _require(step.id not in by_id, f"tasks[{index}].id", "ids that differ", step.id)
+        require(step.id not in by_id, f"tasks[{index}].id", "ids that differ", step.id)
         by_id[step.id] = step
     for index, step in enumerate(steps):
         for need in step.needs:
@@ -237,18 +202,3 @@ def _output(value: Any, steps: list[Step]) -> Template | None:
         if read not in known:
             unknown_task("output", read, known)
     return template
-
-
-def _duration(value: Duration | None, path: str, most_ms: int) -> int | None:
-    if value is None:
-        return None
-    duration_ms = parse_duration(value, path=path)
-    _require(0 <= duration_ms <= most_ms, path, f"at most {most_ms // 1000} s", value)
-    return duration_ms
-
-
-def _require(holds: object, path: str, expected: str, got: object) -> None:
-    if not holds:
-        text = msgspec.json.encode(got).decode()
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        refuse("", path, f"got {shown}", expected)
