@@ -272,6 +272,41 @@ async def test_a_cancel_is_told_at_once_and_then_not_again_and_again(bench):
     assert (await slow).cancel == keys_of(given)
 
 
+async def test_a_cancel_is_told_also_to_a_pull_that_does_not_know_of_the_attempt_yet(bench):
+    """The answer that gives an attempt may be on its way while a later pull overtakes it."""
+    job = await bench.submit()
+    given = keys_of((await bench.pull()).assignments)
+    bench.engine.apply(job, job.id, [events.JobCancelRequested("enough")])
+    bench.engine.settle()
+    await bench.settled()
+    for _ in range(2):
+        pull = bench.pull(held=())
+        await bench.pass_time(LEASE_MS // 3)
+        assert (await pull).cancel == given
+    await bench.pass_time(LEASE_MS)
+    pull = bench.pull(held=())
+    await bench.pass_time(LEASE_MS // 3)
+    assert (await pull).cancel == ()
+
+
+async def test_no_answer_renews_a_lease_without_the_cancels(bench):
+    """Not even one to a pull that comes twice, or that was overtaken."""
+    job = await bench.submit()
+    given = keys_of((await bench.pull()).assignments)
+    first = bench.pull(held=given)
+    await bench.settled()
+    bench.engine.apply(job, job.id, [events.JobCancelRequested("enough")])
+    bench.engine.settle()
+    await bench.settled()
+    assert (await first).cancel == given
+    bench.sequence -= 1
+    assert (await bench.pull(held=given)).cancel == given
+    overtaken = bench.pull(held=given)
+    await bench.settled()
+    bench.pull(held=given)
+    assert (await overtaken).cancel == given
+
+
 async def test_what_an_executor_holds_without_having_it_is_cancelled(bench):
     pull = bench.pull(held=(AttemptKey("unknown", 1),))
     await bench.settled()

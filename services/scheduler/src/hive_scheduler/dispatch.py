@@ -60,6 +60,13 @@ class _Live(NamedTuple):
     until_ms: int
 
 
+class _Cancel(NamedTuple):
+    """An attempt that its executor has to stop: since when, and when it was last told; 0: never."""
+
+    since_ms: int
+    told_ms: int = 0
+
+
 class _Pull:
     def __init__(self, request: PullRequest, now_ms: int) -> None:
         self.request = request
@@ -82,7 +89,7 @@ class _Executor:
         self.last_seen_us = 0
         self.pull: _Pull | None = None
         self.live: dict[Key, _Live] = {}
-        self.cancels: dict[Key, int] = {}
+        self.cancels: dict[Key, _Cancel] = {}
         self.slots_free = 0
         self.memory_free_bytes = 0
         self.draining = False
@@ -219,7 +226,11 @@ class Dispatcher:
                 self._lose(key, "session_ended")
             elif key not in held:
                 self._give_again(state, pull, key)
-        state.cancels = {key: told for key, told in state.cancels.items() if key in held}
+        # One that is not held may still be on its way, in an answer that a later pull has overtaken.
+        since_ms = self._clock.boot_ms() - self._lease_ms
+        state.cancels = {
+            key: cancel for key, cancel in state.cancels.items() if key in held or cancel.since_ms > since_ms
+        }
         self._sync(state)
         if pull.assignments:
             self._answer_after_commit(state, pull)
@@ -229,8 +240,9 @@ class Dispatcher:
         """Have the executor stop attempts which, by what is decided now, are not live any more."""
 
         def tell(_: int) -> None:
+            now_ms = self._clock.boot_ms()
             for key in keys:
-                state.cancels.setdefault(key, 0)
+                state.cancels.setdefault(key, _Cancel(now_ms))
             # A pull with work in it is answered anyway, when its work is committed.
             pull = state.pull
             if pull is not None and not pull.sealed and not pull.assignments and self._cancels_due(state):
@@ -241,7 +253,7 @@ class Dispatcher:
 
     def _cancels_due(self, state: _Executor) -> bool:
         now_ms = self._clock.boot_ms()
-        return any(now_ms - told >= self._cancel_again_ms for told in state.cancels.values())
+        return any(now_ms - cancel.told_ms >= self._cancel_again_ms for cancel in state.cancels.values())
 
     def _give_again(self, state: _Executor, pull: _Pull, key: Key) -> None:
         found = self._engine.find_task(key[0])
@@ -278,11 +290,11 @@ class Dispatcher:
 
     def _reply_of(self, state: _Executor, pull: _Pull | None) -> PullReply:
         known = self._catalogue.executors[state.id]
-        cancel: tuple[AttemptKey, ...] = ()
+        # Every answer renews the lease, also one to a pull that was overtaken: it must not without the cancels.
+        cancel = tuple(AttemptKey(*key) for key in state.cancels)
         if pull is not None:
             now_ms = self._clock.boot_ms()
-            cancel = tuple(AttemptKey(*key) for key in state.cancels)
-            state.cancels = dict.fromkeys(state.cancels, now_ms)
+            state.cancels = {key: cancel._replace(told_ms=now_ms) for key, cancel in state.cancels.items()}
         return PullReply(
             epoch=self._epoch,
             lease_ms=self._lease_ms,

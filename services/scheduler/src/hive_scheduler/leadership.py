@@ -20,8 +20,8 @@ LOCK_KEY: Final = 0x68697665_00000001
 """Of the advisory lock: "hive" and a number. It is local to the database."""
 POLL_S: Final = 0.5
 SESSION_IDLE_MAX_MS: Final = 10_000
-"""Postgres ends the leader's session after this long without a word (the writer pings every second), so that a
-leader that hangs or is stopped makes room for a standby."""
+"""Postgres ends a session that leads or wants to after this long without a word (the writer pings every second, a
+standby asks twice a second), so that a leader that hangs or is stopped makes room for a standby."""
 
 _LOCK = "SELECT pg_try_advisory_lock(%s)"
 _EPOCH = """
@@ -66,11 +66,12 @@ async def lead(dsn: str, clock: Clock, standing_by: Callable[[bool], None]) -> t
 
 async def contend(conn: AsyncConnection[Any], clock: Clock, standing_by: Callable[[bool], None]) -> int:
     """Wait until this connection holds the lock, and return the new epoch. Raises `psycopg.OperationalError`."""
+    # Before the lock: whoever vanishes the moment after it got it would else keep it until TCP gives up, for hours.
+    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")
     while not await _try(conn):
         standing_by(True)
         await asyncio.sleep(POLL_S)
     standing_by(False)
-    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")
     row = await (await conn.execute(_EPOCH, (clock.now_us(),))).fetchone()
     assert row is not None
     log.info("this scheduler leads, epoch %d", row[0])
