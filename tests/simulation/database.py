@@ -101,10 +101,10 @@ class Session:
             async with asyncio.timeout(PATIENCE_S):
                 return await answer
         except TimeoutError as error:
-            self.closed = True
+            await self.close()
             raise psycopg.OperationalError("no answer: the connection is given up") from error
         except psycopg.OperationalError:
-            self.closed = True
+            await self.close()
             raise
 
     def _arrive(

@@ -70,7 +70,7 @@ class Faults:
         return self._rng.choice(leading if leading and self._rng.random() < 0.8 else self._world.schedulers)
 
     def _kill_scheduler(self) -> None:
-        self._scheduler().crash()
+        self._scheduler().crash(power=self._rng.random() < 0.3)
 
     def _stop_scheduler(self) -> None:
         node, seconds = self._scheduler(), self._rng.choice((0.5, 2.0, 8.0, 15.0))

@@ -56,9 +56,7 @@ class Subscription:
     def matches(self, tokens: list[str]) -> bool:
         """Whether a subject is one of ours; `*` stands for one token."""
         mine = self.tokens
-        return len(mine) == len(tokens) and all(
-            a == "*" or a == b for a, b in zip(mine, tokens, strict=True)
-        )
+        return len(mine) == len(tokens) and all(a == "*" or a == b for a, b in zip(mine, tokens, strict=True))
 
     async def unsubscribe(self) -> None:
         """Hear nothing more."""

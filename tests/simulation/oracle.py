@@ -182,7 +182,9 @@ class Oracle:
                 if event.attempt != len(task.attempts) + 1 or task.live() or task.status != "ready":
                     self.found(f"{what}: attempt {event.attempt} of a task that is {task.status}")
                 if self.clocks_are_true and stored.ts_us + CLOCK_US < task.not_before_us:
-                    self.found(f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over")
+                    self.found(
+                        f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over"
+                    )
                 task.attempts[event.attempt] = _Attempt(event.executor, event.session)
                 task.status = "active"
             case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():

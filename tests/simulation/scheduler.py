@@ -68,13 +68,14 @@ class SchedulerNode:
         self._session = Session(world.server, self.process, self.wire)
         self.process.spawn(self._main(self.process, self.client, self._session))
 
-    def crash(self) -> None:
-        """Kill -9, and start again after a while."""
+    def crash(self, power: bool = False) -> None:
+        """Kill -9, and start again after a while; with `power` nobody tells the database of it."""
         if not self.process.alive:
             return
-        self._world.trace(self.name, "is killed")
+        self._world.trace(self.name, "loses its power" if power else "is killed")
         self.process.kill()
-        self._session.die()
+        if not power:
+            self._session.die()
         self._world.bus.drop(self.client)
         self._ended()
 

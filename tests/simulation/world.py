@@ -9,14 +9,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, NamedTuple
 from unittest import mock
 
 from hive_audit.verifier import Verifier
-from hive_common.artifacts.store import ArtifactStore
-from hive_common.kernel.errors import HiveError, NotFound
 from hive_common.contracts.values import digest_of
+from hive_common.kernel.errors import HiveError, NotFound
 from hive_common.testing.memory_log import MemoryReader
 from hive_scheduler.domain.job import snapshot
 from hive_scheduler.recovery import replay
@@ -30,7 +28,7 @@ from .jobs import Plans, Registry, draft
 from .loop import Stuck, VirtualLoop
 from .network import CALM, WEATHERS, Bus
 from .oracle import Oracle
-from .scheduler import Clock, SchedulerNode
+from .scheduler import SchedulerNode
 
 STRIKES_S = 40.0
 END_S = 1800.0
@@ -249,7 +247,9 @@ class _Findings(logging.Handler):
 def _is_expected(error: BaseException) -> bool:
     import psycopg
 
-    return isinstance(error, psycopg.OperationalError) or (isinstance(error, HiveError) and error.code == "unavailable")
+    return isinstance(error, psycopg.OperationalError) or (
+        isinstance(error, HiveError) and error.code == "unavailable"
+    )
 
 
 def run_seed(seed: int, shape: Shape = Shape(), lines: Callable[[str], None] | None = None) -> Outcome:
