@@ -69,6 +69,7 @@ def test_json_of_other_values_is_not_equal(one: Any, other: Any) -> None:
         ("0", "-0"),
         ("0", "-0.0"),
         ("0.1", "0.10"),
+        ("1e20", "100000000000000000000"),
         ('{"a":1,"b":2}', '{ "b":2.0,"a":1}'),
     ],
 )
@@ -80,6 +81,7 @@ def test_numbers_are_equal_by_value(one: str, other: str) -> None:
     ("one", "other"),
     [
         ("9007199254740993", "9007199254740992"),
+        ("1e20", "100000000000000000001"),
         ("1", '"1"'),
         ("1", "true"),
         ("0", "false"),

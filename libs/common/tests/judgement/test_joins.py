@@ -158,6 +158,7 @@ def test_most_equal_results_win() -> None:
 def test_ties_are_named_and_the_first_in_the_fork_wins() -> None:
     there = [good(0, b"8"), good(1, b"7"), good(2, b"7"), good(3, b"8"), good(4, b"9")]
     assert vote(there, CanonicalJson()) == Voted(0, (0, 3), tied=(0, 1))
+    assert vote(there[::-1], CanonicalJson()) == Voted(0, (0, 3), tied=(0, 1))
 
 
 def test_half_is_no_majority() -> None:

@@ -115,6 +115,8 @@ CHANGES: list[Callable[[], Decision]] = [
     lambda: changed(ONE, candidates=(*ONE.candidates, ONE.candidates[0])),
     lambda: changed(ONE, rule=Rule(k=3, of=3)),
     lambda: changed(ONE, rule=Rule(k=4, of=3)),
+    lambda: changed(ONE, rule=Rule(k=2, of=3, extend_to=1)),
+    lambda: changed(ONE, judges=(Judge("critic", "critic@1", "t9", Producer(1, "x9", "d9", "o9"), (7,)),)),
     lambda: changed(ONE, running=tuple(Producer(number, f"y{number}", f"e{number}") for number in (7, 8))),
     lambda: changed(ONE, coming=3),
     lambda: with_candidate(ONE, 0, key="another"),
@@ -215,6 +217,9 @@ def test_a_senior_agent_chooses_among_what_it_was_given() -> None:
     senior = Judge("senior", "senior@1", "t9", Producer(1, "x9", "d9", "o9"), (1, 2))
     decision = decision_of("task", rule, outcome, candidates=there, judges=[senior], chosen=2)
     assert (decision.outcome, decision.winner, recompute(decision)) == ("escalated", 2, Same())
+    for wrong, reason in ((changed(decision, winner=7), "not among"), (changed(decision, judges=()), "senior")):
+        check = recompute(wrong)
+        assert isinstance(check, Differs) and len(check.why) == 1 and reason in check.why[0]
     none = decision_of("task", rule, outcome, candidates=there, judges=[senior])
     assert (none.winner, recompute(none)) == (None, Same())
 
@@ -247,6 +252,8 @@ def test_whatever_is_decided_is_decided_again(seed: int) -> None:
         undecided = decision_of("task", rule, Failed("no_quorum"), candidates=there, pairs=pairs, running=running)
         assert isinstance(recompute(undecided), Differs)
         return
-    random.shuffle(there)
     decision = decision_of("task", rule, outcome, candidates=there, pairs=pairs, running=running)
+    for made in (there, pairs, running):
+        random.shuffle(made)  # type: ignore[arg-type]
+    assert decision_of("task", rule, outcome, candidates=there, pairs=pairs, running=running) == decision
     assert recompute(parse_decision(msgspec.json.encode(decision))) == Same()

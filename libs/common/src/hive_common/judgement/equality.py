@@ -178,8 +178,7 @@ def _raw_integer(text: str) -> msgspec.Raw:
 
 def _raw_real(text: str) -> msgspec.Raw:
     number = _finite(text)
-    whole = number.is_integer() and abs(number) <= 2**53
-    return msgspec.Raw(str(int(number)).encode() if whole else repr(number).encode())
+    return msgspec.Raw((str(int(number)) if number.is_integer() else repr(number)).encode())
 
 
 def _finite(text: str) -> float:
