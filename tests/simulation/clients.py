@@ -52,7 +52,9 @@ class Client:
         self._world.trace("client", f"submitted {job[-6:]} at {position}")
         if draft.cancel_after_s is not None:
             await asyncio.sleep(draft.cancel_after_s)
-            await self._insist(lambda leader: leader.submissions.cancel(job, "enough", "client"), oracle.cancelled)
+            await self._insist(
+                lambda leader: leader.submissions.cancel(job, "enough", "client"), lambda _: oracle.cancelled(job)
+            )
             self._world.trace("client", f"cancelled {job[-6:]}")
         self.waiting -= 1
 

@@ -220,8 +220,7 @@ class ExecutorNode:
             return
         self._seen.add(key)
         run = self.held[key] = Run(assignment)
-        if len(self.held) > self.slots:
-            self._world.oracle.found(f"{self.name} has {self.slots} slots and was given {len(self.held)} attempts")
+        self._world.oracle.check_slots(self)
         run.task = self.process.spawn(self._attempt(run))
 
     # --- attempts (hive_executor.attempts) ---

@@ -1,7 +1,7 @@
 """An event loop whose clock jumps to the next timer, and processes on it that die and stand still.
 
-Whatever a process does runs in a context that names it, tasks, timers and callbacks alike. When it is killed nothing
-of it ever runs again, not even a `finally`, as after `kill -9`; while it is stopped what it would do waits.
+Whatever a process does runs in a context that names it, tasks, timers and callbacks alike. When it is killed
+nothing of it ever runs again, not even a `finally`, as after `kill -9`; while it is stopped what it would do waits.
 """
 
 import asyncio

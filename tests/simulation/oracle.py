@@ -84,6 +84,7 @@ class Oracle:
         self.clocks_are_true = True
         self.counts: dict[str, int] = {}
         self._epoch = 0
+        self._names: set[str] = set()
         self._owners: dict[str, str] = {}
         self.heard_s: dict[str, float] = {}
         """When a pull of an executor last came to a scheduler."""
@@ -117,6 +118,9 @@ class Oracle:
                 document = msgspec.json.decode(bytes(event.document))
                 limits = document["limits"]
                 generous = limits["deadline"].endswith("h")
+                if event.name in self._names:
+                    self.found(f"{what}: {event.name} was submitted once, and is there twice")
+                self._names.add(event.name)
                 self.jobs[stored.stream] = _Job(limits["fan_out"], event.deadline_us, generous)
             case events.TaskCreated():
                 self._created(stored, event, what)
@@ -263,11 +267,8 @@ class Oracle:
         if not 0 < position <= self._server.log.head or self._server.log.events[position - 1].stream != job:
             self.found(f"job {job[-6:]} was acknowledged, and is not in the log at {position}")
 
-    def cancelled(self, answer: tuple[str, int]) -> None:
+    def cancelled(self, job: str) -> None:
         """A client is about to be told that the end of its job was asked for."""
-
-    def asked(self, job: str) -> None:
-        """A client was told that its job is being cancelled."""
         state = self.jobs[job]
         if not state.cancelled and not state.end:
             self.found(f"job {job[-6:]}: its cancel was acknowledged, and is not in the log")
@@ -281,6 +282,15 @@ class Oracle:
             self.found(f"{what}, which is not in the log")
         elif (attempt.executor, attempt.session) != (node.id, node.session):
             self.found(f"{what}, which is that of {attempt.session}")
+
+    def check_slots(self, node: "ExecutorNode") -> None:
+        """See that an executor was not given more than it has room for.
+
+        What it holds and has lost by the log does not count: an answer may come after its lease has run out.
+        """
+        live = sum(1 for task, number in node.held if self.tasks[task].attempts[number].status == "live")
+        if live > node.slots:
+            self.found(f"{node.name} has {node.slots} slots, and {live} attempts to run")
 
     def runs(self, node: "ExecutorNode", key: "Key") -> None:
         """An executor begins an attempt."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
+import psycopg
 from hive_audit.verifier import Verifier
 from hive_common.contracts.values import digest_of
-from hive_common.kernel.errors import HiveError, NotFound
+from hive_common.kernel.errors import NotFound, Unavailable
 from hive_common.testing.memory_log import MemoryReader
 from hive_scheduler.domain.job import snapshot
 from hive_scheduler.recovery import replay
@@ -42,6 +43,9 @@ class Shape(NamedTuple):
     executors: int | None = None
     jobs: int | None = None
     strikes: int | None = None
+
+
+DRAWN = Shape()
 
 
 class Outcome(NamedTuple):
@@ -245,14 +249,10 @@ class _Findings(logging.Handler):
 
 
 def _is_expected(error: BaseException) -> bool:
-    import psycopg
-
-    return isinstance(error, psycopg.OperationalError) or (
-        isinstance(error, HiveError) and error.code == "unavailable"
-    )
+    return isinstance(error, psycopg.OperationalError | Unavailable)
 
 
-def run_seed(seed: int, shape: Shape = Shape(), lines: Callable[[str], None] | None = None) -> Outcome:
+def run_seed(seed: int, shape: Shape = DRAWN, lines: Callable[[str], None] | None = None) -> Outcome:
     """Run one world."""
     begun = time.process_time()
     rng = random.Random(f"bytes of {seed}")

@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import hmac
+from typing import Any
 
 import psycopg
 import pytest
 from hive_common.eventlog.log import (
     Append,
-    LogReader,
     LogWriter,
     NewEvent,
     envelope_of,
@@ -29,19 +29,19 @@ def append(*events: NewEvent, **expect: int) -> Append:
     return Append(events, expect)
 
 
-async def test_first_append_follows_genesis_and_hashes_what_is_stored(database: Database) -> None:
+async def test_first_append_follows_genesis_and_hashes_what_is_stored(log: Any) -> None:
     stream = new_id()
     async with (
-        await LogWriter.open(database.role_dsn("scheduler")) as writer,
-        LogReader(database.role_dsn("audit")) as reader,
+        await log.writer() as writer,
+        log.reader() as reader,
     ):
         assert await writer.append(append(event(stream, subject='s"\\\n🐝'))) == 2
         genesis, stored = await reader.read(0)
     assert genesis.type == "LogCreated"
-    assert genesis.stream == database.log_id == writer.log_id
+    assert genesis.stream == log.log_id == writer.log_id
     envelope = envelope_of(stored.event)
     assert envelope.prev == genesis.hash.hex()
-    assert envelope.log == database.log_id
+    assert envelope.log == log.log_id
     assert stored.hash == leaf_hash(stored.event) == hashlib.sha256(b"\x00" + stored.event).digest()
     assert stored.subject == 's"\\\n🐝'
     assert stored.payload == b'{"n":1}'
@@ -58,9 +58,9 @@ async def test_commitment_opens_with_the_stored_salt(database: Database) -> None
     assert envelope_of(row[0]).payload_commit == payload_commit(row[2], row[1]).hex()
 
 
-async def test_conflict_fails_only_itself(database: Database) -> None:
+async def test_conflict_fails_only_itself(log: Any) -> None:
     streams = [new_id() for _ in range(20)]
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+    async with await log.writer() as writer:
         await writer.append(append(event(streams[7])))
         outcomes = await asyncio.gather(
             *(writer.append(append(event(stream))) for stream in streams), return_exceptions=True
@@ -73,11 +73,11 @@ async def test_conflict_fails_only_itself(database: Database) -> None:
     assert sorted(positions) == list(range(3, 22))
 
 
-async def test_append_is_all_or_nothing(database: Database) -> None:
+async def test_append_is_all_or_nothing(log: Any) -> None:
     taken, fresh = new_id(), new_id()
     async with (
-        await LogWriter.open(database.role_dsn("scheduler")) as writer,
-        LogReader(database.role_dsn("scheduler")) as reader,
+        await log.writer() as writer,
+        log.reader() as reader,
     ):
         await writer.append(append(event(taken)))
         with pytest.raises(VersionConflict):
@@ -86,9 +86,9 @@ async def test_append_is_all_or_nothing(database: Database) -> None:
         assert await reader.head() == 2
 
 
-async def test_stream_that_is_only_read_must_stand_at_its_version(database: Database) -> None:
+async def test_stream_that_is_only_read_must_stand_at_its_version(log: Any) -> None:
     job, task = new_id(), new_id()
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+    async with await log.writer() as writer:
         await writer.append(append(event(job, type="JobSubmitted")))
         await writer.append(append(event(task), **{job: 1}))
         with pytest.raises(VersionConflict) as caught:
@@ -97,9 +97,9 @@ async def test_stream_that_is_only_read_must_stand_at_its_version(database: Data
         await writer.append(append(event(new_id()), **{new_id(): 0}))
 
 
-async def test_appends_of_one_batch_see_earlier_ones(database: Database) -> None:
+async def test_appends_of_one_batch_see_earlier_ones(log: Any) -> None:
     stream = new_id()
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+    async with await log.writer() as writer:
         # All five are queued before the writer's task runs: one batch.
         outcomes = await asyncio.gather(
             writer.append(append(event(new_id()))),
@@ -113,9 +113,9 @@ async def test_appends_of_one_batch_see_earlier_ones(database: Database) -> None
     assert isinstance(outcomes[3], VersionConflict)
 
 
-async def test_second_terminal_event_is_refused_and_only_the_guilty_append_fails(database: Database) -> None:
+async def test_second_terminal_event_is_refused_and_only_the_guilty_append_fails(log: Any) -> None:
     task = new_id()
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+    async with await log.writer() as writer:
         await writer.append(append(event(task, 1, "TaskSucceeded")))
         outcomes = await asyncio.gather(
             writer.append(append(event(new_id()))),
@@ -128,8 +128,8 @@ async def test_second_terminal_event_is_refused_and_only_the_guilty_append_fails
     assert type(outcomes[2]) is Conflict
 
 
-async def test_more_than_a_thousand_events_are_refused(database: Database) -> None:
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+async def test_more_than_a_thousand_events_are_refused(log: Any) -> None:
+    async with await log.writer() as writer:
         assert await writer.append(Append(tuple(event(new_id()) for _ in range(1000)))) == 1001
         with pytest.raises(InvalidArgument, match="1001"):
             await writer.append(Append(tuple(event(new_id()) for _ in range(1001))))
@@ -160,24 +160,22 @@ async def test_database_itself_refuses_more_than_a_thousand_events(database: Dat
         event("s\ud800", 1),
     ],
 )
-async def test_event_that_can_never_be_stored_is_refused_before_it_is_sent(
-    database: Database, bad: NewEvent
-) -> None:
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+async def test_event_that_can_never_be_stored_is_refused_before_it_is_sent(log: Any, bad: NewEvent) -> None:
+    async with await log.writer() as writer:
         with pytest.raises(InvalidArgument):
             await writer.append(append(bad))
         assert await writer.append(append(event(new_id()))) == 2
 
 
-async def test_versions_within_an_append_must_follow_each_other(database: Database) -> None:
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+async def test_versions_within_an_append_must_follow_each_other(log: Any) -> None:
+    async with await log.writer() as writer:
         with pytest.raises(InvalidArgument):
             await writer.append(append(event("s", 1), event("s", 3)))
         with pytest.raises(InvalidArgument):
             await writer.append(append(event("s", 1), s=4))
 
 
-async def test_head_hint_names_the_committed_head_and_the_types_that_are_new(database: Database) -> None:
+async def test_head_hint_names_the_committed_head_and_the_types_that_are_new(log: Any) -> None:
     heads: list[int] = []
     types: list[tuple[str, ...]] = []
     told = asyncio.Event()
@@ -187,7 +185,7 @@ async def test_head_hint_names_the_committed_head_and_the_types_that_are_new(dat
         types.append(new_types)
         told.set()
 
-    async with await LogWriter.open(database.role_dsn("scheduler"), on_head=on_head) as writer:
+    async with await log.writer(on_head=on_head) as writer:
         published = event(new_id(), type="AgentVersionPublished")
         await writer.append(append(event(new_id()), published, event(new_id())))
         await told.wait()
@@ -199,17 +197,17 @@ async def test_head_hint_names_the_committed_head_and_the_types_that_are_new(dat
         assert types[1:] == [("TaskCreated",)]
 
 
-async def test_hint_that_fails_does_not_stop_the_writer(database: Database) -> None:
+async def test_hint_that_fails_does_not_stop_the_writer(log: Any) -> None:
     def on_head(position: int, types: tuple[str, ...]) -> None:
         raise OSError("no bus")
 
-    async with await LogWriter.open(database.role_dsn("scheduler"), on_head=on_head) as writer:
+    async with await log.writer(on_head=on_head) as writer:
         for position in (2, 3, 4):
             assert await writer.append(append(event(new_id()))) == position
 
 
-async def test_closed_writer_wrote_what_was_queued_and_takes_no_more(database: Database) -> None:
-    writer = await LogWriter.open(database.role_dsn("scheduler"))
+async def test_closed_writer_wrote_what_was_queued_and_takes_no_more(log: Any) -> None:
+    writer = await log.writer()
     waiting = [asyncio.create_task(writer.append(append(event(new_id())))) for _ in range(50)]
     await asyncio.sleep(0)
     await writer.close()
@@ -225,21 +223,19 @@ async def test_second_writer_on_a_connection_appends_like_the_first(database: Da
                 assert await writer.append(append(event(new_id()))) == position
 
 
-async def test_batch_larger_than_the_socket_takes_at_once_is_appended(database: Database) -> None:
+async def test_batch_larger_than_the_socket_takes_at_once_is_appended(log: Any) -> None:
     payload = b'"' + b"x" * (4 * 1024 * 1024 - 2) + b'"'
-    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+    async with await log.writer() as writer:
         positions = await asyncio.gather(
             *(writer.append(append(event(new_id(), payload=payload))) for _ in range(3))
         )
     assert positions == [2, 3, 4]
 
 
-async def test_many_callers_at_once_go_in_several_batches_in_their_order(database: Database) -> None:
+async def test_many_callers_at_once_go_in_several_batches_in_their_order(log: Any) -> None:
     streams = [new_id() for _ in range(200)]
     heads: list[int] = []
-    async with await LogWriter.open(
-        database.role_dsn("scheduler"), on_head=lambda position, _: heads.append(position)
-    ) as writer:
+    async with await log.writer(on_head=lambda position, _: heads.append(position)) as writer:
         first = await asyncio.gather(*(writer.append(append(event(stream))) for stream in streams))
         second = await asyncio.gather(*(writer.append(append(event(stream, 2))) for stream in streams))
     assert first == list(range(2, 202)) and second == list(range(202, 402))

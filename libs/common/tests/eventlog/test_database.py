@@ -205,11 +205,11 @@ async def test_two_services_starting_at_once_apply_each_file_once(empty_database
 # --- reading ---
 
 
-async def test_reads_by_type_stream_and_range(database: Database, new_append: NewAppend) -> None:
+async def test_reads_by_type_stream_and_range(log: Any, new_append: NewAppend) -> None:
     job, task = new_id(), new_id()
     async with (
-        await LogWriter.open(database.role_dsn("scheduler")) as writer,
-        LogReader(database.role_dsn("gateway")) as reader,
+        await log.writer() as writer,
+        log.reader() as reader,
     ):
         await writer.append(new_append(job, 1, "JobSubmitted"))
         for version in range(1, 6):

@@ -1,0 +1,197 @@
+"""Bugs that are planted in a copy of the tree, each of which the simulation has to find.
+
+`python -m tests.simulation.bugs` runs seeds on each until one fails; exit code 1 where none of `SEEDS_MAX` does.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.mutations.__main__ import LEFT_OUT, misplaced, mutated
+from tests.chaos.mutations.catalogue import DISPATCH, LEADERSHIP, REPORTS, SUBMISSION, TASK, Mutation
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("libs/common/src", "services/scheduler/src", "services/audit/src", "proto", "tests/simulation")
+SEEDS_MAX = 300
+MEMORY_LOG = "libs/common/src/hive_common/testing/memory_log.py"
+IDLE_LIMIT = '    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")\n'
+STAND_BY = """\
+    while not await _try(conn):
+        standing_by(True)
+        await asyncio.sleep(POLL_S)
+"""
+SETTLED = "        await self._engine.committer.settled()\n"
+
+
+def _bug(name: str, law: int, file: str, old: str, new: str) -> Mutation:
+    return Mutation(name, law, file, old, new, ("tests/simulation/test_bugs.py",))
+
+
+BUGS = (
+    _bug(
+        "fencing off: who asks for the lead has it",
+        2,
+        LEADERSHIP,
+        "return row is not None and bool(row[0])",
+        "return row is not None",
+    ),
+    _bug(
+        "the log takes a second end",
+        2,
+        MEMORY_LOG,
+        "        if len(set(ending)) < len(ending) or not self._ended.isdisjoint(ending):\n",
+        "        if False:\n",
+    ),
+    _bug(
+        "a report is acknowledged before it is committed",
+        1,
+        REPORTS,
+        f"{SETTLED}        return ReportReply(results=tuple(results))",
+        "        return ReportReply(results=tuple(results))",
+    ),
+    _bug(
+        "a submit is acknowledged before it is committed",
+        1,
+        SUBMISSION,
+        f"{SETTLED}        return Submitted(job_id, await committed, False)",
+        "        return Submitted(job_id, self._engine.committer.position + 1, False)",
+    ),
+    _bug(
+        "an attempt is given out before it is committed",
+        1,
+        DISPATCH,
+        "        self._engine.apply(job, task.id, tasks.decide(task, command), effect=effect)",
+        "        self._engine.apply(job, task.id, tasks.decide(task, command))\n        self._answer(state, pull)",
+    ),
+    _bug(
+        "a late report is accepted",
+        3,
+        TASK,
+        "if attempt.status in LIVE and not task.ended and not closing:",
+        "if not task.ended and not closing:",
+    ),
+    _bug(
+        "a lost attempt is not retried",
+        4,
+        TASK,
+        "        if task.losses < LOST_ATTEMPTS_MAX:\n",
+        "        if False:\n",
+    ),
+    _bug(
+        "a report that comes twice counts twice",
+        3,
+        TASK,
+        '        return "duplicate"\n    if attempt',
+        '        return "duplicate" if task.ended else "accepted"\n    if attempt',
+    ),
+    _bug(
+        "a lease never runs out",
+        4,
+        DISPATCH,
+        "            if state.lease_until_ms > now_ms:\n",
+        "            if True:\n",
+    ),
+    _bug(
+        "a cancel is forgotten by the next leader",
+        4,
+        DISPATCH,
+        "        self._cancel_after_commit(state, [key for key in held if key not in state.live])\n",
+        "",
+    ),
+    _bug(
+        "the pause before a retry is none",
+        4,
+        TASK,
+        "        pause_ms = min(policy.backoff_ms << min(failures - 1, 20), BACKOFF_MAX_MS)\n",
+        "        pause_ms = 0\n",
+    ),
+    _bug(
+        "any session of an executor may report",
+        3,
+        TASK,
+        "if attempt is None or attempt.executor != report.executor or attempt.session != report.session:",
+        "if attempt is None or attempt.executor != report.executor:",
+    ),
+    _bug(
+        "a fork may have as many tasks as it likes",
+        4,
+        "services/scheduler/src/hive_scheduler/domain/job.py",
+        "    if job.task_total() + size + rest > job.spec.fan_out:\n",
+        "    if False:\n",
+    ),
+    _bug(
+        "one key, and every submit is a new job",
+        1,
+        SUBMISSION,
+        "job_id = derive_id(self._ns, request.caller, request.idempotency_key)",
+        "job_id = new_id(self._clock.now_us() // 1_000)",
+    ),
+    # Defects that the simulation found, put back.
+    _bug(
+        "the lock is taken before its session has an idle limit",
+        2,
+        LEADERSHIP,
+        f"{IDLE_LIMIT}{STAND_BY}",
+        f"{STAND_BY}{IDLE_LIMIT}",
+    ),
+    _bug(
+        "an answer to an overtaken pull renews the lease without the cancels",
+        4,
+        DISPATCH,
+        "        cancel = tuple(AttemptKey(*key) for key in state.cancels)\n",
+        "        cancel = tuple(AttemptKey(*key) for key in state.cancels) if pull is not None else ()\n",
+    ),
+)
+
+
+def copy_tree(tree: Path) -> None:
+    """Copy what a simulation needs."""
+    for part in COPIED:
+        shutil.copytree(ROOT / part, tree / part, ignore=LEFT_OUT)
+
+
+def find(tree: Path, bug: Mutation, seed: int, seeds: int) -> tuple[int | None, str]:
+    """Plant a bug and run seeds; return the one that failed, if one did, and what was said."""
+    sources = [str(tree), str(tree / "proto"), *(str(path) for path in sorted(tree.glob("**/src")))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed), "--seeds", str(seeds)]
+    with mutated(tree, bug):
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+    lines = done.stdout.splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        raise RuntimeError(f"{bug.name}: the simulation did not run:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
+    failed = json.loads(lines[-1])["failed"]
+    return (failed[0], lines[0]) if failed else (None, lines[-1])
+
+
+def main() -> int:
+    """Look for each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.bugs", description=__doc__)
+    parser.add_argument("--only", default="", help="only those with this in their name")
+    given = parser.parse_args()
+    chosen = [bug for bug in BUGS if given.only in bug.name]
+    moved = [f"{bug.name}: {problem}" for bug in BUGS if (problem := misplaced(ROOT, bug))]
+    if moved:
+        print("\n".join(moved))
+        return 1
+    missed = 0
+    with tempfile.TemporaryDirectory(prefix="hive-bugs-") as folder:
+        tree = Path(folder) / "tree"
+        copy_tree(tree)
+        for bug in chosen:
+            seed, said = find(tree, bug, 1, SEEDS_MAX)
+            missed += seed is None
+            print(f"{'MISSED ' if seed is None else 'found  '}  {bug.name}  [{said[:160]}]", flush=True)
+    print(f"{len(chosen)} bugs, {missed} not found within {SEEDS_MAX} seeds")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
