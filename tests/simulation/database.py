@@ -12,6 +12,7 @@ from hive_common.eventlog.projection import Source
 from hive_common.eventlog.session import Answer
 from hive_common.eventlog.writer import OnHead
 from hive_common.kernel.errors import Unavailable
+from hive_common.kernel.ids import new_id
 from hive_common.testing.memory_log import TERMINAL_TYPES, MemoryLog, MemoryReader
 from hive_scheduler import leadership
 from hive_scheduler.recovery import Fold
@@ -35,7 +36,7 @@ class Server:
     def __init__(self, loop: VirtualLoop, rng: random.Random) -> None:
         self.loop = loop
         self.rng = rng
-        self.log = MemoryLog()
+        self.log = MemoryLog(new_id(1))
         self.holder: Session | None = None
         self.epoch = 0
         self.views_position = 0

@@ -21,6 +21,7 @@ FOUND = {
     156: "the lock of one that vanished as it got it was kept",
     278: "an answer to a pull that came twice renewed the lease without the cancels",
     290: "the lock of one that vanished as it got it was kept",
+    1505: "the first answer of a new leader renewed the lease without the cancels while it committed",
     302: "a cancel was forgotten whose attempt was still on its way",
 }
 """Seeds that showed a defect which is mended."""

@@ -307,6 +307,18 @@ async def test_no_answer_renews_a_lease_without_the_cancels(bench):
     assert (await overtaken).cancel == given
 
 
+async def test_the_first_answer_of_a_leader_tells_what_to_stop_also_while_it_commits(bench):
+    bench.log.gate.clear()
+    submitting = asyncio.create_task(bench.submit())
+    await bench.settled()
+    pull = bench.pull(slots=0, held=(AttemptKey("of a job that has ended", 1),))
+    await bench.settled()
+    assert not pull.done()
+    bench.log.gate.set()
+    assert (await pull).cancel == (AttemptKey("of a job that has ended", 1),)
+    await submitting
+
+
 async def test_what_an_executor_holds_without_having_it_is_cancelled(bench):
     pull = bench.pull(held=(AttemptKey("unknown", 1),))
     await bench.settled()

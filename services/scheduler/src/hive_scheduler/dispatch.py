@@ -175,8 +175,9 @@ class Dispatcher:
         self._tell_of_order(state)
         self._engine.settle()
         if begins and not pull.sealed and not pull.assignments:
-            # An executor that has only just come is not ready before it has a lease.
-            self._answer(state, pull)
+            # An executor that has only just come is not ready before it has a lease. What it has to stop, by what is
+            # being committed now, it is told with it.
+            self._answer_after_commit(state, pull)
         return await asyncio.shield(pull.answered)
 
     def _begin_session(self, state: _Executor, request: PullRequest) -> None:

@@ -190,7 +190,7 @@ class Submissions:
                 raise InvalidArgument(
                     f"{path}: there is no agent {step.agent}{hint}", path=path, expected="a published name@version"
                 )
-        agents = {agent: self._catalogue.agents[agent] for agent in spec.agents}
+        agents = {agent: self._catalogue.agents[agent] for agent in sorted(spec.agents)}
         for reference, agent in agents.items():
             await self._require_usable(spec, reference, agent)
             _check_pins(pin, reference, agent)

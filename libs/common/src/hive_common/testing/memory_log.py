@@ -50,19 +50,22 @@ class EndedTwice(psycopg.errors.UniqueViolation):
 class MemoryLog:
     """The database.
 
+    Args:
+        log_id: of the log; a new one when left out.
+
     Attributes:
         rows: as the tables have them, from position 1.
         on_append: gets what was just committed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_id: str = "") -> None:
         self.rows: list[Row] = []
         self.events: list[Stored] = []
         self.on_append: OnAppend = lambda _: None
         self._versions: dict[str, int] = {}
         self._ended: set[str] = set()
         self._by_stream: dict[str, list[Stored]] = {}
-        self.log_id = new_id()
+        self.log_id = log_id or new_id()
         genesis = NewEvent(
             stream=self.log_id,
             version=1,
