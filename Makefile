@@ -7,7 +7,7 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
 
-.PHONY: help setup demo test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations compose compose-test contract-containers proto requirements clean
+.PHONY: help setup demo test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations simulate simulate-bugs compose compose-test contract-containers proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ storm: setup ## 5,000 tasks while everything is killed, stopped and cut, from a 
 
 mutations: setup ## take out each safeguard in a copy of the tree: its tests and its storm have to notice; half an hour
 	@$(BIN)/python -m tests.chaos.mutations --storms
+
+simulate: setup ## the scheduler's code in made-up worlds, in virtual time (SEEDS=1000 SEED=1 TRACE=1 shows one)
+	@$(BIN)/python -m tests.simulation --seed $${SEED:-1} $(if $(TRACE),--trace,--seeds $${SEEDS:-1000})
+
+simulate-bugs: setup ## plant bugs in a copy of the tree: the simulation has to find each; some ten minutes
+	@$(BIN)/python -m tests.simulation.bugs
 
 compose: ## check docker-compose.yml, and build its images
 	@$(COMPOSE) config --quiet

@@ -175,8 +175,8 @@ class Dispatcher:
         self._tell_of_order(state)
         self._engine.settle()
         if begins and not pull.sealed and not pull.assignments:
-            # An executor that has only just come is not ready before it has a lease. What it has to stop, by what is
-            # being committed now, it is told with it.
+            # An executor that has only just come is not ready before it has a lease; and with that it is told what
+            # it has to stop, which may have to be committed first.
             self._answer_after_commit(state, pull)
         return await asyncio.shield(pull.answered)
 
