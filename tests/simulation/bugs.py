@@ -17,7 +17,7 @@ from tests.chaos.mutations.catalogue import DISPATCH, LEADERSHIP, REPORTS, SUBMI
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("libs/common/src", "services/scheduler/src", "services/audit/src", "proto", "tests/simulation")
-SEEDS_MAX = 300
+SEEDS_MAX = 400
 MEMORY_LOG = "libs/common/src/hive_common/testing/memory_log.py"
 IDLE_LIMIT = '    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")\n'
 STAND_BY = """\
@@ -145,6 +145,13 @@ BUGS = (
         DISPATCH,
         "        cancel = tuple(AttemptKey(*key) for key in state.cancels)\n",
         "        cancel = tuple(AttemptKey(*key) for key in state.cancels) if pull is not None else ()\n",
+    ),
+    _bug(
+        "a cancel is forgotten while its attempt is on its way",
+        4,
+        DISPATCH,
+        "if key in held or cancel.since_ms > since_ms",
+        "if key in held",
     ),
 )
 

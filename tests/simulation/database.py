@@ -43,6 +43,8 @@ class Server:
         self.answers_lost = 0.0
         self.requests_lost = 0.0
         self.views_delay_s = 0.0
+        self.on_lock: Callable[[Process], None] | None = None
+        """Is told of the next one who gets the lock."""
         self.writing: Session | None = None
         """Whose append is being committed."""
 
@@ -174,6 +176,9 @@ class Session:
         server = self._server
         if server.holder is None:
             server.holder = self
+            if server.on_lock is not None:
+                server.loop.call_soon(server.on_lock, self.process, context=server.loop.world)
+                server.on_lock = None
         return server.holder is self
 
     def _next_epoch(self) -> int:

@@ -11,6 +11,7 @@ from hive_common.eventlog.batch import Prepared, Salts
 from hive_common.eventlog.log import Append, NewEvent
 from hive_common.testing.memory_log import EndedTwice
 
+from .loop import Process
 from .network import CALM, WEATHERS
 
 if TYPE_CHECKING:
@@ -70,7 +71,16 @@ class Faults:
         return self._rng.choice(leading if leading and self._rng.random() < 0.8 else self._world.schedulers)
 
     def _kill_scheduler(self) -> None:
-        self._scheduler().crash(power=self._rng.random() < 0.3)
+        drawn = self._rng.random()
+        self._scheduler().crash(power=drawn < 0.3)
+        if drawn < 0.15:
+            self._world.server.on_lock = self._lose_power
+
+    def _lose_power(self, process: Process) -> None:
+        """Let the one that has just got the lock vanish before it can say anything more."""
+        for node in self._world.schedulers:
+            if node.process is process and not self._over:
+                node.crash(power=True)
 
     def _stop_scheduler(self) -> None:
         node, seconds = self._scheduler(), self._rng.choice((0.5, 2.0, 8.0, 15.0))

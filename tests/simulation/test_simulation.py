@@ -18,10 +18,7 @@ CPU_S = float(os.environ.get("HIVE_SIMULATION_CPU_S", "20"))
 """Of this process, whatever else the machine does."""
 SEEDS_MIN = 20
 FOUND = {
-    156: "the lock of one that vanished as it got it was kept",
     278: "an answer to a pull that came twice renewed the lease without the cancels",
-    290: "the lock of one that vanished as it got it was kept",
-    1505: "the first answer of a new leader renewed the lease without the cancels while it committed",
     302: "a cancel was forgotten whose attempt was still on its way",
 }
 """Seeds that showed a defect which is mended."""
