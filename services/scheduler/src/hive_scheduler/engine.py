@@ -357,7 +357,7 @@ class Engine:
                     # A ready task only ends when its job does: all of its tasks go with it.
                     self.queue.drop_job(job.priority, job.id)
                 state = job.steps[task.step]
-                if state.complete or job.failed is task or not state.open:
+                if state.complete or job.failed is task or not state.open or state.forking:
                     self.poke(job.id)
 
     def _react_job(self, job: JobState) -> None:

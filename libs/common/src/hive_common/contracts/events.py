@@ -121,7 +121,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskCreated(Event, frozen=True):
-    """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once."""
+    """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once.
+
+    `index` is the place in the list that the step forks over. With `parent`, the id of the task that forked this one
+    (`AttemptSucceeded.forks`), it is the place among what that one forked.
+    """
 
     job: str
     step: str
@@ -130,6 +134,7 @@ class TaskCreated(Event, frozen=True):
     input: Value | None = None
     timeout_ms: int = 0
     retry: RetryPolicy = RetryPolicy()
+    parent: str | None = None
 
 
 class TaskReady(Event, frozen=True):
@@ -171,13 +176,24 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
 
 
+class Child(msgspec.Struct, frozen=True):
+    """A task that another one forks: its agent, `name@version`, and its input, JSON."""
+
+    agent: str
+    input: msgspec.Raw
+
+
 class AttemptSucceeded(Event, frozen=True):
-    """An executor's claim of success (law 8); the decision over the task is `TaskSucceeded`."""
+    """An executor's claim of success (law 8); the decision over the task is `TaskSucceeded`.
+
+    `forks` are the tasks that become its children once it has decided its task.
+    """
 
     attempt: int
     output: Value
     usage: Usage = Usage()
     log: Value | None = None
+    forks: tuple[Child, ...] = ()
 
 
 class AttemptFailed(Event, frozen=True):

@@ -68,6 +68,9 @@ FORK_DEPTH_MAX: Final = 8
 SCRATCH_BYTES_MAX: Final = 1024 * MIB
 """What else a manifest may ask for. What is kept stands in the log, so it is small."""
 
+FORK_STAGED_BYTES_MAX: Final = INLINE_BYTES_MAX
+"""Inputs of all the tasks that one attempt forks: they ride in its report, beside an output of the same size."""
+
 KV_KEY_CHARACTERS_MAX: Final = 256
 KV_VALUE_BYTES_MAX: Final = 128 * KIB
 KV_STAGED_BYTES_MAX: Final = 512 * KIB

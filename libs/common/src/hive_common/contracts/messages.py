@@ -5,7 +5,7 @@ Each body carries `v`. A receiver refuses a version it does not know, with `inva
 
 import msgspec
 
-from hive_common.contracts.events import AgentRef, Capabilities, KvWrite, Usage
+from hive_common.contracts.events import AgentRef, Capabilities, Child, KvWrite, Usage
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import ErrorBody
 
@@ -95,7 +95,8 @@ class PullReply(Message, frozen=True, kw_only=True):
 class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one attempt stands. `status` is `started`, `succeeded`, `failed`, or `cancelled` (given back unrun).
 
-    `session` is the one the attempt was assigned to, which after a restart is not the one that reports.
+    `session` is the one the attempt was assigned to, which after a restart is not the one that reports. `forks` are
+    the tasks that an attempt which succeeded wants to have made.
     """
 
     task: str
@@ -110,6 +111,7 @@ class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     usage: Usage = Usage()
     log: Value | None = None
+    forks: tuple[Child, ...] = ()
 
 
 class ReportRequest(Message, frozen=True, kw_only=True):
