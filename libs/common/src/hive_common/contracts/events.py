@@ -588,6 +588,54 @@ class KvStaged(Event, frozen=True):
     writes: tuple[KvWrite, ...]
 
 
+# --- approval ----------------------------------------------------------------------------------------------
+
+
+class ApprovalRequested(Event, frozen=True):
+    """An attempt waits until a person decides whether it may do something. The stream is that of the task and the
+    action, so that a later attempt which wants the same finds the same decision.
+
+    Args:
+        attempt: the first that asked.
+        agent: `name@version`.
+        permission: one of `PERMISSIONS`.
+        action: what exactly it wants, as canonical JSON (`hive_common.permissions.actions`).
+        hash: SHA-256 of the bytes of `action`, in hex.
+        expires_us: nobody may decide any more from then on.
+    """
+
+    job: str
+    task: str
+    attempt: int
+    agent: str
+    permission: str
+    action: str
+    hash: str
+    expires_us: int
+
+
+class ApprovalDecided(Event, frozen=True):
+    """A person decided. It holds for the action with this hash alone, in attempts of this task.
+
+    Args:
+        verdict: `approved` or `denied`.
+        by: pseudonym of the key that said so.
+        until_us: an approval holds until then.
+    """
+
+    verdict: str
+    hash: str
+    by: str
+    reason: str = ""
+    until_us: int = 0
+
+
+class ApprovalExpired(Event, frozen=True):
+    """Nobody decided in time, or the task ended meanwhile."""
+
+    reason: str = ""
+
+
 # --- log ---------------------------------------------------------------------------------------------------
 
 
@@ -631,6 +679,7 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     "grant": (PermissionGranted, PermissionRevoked),
     "kill": (KillOrdered,),
     "kv": (KvStaged,),
+    "approval": (ApprovalRequested, ApprovalDecided, ApprovalExpired),
 }
 
 TYPES: Final[dict[str, type[Event]]] = {cls.__name__: cls for kind in KINDS.values() for cls in kind}

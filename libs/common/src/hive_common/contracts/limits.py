@@ -83,6 +83,13 @@ CAPABILITY_TOKEN_CHARACTERS_MAX: Final = 128 * KIB
 CAPABILITY_TOKEN_BLOCKS_MAX: Final = 16
 """A token is checked before anything else is known of its sender; manifests bound what it has to carry."""
 
+APPROVAL_MS: Final = 60 * 60_000
+"""So long a person may take to decide, and so long an approval holds for later attempts of its task."""
+APPROVAL_ACTION_BYTES_MAX: Final = 64 * KIB
+APPROVALS_PER_TASK_MAX: Final = 32
+APPROVALS_OPEN_PER_JOB_MAX: Final = 100
+"""One action as it is asked about; actions of one task; and what of one job may wait for people at once."""
+
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB
 DETAIL_BYTES_MAX: Final = 16 * KIB

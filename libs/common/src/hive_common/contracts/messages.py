@@ -265,6 +265,30 @@ class KvReply(Message, frozen=True, kw_only=True):
     error: ErrorBody | None = None
 
 
+class ApproveRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.call.approve`: an attempt may do something only if a person says so. A long poll.
+
+    `token` says whose attempt it is; it may have expired while that waited. `action` is canonical JSON.
+    """
+
+    token: str
+    action: str
+
+
+class ApproveReply(Message, frozen=True, kw_only=True):
+    """Answer to `call.approve`: `status` is `pending` (ask again), `approved`, `denied` or `expired`.
+
+    `token` comes with `approved`: that of the attempt made anew, which names the hash of this action too. `id` is
+    the approval's, `reason` that of whoever denied it.
+    """
+
+    status: str = ""
+    id: str = ""
+    token: str = ""
+    reason: str = ""
+    error: ErrorBody | None = None
+
+
 class HeadHint(Message, frozen=True, kw_only=True):
     """`hive.log.head`: the log has grown to `position`. Only a hint; readers poll besides.
 

@@ -39,7 +39,7 @@ _KEY: Final = re.compile(r"[0-9a-f]{64}\Z")
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
+class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a token says, after all of its blocks.
 
     Attributes:
@@ -49,6 +49,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
         agent: `name@version` of what runs in it.
         permissions: what that attempt may do.
         expires_us: from then on it says nothing.
+        approved: hashes of the actions that a person approved (`hive_common.permissions.actions`).
     """
 
     executor: str
@@ -59,6 +60,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     permissions: Permissions
     expires_us: int
     agent: str = ""
+    approved: tuple[str, ...] = ()
 
 
 class _Narrowed(msgspec.Struct, frozen=True, kw_only=True):
