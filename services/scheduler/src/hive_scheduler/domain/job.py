@@ -13,6 +13,9 @@ import msgspec
 from hive_common.contracts import values
 from hive_common.contracts.events import (
     AgentRef,
+    ApprovalDecided,
+    ApprovalExpired,
+    ApprovalRequested,
     AttemptSucceeded,
     Event,
     JobCancelled,
@@ -32,12 +35,16 @@ from hive_common.inference.calls import narrowest
 from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
 
+from hive_scheduler.domain import approval as approvals
 from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.forks import Forks, child_id_of
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.domain.task import STATUSES, TERMINAL, TaskState
 
 Closing = Literal["job_cancelled", "job_failed", "deadline"]
+
+APPROVALS: Final = (ApprovalRequested, ApprovalDecided, ApprovalExpired)
 
 DEADLINE_CODE: Final = "deadline_exceeded"
 
@@ -110,6 +117,7 @@ class JobState:
         self.counts_only = submitted.counts_only
         self.steps = {step.id: StepState(step) for step in spec.steps}
         self.tasks: dict[str, TaskState] = {}
+        self.approvals: dict[str, ApprovalState] = {}
         self.forks = Forks()
         self.cancel_reason: str | None = None
         self.aborted = False
@@ -369,7 +377,7 @@ def _failure_of(job: JobState, inputs: Inputs) -> JobFailed:
 
 
 def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
-    """Apply one event of the job or of one of its tasks; return the task where it was one.
+    """Apply one event of the job, of one of its tasks or approvals; return the task where it was one.
 
     Raises:
         CorruptLog: the event does not follow from the state.
@@ -380,6 +388,9 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
     if isinstance(event, TaskCreated):
         return _add_task(job, tasks.created(stream, event))
     task = job.tasks.get(stream)
+    if task is None and isinstance(event, APPROVALS):
+        approvals.evolve(job.approvals, stream, event)
+        return None
     if task is None:
         raise CorruptLog(f"job {job.id}: {type(event).__name__} of an unknown task {stream}", job=job.id)
     before, given = task.status, task.input
@@ -470,6 +481,7 @@ def snapshot(job: JobState) -> dict[str, Any]:
             name: ([task.id for task in state.tasks], dict(state.counts)) for name, state in job.steps.items()
         },
         "tasks": {task_id: _plain(task) for task_id, task in job.tasks.items()},
+        "approvals": {approval_id: _plain(one) for approval_id, one in job.approvals.items()},
         "forks": job.forks.snapshot(),
     }
 
