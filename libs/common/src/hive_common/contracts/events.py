@@ -123,8 +123,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
 class TaskCreated(Event, frozen=True):
     """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once.
 
-    `index` is the place in the list that the step forks over. With `parent`, the id of the task that forked this one
-    (`AttemptSucceeded.forks`), it is the place among what that one forked.
+    `index` is the place in the list that the step forks over. With `parent`, the id of the task that forked this
+    one (`AttemptSucceeded.forks`), it is the place among what that one forked.
     """
 
     job: str

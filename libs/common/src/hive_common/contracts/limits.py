@@ -60,6 +60,9 @@ MODEL_NAMES_MAX: Final = 100
 MODEL_TOKENS_MAX: Final = 10_000_000
 """What a manifest may name; and the most that the calls of one attempt may generate."""
 
+JOB_AGENTS_MAX: Final = 1_000
+"""Agent versions of one job, with all that its agents may fork."""
+
 HTTP_HOSTS_MAX: Final = 100
 KV_QUOTA_BYTES_MAX: Final = 64 * MIB
 FORK_AGENTS_MAX: Final = 100
