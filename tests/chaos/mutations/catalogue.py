@@ -45,6 +45,8 @@ TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
 SELECTION_TESTS = "services/llm-router/tests/domain/test_selection.py"
 BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
 BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
+MONEY_TESTS = "services/llm-router/tests/test_money.py"
+HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 
@@ -407,7 +409,34 @@ MUTATIONS = (
         "services/llm-router/src/hive_router/paying.py",
         "            self._end(self._hold.need)\n",
         "            self._end(Amount())\n",
-        ("services/llm-router/tests/test_money.py::test_an_answer_that_breaks_off_costs_its_reservation",),
+        (f"{MONEY_TESTS}::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "paid calls: one that may have come there is sent again",
+        7,
+        "libs/common/src/hive_common/inference/http_pool.py",
+        'if not (repeats or method == "GET") or connection.has_answered',
+        "if connection.has_answered",
+        (
+            f"{HTTP_CLIENT_TESTS}::test_a_request_that_may_cost_something_is_sent_once",
+            f"{MONEY_TESTS}::test_a_kept_connection_that_breaks_pays_once_and_sends_nothing_again",
+        ),
+    ),
+    Mutation(
+        "paid calls: a kept connection is used without a look whether it was closed",
+        7,
+        "libs/common/src/hive_common/inference/http1.py",
+        "return self.is_open and not self._arrivals.poll(0)",
+        "return self.is_open",
+        (f"{HTTP_CLIENT_TESTS}::test_a_connection_that_was_closed_before_the_loop_could_notice_is_not_written_to",),
+    ),
+    Mutation(
+        "paid calls: what may have been paid for goes to the next provider",
+        7,
+        "services/llm-router/src/hive_router/waterfall.py",
+        "        if flight.estimated:\n",
+        "        if False:\n",
+        (f"{MONEY_TESTS}::test_a_call_that_may_have_been_paid_for_is_made_nowhere_else",),
     ),
     Mutation(
         "keys: a key of users may do what one of administrators may",

@@ -41,6 +41,8 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 PIECE_BYTES_MAX: Final = 4 * 1024 * 1024
 """A message of gRPC has 16 MiB at most, and what holds one holds all of it."""
 
+REASON_PERHAPS_PAID: Final = "perhaps_paid"
+
 CANCELLED: Final = "cancelled"
 """Outcome of a call whose caller went away."""
 
@@ -250,6 +252,9 @@ class Waterfall:
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
         """Return the error where the next back end may do better, else raise it."""
         flight.came_of_it(backend, error.code)
+        if flight.estimated:
+            # It may have been answered, and paid for: another try would pay for it twice.
+            raise error if isinstance(error, DeadlineExceeded) else _perhaps_paid(backend, error)
         if isinstance(error, DeadlineExceeded) or (isinstance(error, InvalidArgument) and not _lacks(error)):
             raise error
         if _lacks(error):
@@ -448,6 +453,13 @@ async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
 def _lacks(error: HiveError) -> bool:
     """Whether a back end says that it cannot do what the body asks for, which another one may."""
     return isinstance(error, InvalidArgument) and "need" in error.fields
+
+
+def _perhaps_paid(backend: BackEnd, error: HiveError) -> Unavailable:
+    return Unavailable(
+        f"{error.message}; {backend.name} may have answered and charged for it, so nobody else was asked",
+        reason=REASON_PERHAPS_PAID,
+    )
 
 
 def _verdict(error: HiveError) -> bool | None:

@@ -251,7 +251,8 @@ class Discovery:
             response = await self._pool.request("GET", path)
         else:
             encoded = msgspec.json.encode(body)
-            response = await self._pool.request("POST", path, encoded, {"content-type": "application/json"})
+            headers = {"content-type": "application/json"}
+            response = await self._pool.request("POST", path, encoded, headers, repeats=True)
         data = bytearray()
         try:
             # An error's text is read as well, so that the connection can be used again.
