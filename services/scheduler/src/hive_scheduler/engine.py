@@ -212,7 +212,9 @@ class Engine:
     ) -> None:
         """Move an approval by the events of one decision, and stage them."""
         if decided:
-            self.committer.stage(self._approval_events(job, approval, decided, actor), (job.id, job.version), effect)
+            self.committer.stage(
+                self._approval_events(job, approval, decided, actor), (job.id, job.version), effect
+            )
         elif effect is not None:
             self.committer.after(effect)
 

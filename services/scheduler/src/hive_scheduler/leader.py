@@ -11,9 +11,12 @@ import psycopg
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.bus import nats as bus
 from hive_common.bus.heads import concerns, head_announcer
+from hive_common.contracts.limits import APPROVAL_MS
 from hive_common.contracts.messages import (
     HEAD_SUBJECT,
     LEADER_SUBJECT,
+    ApproveReply,
+    ApproveRequest,
     LeaderAnnouncement,
     PullReply,
     PullRequest,
@@ -30,12 +33,13 @@ from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
 from hive_common.ops.migrate import migrate
-from hive_common.permissions.tokens import Minter
+from hive_common.permissions.tokens import Minter, Verifier
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from psycopg import AsyncConnection
 
 from hive_scheduler import metrics
+from hive_scheduler.approvals import Approvals
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
@@ -107,6 +111,8 @@ class Leader:
         lease_ms: how long attempts of an executor stay live without a pull.
         kill_public_key: verifies kill orders.
         minter: makes capability tokens.
+        verifier: reads them.
+        approval_ms: how long people may take to decide what attempts ask.
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class Leader:
         lease_ms: int,
         kill_public_key: str = "",
         minter: Minter | None = None,
+        verifier: Verifier | None = None,
+        approval_ms: int = APPROVAL_MS,
     ) -> None:
         self._conn = conn
         self._client = client
@@ -142,7 +150,10 @@ class Leader:
         self.dispatcher = Dispatcher(
             self.engine, self.fleet, self.catalogue, self.kills, permits, clock, epoch, lease_ms
         )
-        self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked)
+        self.approvals = Approvals(
+            self.engine, self.dispatcher, permits, verifier, self.catalogue.is_revoked, approval_ms
+        )
+        self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked, permits)
         self.submissions = Submissions(
             *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits)
         )
@@ -175,6 +186,7 @@ class Leader:
         fold, position = await recover(self._conn, self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
+        self.approvals.take_over()
         for executor in self.catalogue.revoked():
             self.dispatcher.executor_changed(executor)
         self._enforce()
@@ -191,6 +203,10 @@ class Leader:
             ),
             await bus.respond(
                 self._client, "hive.exec.*.report", ReportRequest, self.reports.report, _report_error, self._known
+            ),
+            await bus.respond(
+                *(self._client, "hive.exec.*.call.approve", ApproveRequest, self.approvals.ask, _approve_error),
+                self._known,
             ),
         ]
         announcement = msgspec.json.encode(LeaderAnnouncement(epoch=self.epoch))
@@ -291,6 +307,10 @@ class Leader:
 
 def _pull_error(error: BaseException) -> PullReply:
     return PullReply(error=body_of(error))
+
+
+def _approve_error(error: BaseException) -> ApproveReply:
+    return ApproveReply(error=body_of(error))
 
 
 def _report_error(error: BaseException) -> ReportReply:

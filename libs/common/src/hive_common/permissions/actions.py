@@ -45,10 +45,12 @@ class Action(NamedTuple):
     """What a guest wants to do.
 
     Attributes:
+        agent: `name@version` of whose guest wants it.
         permission: that it takes.
         text: canonical JSON: `agent`, `permission`, `operation`, and `what` exactly.
     """
 
+    agent: str
     permission: str
     text: str
 
@@ -87,7 +89,7 @@ def read_action(text: str) -> Action:
         raise InvalidArgument("action: expected agent, permission, operation, and what", path="action")
     if canonical(found) != text:
         raise InvalidArgument("action: not in its canonical form", path="action")
-    return Action(found["permission"], text)
+    return Action(found["agent"], found["permission"], text)
 
 
 def check_approved(permissions: Permissions, approved: Collection[str], action: Action) -> None:
@@ -163,7 +165,7 @@ def scratch_action(agent: str, size_bytes: int) -> Action:
 
 def _action(agent: str, permission: str, operation: str, what: dict[str, Any]) -> Action:
     text = canonical({"agent": agent, "permission": permission, "operation": operation, "what": what})
-    return Action(permission, text)
+    return Action(agent, permission, text)
 
 
 def _extract(data: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Actions as a person sees them: nothing that moves a cursor, turns text around or hides in it, and not too much."""
+"""Actions as a person sees them: nothing moves a cursor, turns text around or hides in it, and it is not too much."""
 
 import hashlib
 import re
@@ -14,7 +14,9 @@ LINES_MAX: Final = 80
 
 # ECMA-48: control sequences, and strings (OSC, DCS, SOS, PM, APC) up to their end.
 _ESCAPES: Final = re.compile(
-    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?|\x1b[ -/]*[0-~]?"
+    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
+    "|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"
+    "|\x1b[ -/]*[0-~]?"
 )
 # Cc controls, Cf format characters (all bidi marks are among them), Zl and Zp breaks, Cs halves of surrogates,
 # Co private use, Cn unassigned.

@@ -2,8 +2,8 @@
 
     pending ──→ approved | denied | expired        (terminal: the second event of its stream is the last)
 
-An approval belongs to a task and to the hash of an action, not to an attempt: what was decided for one attempt holds
-for the next that wants the same.
+An approval belongs to a task and to the hash of an action, not to an attempt: what was decided for one attempt
+holds for the next that wants the same.
 """
 
 from typing import Final, Literal
@@ -54,7 +54,7 @@ def decide(
     """
     if hash_ != approval.hash:
         raise Conflict(
-            f"the action of approval {approval.id} has the hash {approval.hash}, not {hash_[:64]}: look at it again",
+            f"the action of approval {approval.id} has the hash {approval.hash}, not {hash_[:64]}: look again",
             approval=approval.id,
         )
     if approval.status == verdict:
