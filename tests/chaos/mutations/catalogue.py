@@ -361,6 +361,14 @@ MUTATIONS = (
         (f"{KV_TESTS}::test_of_an_attempt_that_does_not_decide_its_task_nothing_is_kept[another attempt]",),
     ),
     Mutation(
+        "kv: an end between the look at a task and the write leaves what was staged there for ever",
+        4,
+        "services/registry/src/hive_registry/kv.py",
+        "(Entry(stream, state.version, events),), executor, expect)",
+        "(Entry(stream, state.version, events),), executor)",
+        (f"{KV_TESTS}::test_an_end_between_the_look_at_the_task_and_the_write_is_seen",),
+    ),
+    Mutation(
         "kv: two attempts give back the same old value",
         4,
         "services/registry/src/hive_registry/domain/kv.py",

@@ -9,7 +9,7 @@ import msgspec
 from hive_common.contracts.events import AttemptFailed, AttemptLost, KvStaged, KvWrite, decode
 from hive_common.contracts.limits import KV_KEYS_MAX
 from hive_common.contracts.messages import KvReply, KvRequest
-from hive_common.eventlog.log import LogReader, Stored
+from hive_common.eventlog.log import LogReader
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, VersionConflict, body_of
 from hive_common.kernel.ids import derive_id
@@ -21,7 +21,7 @@ from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 from hive_registry.callers import actor_of
 from hive_registry.domain.kv import check_writes, stage
 from hive_registry.kv_views import ENDS, KvViews
-from hive_registry.log_access import LogAccess
+from hive_registry.log_access import Entry, LogAccess
 
 MESSAGE_VERSION: Final = 1
 TRIES_MAX: Final = 5
@@ -151,9 +151,10 @@ class KvDesk:
                 )
                 if not events:
                     return KvReply()
-                await self._check_live(claims)
+                # An end that comes between the look and the write would leave what is staged there for ever.
+                expect = {claims.task: await self._check_live(claims)}
                 try:
-                    await self._log.append(stream, state.version, events, executor)
+                    await self._log.append_all((Entry(stream, state.version, events),), executor, expect)
                 except VersionConflict:
                     if not tries_left:
                         raise
@@ -161,14 +162,14 @@ class KvDesk:
                     return KvReply()
         raise AssertionError("unreachable")
 
-    async def _check_live(self, claims: Claims) -> None:
-        """Refuse what can never count, which would only take room."""
+    async def _check_live(self, claims: Claims) -> int:
+        """Refuse what can never count, which would only take room; return the version of the task's stream."""
+        version = (await self._ends.versions([claims.task]))[claims.task]
         for end in await self._ends.read(0, _ENDS_MAX, types=ENDS, streams=[claims.task]):
-            if (
-                end.type.startswith("Task")
-                or msgspec.json.decode(end.payload or b"{}").get("attempt") == claims.attempt
-            ):
+            event = decode(end.type, end.schema, end.payload or b"")
+            if not isinstance(event, AttemptFailed | AttemptLost) or event.attempt == claims.attempt:
                 raise FailedPrecondition(f"attempt {claims.attempt} of task {claims.task} has ended")
+        return version
 
 
 class ValuesServicer(values_pb2_grpc.ValuesServicer):
@@ -210,11 +211,6 @@ def _check_namespace(namespace: str) -> None:
         raise InvalidArgument(
             f"namespace: got {namespace[:80]!r}; expected a-z, 0-9, `.`, `_` and `-`, at most 63", path="namespace"
         )
-
-
-def _attempt_of(end: Stored) -> int:
-    event = decode(end.type, end.schema, end.payload or b"")
-    return event.attempt if isinstance(event, AttemptFailed | AttemptLost) else 0
 
 
 def kv_refused(error: BaseException) -> KvReply:
