@@ -5,11 +5,12 @@ The text is JSON in the manner of RFC 8785: members sorted by name, no spaces, a
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from hive_common.contracts.events import KvWrite
 from hive_common.contracts.limits import APPROVAL_ACTION_BYTES_MAX
 from hive_common.contracts.permissions import PERMISSIONS, Permissions
 from hive_common.kernel.errors import InvalidArgument
@@ -124,12 +125,12 @@ def kv_list_action(agent: str, namespace: str, prefix: str) -> Action:
     return _action(agent, "kv", "keys", {"namespace": namespace, "prefix": prefix})
 
 
-def kv_write_action(agent: str, namespace: str, key: str, value: bytes | None) -> Action:
+def kv_write_action(agent: str, namespace: str, write: KvWrite) -> Action:
     """Return the action of writing a value, or of deleting it."""
-    what: dict[str, Any] = {"namespace": namespace, "key": key}
-    if value is None:
+    what: dict[str, Any] = {"namespace": namespace, "key": write.key}
+    if isinstance(write.value, msgspec.UnsetType):
         return _action(agent, "kv", "delete", what)
-    return _action(agent, "kv", "put", {**what, "value": _extract(value)})
+    return _action(agent, "kv", "put", {**what, "value": _extract(bytes(write.value))})
 
 
 def model_action(
@@ -148,14 +149,15 @@ def model_action(
     return _action(agent, "model", endpoint, {"model": model, "request": request})
 
 
-def fork_action(agent: str, child: str, input_: bytes) -> Action:
-    """Return the action of starting a child task.
+def fork_action(agent: str, child: str, inputs: Sequence[bytes]) -> Action:
+    """Return the action of forking tasks, all with one call.
 
     Args:
-        child: name, or `name@version`, as the guest says it.
-        input_: JSON.
+        child: `name@version` of the tasks.
+        inputs: of each, JSON.
     """
-    return _action(agent, "fork", "run", {"agent": child, "input": _extract(input_)})
+    what = {"agent": child, "tasks": len(inputs), "inputs": _extract(b"[" + b",".join(inputs) + b"]")}
+    return _action(agent, "fork", "create", what)
 
 
 def scratch_action(agent: str, size_bytes: int) -> Action:
