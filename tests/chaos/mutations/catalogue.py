@@ -48,6 +48,7 @@ BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
 MONEY_TESTS = "services/llm-router/tests/test_money.py"
 HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
+SEEN_TESTS = "services/scheduler/tests/test_seen_by.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 
 
@@ -453,6 +454,38 @@ MUTATIONS = (
         "    if OpenAI.route(path) or Ollama.route(path) or _USER_PATHS.match(path):\n",
         "    if path:\n",
         (f"{KEY_TESTS}::test_what_is_not_named_a_key_of_users_may_not",),
+    ),
+    Mutation(
+        "keys: the gateway does not say whose jobs a key sees",
+        6,
+        "services/api-gateway/src/hive_gateway/peers.py",
+        '        only = "" if caller.scope == "admin" else caller.pseudonym\n',
+        '        only = ""\n',
+        (f"{KEY_TESTS}::test_every_call_to_a_peer_says_whose_jobs_its_key_sees",),
+    ),
+    Mutation(
+        "keys: every key sees every job",
+        6,
+        "services/scheduler/src/hive_scheduler/rpc.py",
+        "        if not only:\n",
+        "        if only is not None:\n",
+        (f"{SEEN_TESTS}::test_another_keys_job_is_one_that_does_not_exist",),
+    ),
+    Mutation(
+        "keys: lists have every job",
+        6,
+        "services/scheduler/src/hive_scheduler/queries.py",
+        "_JOBS_OF if caller else _JOBS",
+        "_JOBS",
+        (f"{SEEN_TESTS}::test_lists_have_the_jobs_of_the_key_that_asks_and_all_for_the_owner",),
+    ),
+    Mutation(
+        "keys: every key has every call explained",
+        6,
+        "services/llm-router/src/hive_router/models.py",
+        "        if rules.only and found.key != rules.key:\n",
+        "        if rules is None:\n",
+        ("services/llm-router/tests/test_host_calls.py::test_a_key_of_users_is_told_of_its_own_calls_only",),
     ),
     Mutation(
         "keys: what a caller of gRPC says of its key counts",
