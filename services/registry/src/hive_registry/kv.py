@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc.aio
@@ -14,6 +15,13 @@ from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, VersionConflict, body_of
 from hive_common.kernel.ids import derive_id
 from hive_common.permissions import check_kv
+from hive_common.permissions.actions import (
+    Action,
+    check_approved,
+    kv_list_action,
+    kv_read_action,
+    kv_write_action,
+)
 from hive_common.permissions.kept import is_key, is_namespace, is_prefix
 from hive_common.permissions.tokens import Claims, Verifier
 from hive_proto.values.v1 import values_pb2, values_pb2_grpc
@@ -66,7 +74,8 @@ class KvDesk:
         """Answer one request.
 
         Raises:
-            PermissionDenied: the token is none, another's, expired, or for another namespace.
+            PermissionDenied: the token is none, another's, expired, or for another namespace; or a person has to be
+                asked, and did not approve of this.
             InvalidArgument: the request.
             BudgetExhausted: the quota.
             FailedPrecondition: the attempt has ended.
@@ -81,6 +90,9 @@ class KvDesk:
             )
         claims = self._verifier.verify(request.token, executor=executor, now_us=self._clock.now_us())
         check_kv(claims.permissions, request.namespace)
+        if "kv" in claims.permissions.asks:
+            for action in _actions(claims.agent, request):
+                check_approved(claims.permissions, claims.approved, action)
         match request.op:
             case "get":
                 return await self.get(request.namespace, request.key)
@@ -211,6 +223,18 @@ def _check_namespace(namespace: str) -> None:
         raise InvalidArgument(
             f"namespace: got {namespace[:80]!r}; expected a-z, 0-9, `.`, `_` and `-`, at most 63", path="namespace"
         )
+
+
+def _actions(agent: str, request: KvRequest) -> Iterator[Action]:
+    """Yield what a request wants to do, as a person is asked about it."""
+    match request.op:
+        case "get":
+            yield kv_read_action(agent, request.namespace, request.key)
+        case "list":
+            yield kv_list_action(agent, request.namespace, request.prefix)
+        case "stage":
+            for write in request.writes:
+                yield kv_write_action(agent, request.namespace, write)
 
 
 def kv_refused(error: BaseException) -> KvReply:

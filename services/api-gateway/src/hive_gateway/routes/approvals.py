@@ -50,7 +50,7 @@ class ApprovalPage(View, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, forbid_unknown_fields=True):
-    """A decision over the action with this hash. The reason is kept in the log, and told to the agent if it is no."""
+    """A decision over the action with this hash. The reason is kept in the log, and of a refusal told the agent."""
 
     hash: str
     reason: str = ""
