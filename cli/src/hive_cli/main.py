@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from hive_cli.commands import (
     agent,
+    approvals,
     audit,
     doctor,
     executor,
@@ -67,6 +68,7 @@ agent.app.command("ungrant")(grant.ungrant)
 agent.app.command("revoke", hidden=True)(grant.ungrant)
 app.add_typer(agent.app, name="agent")
 executor.app.command("join")(join.join)
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(executor.app, name="executor")
 app.add_typer(extension.app, name="extension")
 model.app.command("usage")(spending.usage)
