@@ -189,6 +189,7 @@ OWN = {
 """Of these a key of users gets its own; that others are not there for it, scheduler and router see to."""
 SHARED = {
     "/v1/agents": {"GET"},
+    "/v1/agents/{name}": {"GET"},
     "/v1/agents/{name}/{version}": {"GET"},
     "/v1/agents/{name}/grants": {"GET"},
     "/v1/executors": {"GET"},
