@@ -18,9 +18,7 @@ from hive_executor.host import Means, granted, scratch
 from hive_executor.host.addresses import SystemResolver
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import FleetingKv
-from hive_executor.sandbox import RunnerPool
 
-from .conftest import limits, python
 from .scripted import Scripted
 
 
@@ -73,24 +71,6 @@ def test_each_permission_has_its_capability() -> None:
     assert set(granted(assignment(), EVERYTHING, means(Scripted()))) == {"model", "http", "kv", "fork"}
     assert scratch(EVERYTHING) == 4096
     assert scratch(NONE) == 0
-
-
-async def test_forking_is_refused_by_name_granted_or_not(pool: RunnerPool) -> None:
-    program = python(
-        "from hive import fork\n"
-        "def run(input):\n"
-        "    try:\n"
-        "        fork.run('square@1.0.0', {'n': 1})\n"
-        "    finally:\n"
-        "        return {}\n"
-    )
-    outcome = await pool.run(program, b"{}", limits())
-    assert (outcome.code, outcome.output) == ("permission_denied", None)
-    assert "`fork` is not granted" in outcome.message
-    capabilities = granted(assignment(), EVERYTHING, means(Scripted()))
-    outcome = await pool.run(program, b"{}", limits(), granted=capabilities)
-    assert (outcome.code, outcome.output) == ("permission_denied", None)
-    assert "`fork` is granted, which is not supported yet" in outcome.message
 
 
 async def test_what_a_person_would_have_to_be_asked_for_is_refused_by_name() -> None:

@@ -584,11 +584,13 @@ class Task(_message.Message):
     OUTPUT_DIGEST_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     ENDED_US_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     step: _builtins.str
     index: _builtins.int
-    """-1 where the step does not fork"""
+    """-1 where the step does not fork; of a child: its place among its parent's"""
     state: _builtins.str
     """blocked | ready | active | succeeded | failed | cancelled"""
     attempts: _builtins.int
@@ -600,6 +602,10 @@ class Task(_message.Message):
     output_digest: _builtins.str
     created_us: _builtins.int
     ended_us: _builtins.int
+    agent: _builtins.str
+    """name@version"""
+    parent: _builtins.str
+    """id of the task that forked this one; empty for those of the job file"""
     def __init__(
         self,
         *,
@@ -616,10 +622,12 @@ class Task(_message.Message):
         output_digest: _builtins.str = ...,
         created_us: _builtins.int = ...,
         ended_us: _builtins.int = ...,
+        agent: _builtins.str = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_us", b"created_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "output_digest", b"output_digest", "output_json", b"output_json", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempts", b"attempts", "created_us", b"created_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,12 +95,18 @@ class TaskError(View, frozen=True, kw_only=True):
 
 
 class Task(View, frozen=True, kw_only=True):
-    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt."""
+    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt.
+
+    `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
+    what that one forked.
+    """
 
     task_id: str
     job_id: str
     step: str
     index: int | None
+    agent: str
+    parent: str | None
     state: str
     attempts: int
     executor: str | None
@@ -446,6 +452,8 @@ def task(message: jobs_pb2.Task) -> Task:
         job_id=message.job_id,
         step=message.step,
         index=_index(message.index),
+        agent=message.agent,
+        parent=message.parent or None,
         state=message.state,
         attempts=message.attempts,
         executor=message.executor or None,

@@ -464,6 +464,8 @@ def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
                 output_digest="" if output is None else output.digest or "",
                 created_us=row["created_us"],
                 ended_us=row["ended_us"],
+                agent=row["agent"],
+                parent=row["parent"],
             )
         )
     return page

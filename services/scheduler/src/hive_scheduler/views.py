@@ -45,6 +45,7 @@ _TASK_COLUMNS: Final = (
     ("created_position", "bigint"),
     ("output_position", "bigint"),
     ("report_positions", "bigint[]"),
+    ("parent", "text"),
 )
 _TASK_KEY: Final = ("ns", "task_id")
 _TASK_CHANGES: Final = (
@@ -169,6 +170,7 @@ class TaskRow(msgspec.Struct):
     created_position: int
     output_position: int
     report_positions: list[int]
+    parent: str
 
 
 class _JobChange:
@@ -289,7 +291,7 @@ def _created(stored: Stored) -> TaskRow:
     index = -1 if event.index is None else event.index
     return TaskRow(
         stored.ns, stored.owner, stored.stream, event.job, event.step, index, event.agent, state, 0, "", "", "",
-        stored.ts_us, 0, stored.position, 0, [],
+        stored.ts_us, 0, stored.position, 0, [], event.parent or "",
     )  # fmt: skip
 
 
