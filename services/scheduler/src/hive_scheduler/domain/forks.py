@@ -4,12 +4,15 @@ A child is a task of its parent's step. It exists once its parent is decided, so
 attempt that was lost, or came late, no child was ever made.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from hive_common.contracts.events import Child
 from hive_common.kernel.ids import derive_child_id
+from hive_common.permissions.actions import fork_action
 
+from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.task import TaskState
 
 
@@ -88,6 +91,27 @@ class Forks:
             "families": {parent: (family.size, list(family.children)) for parent, family in self.families.items()},
             "below": dict(self.below),
         }
+
+
+def all_approved(task: TaskState, wanted: Sequence[Child], approvals: Iterable[ApprovalState]) -> bool:
+    """Say whether children are what a person approved of: each call of the guest that staged some is one action."""
+    approved = [
+        (one.hash, msgspec.json.decode(one.action)["what"])
+        for one in approvals
+        if one.task == task.id and one.permission == "fork" and one.status == "approved"
+    ]
+    inputs = [bytes(child.input) for child in wanted]
+    # Where calls may begin: what was approved of is found one behind the other, without a gap.
+    begins = {0}
+    for first in range(len(wanted)):
+        if first not in begins:
+            continue
+        for hash_, what in approved:
+            end = first + what["tasks"]
+            same = end <= len(wanted) and all(child.agent == what["agent"] for child in wanted[first:end])
+            if same and fork_action(task.agent, what["agent"], inputs[first:end]).hash == hash_:
+                begins.add(end)
+    return len(wanted) in begins
 
 
 def ancestors(task: TaskState, tasks: Mapping[str, TaskState]) -> Iterator[TaskState]:
