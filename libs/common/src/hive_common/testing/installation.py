@@ -19,6 +19,7 @@ import psutil
 from hive_common.testing.faults import enter_network
 
 HIVE = Path(sys.executable).with_name("hive")
+APPROVAL_ENDS = {"ApprovalDecided", "ApprovalExpired"}
 TERMINAL = {"TaskSucceeded", "TaskFailed", "TaskCancelled", "JobSucceeded", "JobFailed", "JobCancelled"}
 
 
@@ -198,6 +199,6 @@ def assert_exactly_once(events: Iterable[dict[str, Any]]) -> None:
     streams = set()
     for event in events:
         streams.add(event["stream"])
-        terminal[event["stream"]] += event["type"] in TERMINAL
+        terminal[event["stream"]] += event["type"] in TERMINAL | APPROVAL_ENDS
     wrong = {stream: terminal[stream] for stream in streams if terminal[stream] != 1}
     assert not wrong, f"terminal events by stream: {wrong}"
