@@ -69,7 +69,7 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
     if traceback:
         out.print(escape(clean(traceback)), style="dim")
     rows = (
-        (t["task_id"], _shown_at(depth, t), t["state"], str(t["attempts"]), _who(t, names), _error(t))
+        (t["task_id"], _shown_at(depth, t), _state(t), str(t["attempts"]), _who(t, names), _error(t))
         for depth, t in _below_parents(tasks)
     )
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
@@ -83,8 +83,14 @@ def _print_job(job: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(job['name'])}[/bold] {job['job_id']}   {job['state']}   {counts}")
     ended = f", ended {iso(job['ended_us'])}" if job["ended_us"] else f", deadline {iso(job['deadline_us'])}"
     out.print(f"submitted {iso(job['submitted_us'])}{ended}   {_attempts(job['attempts'])}", style="dim")
+    if waiting := job.get("approvals_open"):
+        out.print(f"{waiting} wait for your decision: hive approvals list --job {job['job_id']}")
     if job.get("error"):
         out.print(f"[red]{escape(clean(job['error']['code'] + ': ' + job['error']['message']))}[/red]")
+
+
+def _state(task: dict[str, Any]) -> str:
+    return f"{task['state']}, waits for a person" if task.get("approvals_open") else str(task["state"])
 
 
 @app.command("watch")

@@ -61,7 +61,7 @@ class Job(View, frozen=True, kw_only=True):
     """A job. A job that succeeded has its output in `output`, or as a blob under `output_digest`.
 
     `state` is running, cancelling, succeeded, failed or cancelled. `position` is the last event of the log that
-    this view has seen.
+    this view has seen. So many things wait until a person decides as `approvals_open` says.
     """
 
     job_id: str
@@ -78,6 +78,7 @@ class Job(View, frozen=True, kw_only=True):
     error: JobError | None = None
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
+    approvals_open: int = 0
 
 
 class JobPage(View, frozen=True, kw_only=True):
@@ -98,7 +99,7 @@ class Task(View, frozen=True, kw_only=True):
     """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt.
 
     `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
-    what that one forked.
+    what that one forked. `approvals_open` are those that its attempt waits for.
     """
 
     task_id: str
@@ -115,6 +116,7 @@ class Task(View, frozen=True, kw_only=True):
     error: TaskError | None = None
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
+    approvals_open: tuple[str, ...] = ()
 
 
 class TaskPage(View, frozen=True, kw_only=True):
@@ -439,6 +441,7 @@ def job(message: jobs_pb2.Job) -> Job:
         error=error,
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
+        approvals_open=message.approvals_open,
     )
 
 
@@ -462,6 +465,7 @@ def task(message: jobs_pb2.Task) -> Task:
         error=error,
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
+        approvals_open=tuple(message.approvals_open),
     )
 
 

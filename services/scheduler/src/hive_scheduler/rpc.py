@@ -21,6 +21,7 @@ from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.commits import Committed
 from hive_scheduler.dispatch import Dispatcher
+from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.domain.task import STATUSES
 from hive_scheduler.engine import Engine
@@ -89,7 +90,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         steps = await self._queries.steps([request.job_id])
         ended = row["ended_position"]
         outputs = await self._queries.outputs([ended]) if row["state"] == "succeeded" else {}
-        return _job(row, steps[request.job_id], position, outputs.get(ended))
+        return _job(row, steps[request.job_id], position, outputs.get(ended), self._open(request.job_id))
 
     async def List(self, request: jobs_pb2.ListRequest, context: Any) -> jobs_pb2.ListResponse:
         """Return jobs, newest first: all of them, or those of the key that asks."""
@@ -100,7 +101,9 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         only = rules_of(context.invocation_metadata()).only
         rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50), only)
         steps = await self._queries.steps([row["job_id"] for row in rows])
-        return jobs_pb2.ListResponse(jobs=[_job(row, steps[row["job_id"]], position, None) for row in rows])
+        return jobs_pb2.ListResponse(
+            jobs=[_job(row, steps[row["job_id"]], position, None, self._open(row["job_id"])) for row in rows]
+        )
 
     async def Tasks(self, request: jobs_pb2.TasksRequest, context: Any) -> jobs_pb2.TasksResponse:
         """Return tasks of a job."""
@@ -113,7 +116,7 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
         positions = [row["output_position"] for row in rows if row["state"] == "succeeded"]
         outputs = await self._queries.outputs(positions)
-        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs))
+        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs, self._open(request.job_id)))
 
     async def Logs(self, request: jobs_pb2.LogsRequest, context: Any) -> jobs_pb2.LogsResponse:
         """Return the logs of attempts, as they were reported."""
@@ -226,6 +229,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         while page := await self._queries.history(job_id, position):
             position = page[-1].position
             yield [_stored_event(stored) for stored in page]
+
+    def _open(self, job_id: str) -> list[ApprovalState]:
+        """Return the approvals for which attempts of a job wait; they are in no view."""
+        job = self._engine.jobs.get(job_id)
+        return [] if job is None else [one for one in job.approvals.values() if one.status == "pending"]
 
     async def _seen(self, position: int) -> None:
         """Wait until the views have seen a position of the log."""
@@ -416,7 +424,9 @@ def _counts(rows: Iterable[Row]) -> jobs_pb2.TaskCounts:
     return jobs_pb2.TaskCounts(total=sum(totals.values()), **totals)
 
 
-def _job(row: Row, steps: list[Row], position: int, output: Value | None) -> jobs_pb2.Job:
+def _job(
+    row: Row, steps: list[Row], position: int, output: Value | None, approvals: list[ApprovalState]
+) -> jobs_pb2.Job:
     return jobs_pb2.Job(
         job_id=row["job_id"],
         name=row["name"],
@@ -436,10 +446,11 @@ def _job(row: Row, steps: list[Row], position: int, output: Value | None) -> job
         steps=[
             jobs_pb2.StepCounts(step=step["step"], agent=step["agent"], tasks=_counts([step])) for step in steps
         ],
+        approvals_open=len(approvals),
     )
 
 
-def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
+def _page(rows: list[Row], outputs: dict[int, Value], approvals: list[ApprovalState]) -> list[jobs_pb2.Task]:
     """Return tasks with their outputs; not all of them where the outputs would not fit into one answer."""
     page: list[jobs_pb2.Task] = []
     byte_count = 0
@@ -466,6 +477,7 @@ def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
                 ended_us=row["ended_us"],
                 agent=row["agent"],
                 parent=row["parent"],
+                approvals_open=[one.id for one in approvals if one.task == row["task_id"]],
             )
         )
     return page
