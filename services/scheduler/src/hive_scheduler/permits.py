@@ -14,7 +14,7 @@ from hive_common.permissions.grants import effective
 from hive_common.permissions.tokens import Claims, Minter
 
 from hive_scheduler.catalogue import Catalogue
-from hive_scheduler.domain.forks import ancestors
+from hive_scheduler.domain.forks import all_approved, ancestors
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.task import TaskState
 
@@ -91,8 +91,8 @@ class Permits:
             PermissionDenied: it may not have all of them.
         """
         allowed = self.of_task(job, task)
-        if "fork" in allowed.asks:
-            raise denied("fork", "is granted with a question at each use, and nobody was asked")
+        if "fork" in allowed.asks and not all_approved(task, wanted, job.approvals.values()):
+            raise denied("fork", "is granted with a question at each use, and nobody approved of just this")
         for made, child in enumerate(wanted):
             check_fork(allowed, child.agent, made=made, depth=1)
             if child.agent not in job.agents:
