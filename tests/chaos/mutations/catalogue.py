@@ -45,6 +45,8 @@ TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
 SELECTION_TESTS = "services/llm-router/tests/domain/test_selection.py"
 BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
 BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
+ROUTER_TOKENS = "services/llm-router/src/hive_router/tokens.py"
+ROUTER_TOKEN_TESTS = "services/llm-router/tests/test_tokens.py"
 MONEY_TESTS = "services/llm-router/tests/test_money.py"
 HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
@@ -419,6 +421,60 @@ MUTATIONS = (
         "            self._end(self._hold.need)\n",
         "            self._end(Amount())\n",
         (f"{MONEY_TESTS}::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "token: where data of a job may go is the device's word",
+        7,
+        ROUTER_TOKENS,
+        "pin=narrowest(narrowest(claims.pin, permission.pin), call.pin),",
+        "pin=narrowest(permission.pin, call.pin),",
+        (ROUTER_TOKEN_TESTS,),
+    ),
+    Mutation(
+        "token: whether texts of a job are kept is the device's word",
+        7,
+        ROUTER_TOKENS,
+        "counts_only=claims.counts_only or call.counts_only,",
+        "counts_only=call.counts_only,",
+        (ROUTER_TOKEN_TESTS,),
+    ),
+    Mutation(
+        "token: an attempt has all that it may generate in each call",
+        4,
+        "services/llm-router/src/hive_router/attempts.py",
+        "        self._spent[key] = spent + reserved\n",
+        "        self._spent[key] = 0\n",
+        (f"{ROUTER_TOKEN_TESTS}::test_calls_of_an_attempt_generate_together_what_was_granted",),
+    ),
+    Mutation(
+        "kill order: what it ended calls models again once it is lifted",
+        9,
+        ROUTER_TOKENS,
+        "        if entry is not None:\n",
+        "        if False:\n",
+        ("services/llm-router/tests/test_kills.py::test_a_guest_of_what_is_stopped_calls_no_model",),
+    ),
+    Mutation(
+        "kill order: one that comes while a model is looked for is not seen",
+        9,
+        "services/llm-router/src/hive_router/waterfall.py",
+        "        if (refused := self._refused(call)) is not None:\n",
+        "        if False:\n",
+        (
+            "services/llm-router/tests/test_kills.py"
+            "::test_an_order_that_comes_while_a_model_is_looked_for_holds",
+        ),
+    ),
+    Mutation(
+        "kill order: a stopped device is asked for its models",
+        9,
+        SELECTION,
+        '    ("killed", _killed),\n',
+        "",
+        (
+            "services/llm-router/tests/test_kills.py"
+            "::test_what_is_asked_of_a_device_that_is_stopped_ends_and_goes_to_no_such_device_again",
+        ),
     ),
     Mutation(
         "paid calls: one that may have come there is sent again",

@@ -109,7 +109,14 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             await stop.wait()
             return
         outside = await process.outside(fleet, treasury, ledger, reader)
-        kills = await process.kills(client, lambda: waterfall.stop_refused())
+
+        def obey() -> None:
+            admission.killed = kills.verifier.stopped.executors
+            for executor in admission.killed:
+                pool.gone(executor)
+            waterfall.stop_refused()
+
+        kills = await process.kills(client, obey)
         waterfall = Waterfall(
             fleet,
             admission,
@@ -122,7 +129,8 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             outside=outside,
             refused=partial(refused, kills),
         )
-        tokens = CapabilityTokens(config.token_public_key, clock)
+        obey()
+        tokens = CapabilityTokens(config.token_public_key, clock, kills)
         executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings, tokens)
         stack.push_async_callback(executor_calls.close)
         devices.on_gone += [pool.gone, executor_calls.gone]

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
@@ -17,6 +17,9 @@ from hive_router.cloud import Passage
 from hive_router.domain.budgets import NOTHING
 from hive_router.domain.selection import Ask, BackEnd
 from hive_router.paying import Reserved
+
+CANCELLED: Final = "cancelled"
+"""Outcome of a call whose caller went away."""
 
 
 class Flight:

@@ -22,11 +22,12 @@ from hive_common.kernel.errors import (
 )
 
 from hive_router.admission import Admission, Place
+from hive_router.attempts import Attempts
 from hive_router.bodies import prepared
 from hive_router.cloud import Cloud
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
-from hive_router.flight import Flight
+from hive_router.flight import CANCELLED, Flight
 from hive_router.metrics import RETRIES, count, first_byte
 from hive_router.paying import Reserved
 from hive_router.providers import Providers
@@ -42,9 +43,6 @@ PIECE_BYTES_MAX: Final = 4 * 1024 * 1024
 """A message of gRPC has 16 MiB at most, and what holds one holds all of it."""
 
 REASON_PERHAPS_PAID: Final = "perhaps_paid"
-
-CANCELLED: Final = "cancelled"
-"""Outcome of a call whose caller went away."""
 
 Way = Callable[[ModelCall, BackEnd], Awaitable[Answer]]
 """Begins a call at a back end. Raises what `Completer.complete` raises."""
@@ -143,6 +141,7 @@ class Waterfall:
         self._missing = missing
         self._outside = outside
         self._refused = refused
+        self._attempts = Attempts()
         self._flights: set[Flight] = set()
 
     async def complete(self, call: ModelCall, asker: Asker) -> Answer:
@@ -154,14 +153,16 @@ class Waterfall:
             RateLimited: too many wait.
             Unavailable: nobody who may have it can be reached; says why.
             DeadlineExceeded: its time is up.
-            BudgetExhausted: only a provider could serve it, and that may not cost what it would.
+            BudgetExhausted: only a provider could serve it, and that may not cost what it would; or the attempt has
+                generated all that it may.
             PermissionDenied: likewise; or a kill order stops it.
         """
-        if (refused := self._refused(call)) is not None:
-            raise refused
         if not self._fleet.serving(call.model):
             await self._missing()
-        flight = Flight(call, prepared(call), owner=asker.owner, subject=asker.subject, actor=asker.actor)
+        # From here to where it is known as a flight, which an order stops, nothing is awaited.
+        if (refused := self._refused(call)) is not None:
+            raise refused
+        flight = self._flight(call, asker)
         self._begun(flight)
         self._flights.add(flight)
         try:
@@ -179,6 +180,15 @@ class Waterfall:
         except Exception as error:
             self._end(flight, body_of(error).code)
             raise
+
+    def _flight(self, call: ModelCall, asker: Asker) -> Flight:
+        call = self._attempts.reserve(call)
+        try:
+            body = prepared(call)
+        except HiveError:
+            self._attempts.release(call)
+            raise
+        return Flight(call, body, owner=asker.owner, subject=asker.subject, actor=asker.actor)
 
     def stop_refused(self) -> None:
         """End the calls on their way that a kill order stops."""
@@ -269,6 +279,7 @@ class Waterfall:
     def _end(self, flight: Flight, code: str) -> None:
         flight.end(code)
         self._flights.discard(flight)
+        self._attempts.ended(flight)
         tally = flight.tally
         count(flight.call.model, flight.route, code, tally.prompt_tokens, tally.completion_tokens)
         self._finished(flight)

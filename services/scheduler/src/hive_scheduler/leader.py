@@ -146,7 +146,7 @@ class Leader:
         self._catalogue_reader = LogReader(dsn)
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed, self._signers_changed)
         self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
-        permits = Permits(self.catalogue, clock, minter)
+        permits = Permits(self.catalogue, clock, minter, self.kills)
         self.dispatcher = Dispatcher(
             self.engine, self.fleet, self.catalogue, self.kills, permits, clock, epoch, lease_ms
         )

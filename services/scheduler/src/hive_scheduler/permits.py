@@ -7,6 +7,7 @@ import msgspec
 from hive_common.contracts.events import AgentRef, Child
 from hive_common.contracts.limits import CAPABILITY_TOKEN_CHARACTERS_MAX
 from hive_common.contracts.permissions import NONE, Permissions
+from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
 from hive_common.permissions import check_fork, delegated, denied
@@ -30,12 +31,14 @@ class Permits:
         catalogue: knows grants, and the keys of executors.
         clock: says whether a grant has expired.
         minter: makes tokens; without one, agents that ask for anything cannot be used.
+        kills: what is stopped; a token names the newest order that was known when it was made.
     """
 
-    def __init__(self, catalogue: Catalogue, clock: Clock, minter: Minter | None) -> None:
+    def __init__(self, catalogue: Catalogue, clock: Clock, minter: Minter | None, kills: KillLog) -> None:
         self._catalogue = catalogue
         self._clock = clock
         self._minter = minter
+        self._kills = kills
 
     async def granted(self, agents: Mapping[str, AgentRef]) -> dict[str, AgentRef]:
         """Return the agents of a new job with what each may do.
@@ -144,6 +147,9 @@ class Permits:
                 task=task.id,
                 attempt=attempt,
                 agent=task.agent,
+                pin=job.pin,
+                counts_only=job.counts_only,
+                kill_epoch=self._kills.verifier.epoch,
                 permissions=permissions,
                 approved=approved,
                 expires_us=self._clock.now_us() + (task.timeout_ms + TOKEN_GRACE_MS) * 1_000,

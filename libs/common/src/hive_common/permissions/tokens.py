@@ -47,6 +47,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         key: that executor's public nkey.
         job, task, attempt: whose token it is.
         agent: `name@version` of what runs in it.
+        pin: where data of its job may go; empty: anywhere.
+        counts_only: of model calls of its job no prompt and no completion are kept.
+        kill_epoch: newest kill order that was known when it was made. What a later one has stopped is over, also
+            when that is lifted.
         permissions: what that attempt may do.
         expires_us: from then on it says nothing.
         approved: hashes of the actions that a person approved (`hive_common.permissions.actions`).
@@ -60,6 +64,9 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     permissions: Permissions
     expires_us: int
     agent: str = ""
+    pin: str = ""
+    counts_only: bool = False
+    kill_epoch: int = 0
     approved: tuple[str, ...] = ()
 
 
