@@ -1,8 +1,7 @@
-"""Actions as a person sees them: nothing moves a cursor, turns text around or hides in it, and it is not too much."""
+"""Actions as a person sees them: nothing moves a cursor, turns text around or hides in it, nor is it too much."""
 
 import hashlib
 import re
-import unicodedata
 from typing import Any, Final
 
 import msgspec
@@ -18,9 +17,6 @@ _ESCAPES: Final = re.compile(
     "|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"
     "|\x1b[ -/]*[0-~]?"
 )
-# Cc controls, Cf format characters (all bidi marks are among them), Zl and Zp breaks, Cs halves of surrogates,
-# Co private use, Cn unassigned.
-_UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
 
 
 def plain(text: str, characters_max: int = LINE_CHARACTERS_MAX) -> str:
@@ -28,11 +24,7 @@ def plain(text: str, characters_max: int = LINE_CHARACTERS_MAX) -> str:
 
     What is beyond the limit is told by its size and digest.
     """
-    seen = "".join(
-        " " if one in "\n\t\r" else one
-        for one in _ESCAPES.sub("", text)
-        if one in "\n\t\r" or unicodedata.category(one) not in _UNSEEN
-    )
+    seen = "".join(one if one.isprintable() else " " if one.isspace() else "" for one in _ESCAPES.sub("", text))
     if len(seen) <= characters_max:
         return seen
     rest = seen[characters_max:].encode()
