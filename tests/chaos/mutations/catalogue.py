@@ -460,10 +460,7 @@ MUTATIONS = (
         "services/llm-router/src/hive_router/waterfall.py",
         "        if (refused := self._refused(call)) is not None:\n",
         "        if False:\n",
-        (
-            "services/llm-router/tests/test_kills.py"
-            "::test_an_order_that_comes_while_a_model_is_looked_for_holds",
-        ),
+        ("services/llm-router/tests/test_kills.py::test_an_order_that_comes_while_a_model_is_looked_for_holds",),
     ),
     Mutation(
         "kill order: a stopped device is asked for its models",
