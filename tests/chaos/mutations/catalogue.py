@@ -52,6 +52,8 @@ HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
 SEEN_TESTS = "services/scheduler/tests/test_seen_by.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
+FORK_TESTS = "services/scheduler/tests/test_forks.py"
+DELEGATION_TESTS = "services/scheduler/tests/test_delegation.py"
 
 
 @dataclass(frozen=True)
@@ -282,9 +284,36 @@ MUTATIONS = (
         "grants: nobody looks again when an attempt is given out",
         6,
         DISPATCH,
-        "self._permits.permissions(agent))",
+        "self._permits.of_task(job, task))",
         "agent.permissions)",
         (f"{PERMITS_TESTS}::test_a_grant_that_is_taken_back_keeps_attempts_from_being_given_out",),
+    ),
+    Mutation(
+        "forks: the scheduler makes what a device says was forked",
+        6,
+        REPORTS,
+        "            command = self._allowed(*found, command)\n",
+        "            pass\n",
+        (f"{FORK_TESTS}::test_a_device_that_lies_gets_no_child_made",),
+    ),
+    Mutation(
+        "forks: a child may do whatever its agent may",
+        6,
+        LATTICE,
+        "    return meet(parent, own)\n",
+        "    return own\n",
+        (f"{DELEGATION_TESTS}::test_no_token_of_a_child_says_what_its_parents_does_not",),
+    ),
+    Mutation(
+        "forks: each task below one has all that the one was granted",
+        6,
+        "services/scheduler/src/hive_scheduler/permits.py",
+        "if fork is None or below > fork.max:",
+        "if fork is None:",
+        (
+            f"{DELEGATION_TESTS}::test_nobody_forks_more_deeper_or_others_than_any_above_was_granted",
+            f"{FORK_TESTS}::test_tasks_share_what_an_ancestor_was_granted_also_in_one_batch_of_reports",
+        ),
     ),
     Mutation(
         "tokens: another executor's is as good",
