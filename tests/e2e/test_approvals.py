@@ -161,3 +161,38 @@ def test_what_is_denied_does_not_happen_and_says_by_which_permission(
     assert "denied" not in web.bodies
     # It is decided, once.
     assert decided(gateway, approval, "approve").status_code == 409
+
+
+def test_what_waits_survives_the_scheduler_and_its_executor(
+    asking: Installation, web: Web, gateway: httpx.Client
+) -> None:
+    job = submitted(asking, web, "survives")
+    before = waiting(asking, job)
+    shown = asking.hive("job", "show", job).stdout
+    assert "1 wait for your decision" in shown and "active, waits for a person" in shown
+    pids = asking.pids()
+    asking.kill(pids["scheduler"])
+    executors = [one for one in pids if one.startswith("executor")]
+    for one in executors:
+        asking.kill(pids[one])
+    # The attempts are lost with their executor, and the task's next one asks for the same.
+    after: list[dict[str, Any]] = []
+
+    def asks_again() -> bool:
+        try:
+            after[:] = asking.get("/v1/approvals", job=job)["approvals"]
+            return bool(after) and asking.get(f"/v1/jobs/{job}")["attempts"] == 2
+        except OSError:
+            return False
+
+    wait_until(asks_again, 110, "the next attempt runs")
+    assert after == [before]
+    assert decided(gateway, before, "approve").status_code == 200
+    found = ended(asking, job)
+    assert (found["state"], found["output"]) == ("succeeded", {"status": 200})
+    assert web.bodies.count("survives") == 1
+    events = asking.events(job)
+    assert_exactly_once(events)
+    assert [event["type"] for event in events].count("ApprovalRequested") == 1
+    assert asking.verify()["ok"]
+    asking.wait_ready()

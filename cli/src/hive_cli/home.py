@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from hive_common.contracts.limits import APPROVAL_MS
 from hive_common.inference.config import BackEndConfig
 from hive_common.inference.providers import ProviderConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
@@ -67,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`hive.json`: what a home's first `up` chose and every later one uses. No secrets.
 
     `public` is the address under which other machines connect, empty where none may; `providers` are of models
-    outside, which cost money.
+    outside, which cost money. `approval_ms` is how long people may take to decide what agents ask, and how long
+    that holds for later attempts of the same task.
     """
 
     owner: str
@@ -77,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     public: str = ""
     models: ModelSettings = ModelSettings()
     providers: tuple[ProviderConfig, ...] = ()
+    approval_ms: int = APPROVAL_MS
     version: int = SETTINGS_VERSION
 
 

@@ -28,9 +28,10 @@ from hive_common.contracts.permissions import HttpPermission, KvPermission, Perm
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import InvalidArgument, NotFound
+from hive_common.kernel.errors import InvalidArgument, NotFound, PermissionDenied
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
+from hive_common.permissions.actions import kv_list_action, kv_read_action, kv_write_action
 from hive_common.permissions.tokens import Claims, Minter, new_key, public_key
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database, NatsServer
@@ -346,3 +347,34 @@ async def test_a_view_that_is_made_anew_from_the_log_is_the_same(
         async with registry_of(kv_config, database, nats_server) as kv:
             assert await kv.get("last") == 0
         assert await dump() == before
+
+
+async def test_where_a_person_is_asked_only_what_was_approved_is_read_or_staged(kv: Kv) -> None:
+    asking = Permissions(kv=KvPermission("notes", MIB), asks=("kv",))
+    task, agent = new_id(), "a@1.0.0"
+    approved = (
+        kv_read_action(agent, "notes", "a").hash,
+        kv_list_action(agent, "notes", "b/").hash,
+        kv_write_action(agent, "notes", put("a", 1)).hash,
+        kv_write_action(agent, "notes", KvWrite("b")).hash,
+    )
+
+    async def refused(op: str, hashes: tuple[str, ...] = approved, agent: str = agent, **more: Any) -> str:
+        shown = token(task, permissions=asking, agent=agent, approved=hashes)
+        reply = await kv.ask(op, shown, **more)
+        if reply.error is None:
+            return ""
+        assert reply.error.fields["permission"] == "kv"
+        return reply.error.code
+
+    denied = PermissionDenied.code
+    assert await refused("get", key="b") == await refused("get", (), key="a") == denied
+    assert await refused("get", key="a", agent="b@1.0.0") == denied
+    assert await refused("list", prefix="", limit=2) == denied
+    # One write that nobody approved of, and none of them is staged.
+    for other in (put("a", 2), put("c", 1), KvWrite("a")):
+        assert await refused("stage", writes=(put("a", 1), other)) == denied
+    assert not await kv.staged()
+    assert await refused("get", key="a") == await refused("list", prefix="b/", after="b/1", limit=2) == ""
+    assert await refused("stage", writes=(put("a", 1), KvWrite("b"))) == ""
+    assert len(await kv.staged()) == 1

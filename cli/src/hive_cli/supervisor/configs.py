@@ -133,7 +133,7 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
             "owner_cloud": settings.models.cloud,
         }
     if service == names.SCHEDULER:
-        return {"token_key_file": str(home.secret_file(TOKEN_KEY))}
+        return {"token_key_file": str(home.secret_file(TOKEN_KEY)), "approval_ms": settings.approval_ms}
     return {}
 
 
