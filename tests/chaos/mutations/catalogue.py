@@ -51,6 +51,12 @@ MONEY_TESTS = "services/llm-router/tests/test_money.py"
 HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
 SEEN_TESTS = "services/scheduler/tests/test_seen_by.py"
+APPROVAL = "services/scheduler/src/hive_scheduler/domain/approval.py"
+APPROVAL_LAWS = "services/scheduler/tests/domain/test_approvals.py"
+APPROVAL_TESTS = "services/scheduler/tests/test_approvals.py"
+ACTION_TESTS = "libs/common/tests/permissions/test_actions.py"
+APPROVED_CALLS = "services/llm-router/tests/test_approved_calls.py"
+DEVICE_APPROVALS = "executor/tests/sandbox/test_approvals.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
 FORK_TESTS = "services/scheduler/tests/test_forks.py"
 DELEGATION_TESTS = "services/scheduler/tests/test_delegation.py"
@@ -314,6 +320,62 @@ MUTATIONS = (
             f"{DELEGATION_TESTS}::test_nobody_forks_more_deeper_or_others_than_any_above_was_granted",
             f"{FORK_TESTS}::test_tasks_share_what_an_ancestor_was_granted_also_in_one_batch_of_reports",
         ),
+    ),
+    Mutation(
+        "approvals: who saw one action approves of whatever it is",
+        6,
+        APPROVAL,
+        "    if hash_ != approval.hash:\n",
+        "    if False:\n",
+        (APPROVAL_LAWS, f"{APPROVAL_TESTS}::test_a_person_approves_once_and_the_log_says_who"),
+    ),
+    Mutation(
+        "approvals: one ends as often as somebody decides",
+        2,
+        APPROVAL,
+        'if found is None or found.status != "pending":',
+        "if found is None:",
+        (APPROVAL_LAWS,),
+    ),
+    Mutation(
+        "approvals: with one, everything is approved",
+        6,
+        "libs/common/src/hive_common/permissions/actions.py",
+        "if action.permission in permissions.asks and action.hash not in approved:",
+        "if action.permission in permissions.asks and not approved:",
+        (ACTION_TESTS, APPROVED_CALLS),
+    ),
+    Mutation(
+        "approvals: the registry believes a device that it asked",
+        6,
+        "services/registry/src/hive_registry/kv.py",
+        "                check_approved(claims.permissions, claims.approved, action)\n",
+        "                pass\n",
+        (f"{KV_TESTS}::test_where_a_person_is_asked_only_what_was_approved_is_read_or_staged",),
+    ),
+    Mutation(
+        "approvals: the router believes a device that it asked",
+        6,
+        "services/llm-router/src/hive_router/tokens.py",
+        "            check_approved(claims.permissions, claims.approved, action)\n",
+        "            pass\n",
+        (APPROVED_CALLS,),
+    ),
+    Mutation(
+        "approvals: a device asks nobody",
+        6,
+        "executor/src/hive_executor/host/approval.py",
+        "        if not self.asks(permission):\n",
+        "        if True:\n",
+        (f"{DEVICE_APPROVALS}::test_the_same_is_asked_once_and_anything_else_anew",),
+    ),
+    Mutation(
+        "approvals: whoever asks again and again has no end",
+        4,
+        "services/scheduler/src/hive_scheduler/approvals.py",
+        '        if approval.status == "pending":\n            self._dispatcher.waits(*key)\n',
+        '        self._dispatcher.waits(*key)\n        if approval.status == "pending":\n',
+        (f"{APPROVAL_TESTS}::test_who_has_the_answer_gets_no_more_time_by_asking_again",),
     ),
     Mutation(
         "tokens: another executor's is as good",
