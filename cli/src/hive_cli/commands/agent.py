@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from hive_common.contracts.permissions import NONE
 from hive_common.kernel.clock import iso
-from hive_common.kernel.errors import HiveError, InvalidArgument
+from hive_common.kernel.errors import HiveError, InvalidArgument, PermissionDenied
 from rich.markup import escape
 
 from hive_cli import author_keys
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from hive_cli.api import Api
 
-app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, publish it.")
+app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, sign and publish it, grant what it asks for.")
 app.add_typer(agent_key.app, name="key")
 
 
@@ -143,7 +143,10 @@ def push(
     with connect(home) as api:
         for folder, package in packages:
             signature = sign(package.digest, package.manifest.name, signing_key)
-            version = publish(api, str(folder), package, signature)
+            try:
+                version = publish(api, str(folder), package, signature)
+            except PermissionDenied as error:
+                raise _about_own_key(error, signature, key) from error
             versions.append(version)
             tell_of_published(api, version, package, grant, as_json)
     if as_json:
@@ -206,6 +209,14 @@ def tell_of_published(
         err.print(f"[yellow]it was yanked, and no new job may use it:[/yellow] {clean(version['yank_reason'])}")
     if package.manifest.asked != NONE:
         (grant_all if grant else tell_what_is_missing)(api, package.manifest, err if as_json else out)
+
+
+def _about_own_key(error: PermissionDenied, signature: "Signature", name: str | None) -> PermissionDenied:
+    """Return the refusal of a key of this home in terms of its name."""
+    if name is None or "/" in name or error.fields.get("public_key") != signature.signer:
+        return error
+    said = error.message.replace(f"{signature.signer} --name WHOSE", name).replace("if you know whose it is: ", "")
+    return PermissionDenied(said, **error.fields)
 
 
 def publish(api: "Api", where: str, package: "AgentPackage", signature: "Signature") -> dict[str, Any]:
