@@ -10,6 +10,7 @@ import pytest
 from hive_common.inference.ollama import Ollama
 from hive_common.inference.openai import OpenAI
 from hive_common.kernel.errors import PermissionDenied
+from hive_common.kernel.ids import new_id
 from hive_common.rpc.client import bearer, call
 from hive_common.rpc.rules import KeyRules, metadata_of, rules_of
 from hive_gateway.keys import Caller
@@ -122,6 +123,8 @@ async def test_a_key_of_users_administers_nothing(world: World) -> None:
             ("POST", "/v1/executors/e/revoke"),
             ("POST", "/v1/executors/e/drain"),
             ("POST", "/v1/agents"),
+            ("GET", "/v1/approvals"),
+            ("POST", f"/v1/approvals/{new_id()}/approve"),
             ("GET", "/v1/control/kill"),
             ("POST", "/v1/control/kill"),
             ("GET", "/v1/audit/export"),
