@@ -47,6 +47,8 @@ BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
 BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
 ROUTER_TOKENS = "services/llm-router/src/hive_router/tokens.py"
 ROUTER_TOKEN_TESTS = "services/llm-router/tests/test_tokens.py"
+TREASURY = "services/llm-router/src/hive_router/treasury.py"
+TREASURY_TESTS = "services/llm-router/tests/test_treasury.py"
 MONEY_TESTS = "services/llm-router/tests/test_money.py"
 HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
@@ -563,6 +565,22 @@ MUTATIONS = (
             "services/llm-router/tests/test_kills.py"
             "::test_what_is_asked_of_a_device_that_is_stopped_ends_and_goes_to_no_such_device_again",
         ),
+    ),
+    Mutation(
+        "budget: a subject is forgotten while a call of it runs",
+        7,
+        TREASURY,
+        "return not busy and self.waiting == NOTHING and self.purse.held == NOTHING",
+        "return not busy and self.waiting == NOTHING",
+        (f"{TREASURY_TESTS}::test_what_a_call_is_under_way_for_is_not_forgotten",),
+    ),
+    Mutation(
+        "budget: the books of jobs that are over stay",
+        4,
+        TREASURY,
+        "        await self._make_room()\n",
+        "",
+        (f"{TREASURY_TESTS}::test_a_hundred_thousand_jobs_leave_no_more_behind_than_a_thousand",),
     ),
     Mutation(
         "paid calls: one that may have come there is sent again",

@@ -100,6 +100,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         ledger = await process.ledger(database, reader, money_wake, usage_wake)
         treasury = Treasury(writer, ledger.account, clock, owner=config.owner, ns=config.ns)
         stack.push_async_callback(treasury.close)
+        process.background(treasury.run(), "budgets that nobody calls for")
         try:
             treasury.know(await ledger.limits())
         except Unavailable:
