@@ -215,7 +215,9 @@ def _about_own_key(error: PermissionDenied, signature: "Signature", name: str | 
     """Return the refusal of a key of this home in terms of its name."""
     if name is None or "/" in name or error.fields.get("public_key") != signature.signer:
         return error
-    said = error.message.replace(f"{signature.signer} --name WHOSE", name).replace("if you know whose it is: ", "")
+    said = error.message.replace(f"{signature.signer} --name WHOSE", name).replace(
+        "if you know whose it is", "to trust it"
+    )
     return PermissionDenied(said, **error.fields)
 
 
