@@ -8,45 +8,16 @@ from hive_proto.approvals.v1 import approvals_pb2
 from msgspec import Struct
 from starlette.responses import Response
 
+from hive_gateway.approval_views import Approval, ApprovalPage, approval
 from hive_gateway.bodies import read_command
 from hive_gateway.documents import answers, struct_body
 from hive_gateway.peers import Peers
 from hive_gateway.replies import reply
 from hive_gateway.upstream import UpstreamDep
-from hive_gateway.views import View
 
 _ID = ID_PATTERN.pattern.replace(r"\Z", "$")
 ApprovalId = Annotated[str, Path(pattern=f"^{_ID}", description="id of an approval")]
 OfJob = Annotated[str, Query(max_length=36, description="only those of this job")]
-
-
-class Approval(View, frozen=True, kw_only=True):
-    """Something that an attempt may do only if a person says so.
-
-    `action` is what the hash is over, as the guest wants it; people are shown `shown`, which is the same without
-    control characters and bidi marks, cut where it is long. `attempt` is the first that asked.
-    """
-
-    approval_id: str
-    job_id: str
-    task_id: str
-    attempt: int
-    agent: str
-    permission: str
-    state: str
-    hash: str
-    action: str
-    shown: tuple[str, ...]
-    expires_us: int
-    by: str
-    reason: str
-    until_us: int
-
-
-class ApprovalPage(View, frozen=True, kw_only=True):
-    """Approvals, oldest first."""
-
-    approvals: tuple[Approval, ...]
 
 
 class Decision(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +36,7 @@ def router(peers: Peers) -> APIRouter:
         """List what waits for a decision, with `all` what was decided in open jobs too."""
         message = approvals_pb2.ListRequest(all=all, job_id=job)
         found = await upstream.ask(peers.scheduler, peers.approvals.List, message)
-        return reply(ApprovalPage(approvals=tuple(map(_view, found.approvals))))
+        return reply(ApprovalPage(approvals=tuple(map(approval, found.approvals))))
 
     @api.get(
         "/{approval_id}",
@@ -76,7 +47,7 @@ def router(peers: Peers) -> APIRouter:
     async def get(upstream: UpstreamDep, approval_id: ApprovalId) -> Response:
         """Look at one."""
         message = approvals_pb2.GetRequest(approval_id=approval_id)
-        return reply(_view(await upstream.ask(peers.scheduler, peers.approvals.Get, message)))
+        return reply(approval(await upstream.ask(peers.scheduler, peers.approvals.Get, message)))
 
     @api.post(
         "/{approval_id}/approve",
@@ -110,25 +81,6 @@ def router(peers: Peers) -> APIRouter:
             reason=reason,
             caller=upstream.caller.pseudonym,
         )
-        return reply(_view(await upstream.ask(peers.scheduler, peers.approvals.Decide, message)))
+        return reply(approval(await upstream.ask(peers.scheduler, peers.approvals.Decide, message)))
 
     return api
-
-
-def _view(message: approvals_pb2.Approval) -> Approval:
-    return Approval(
-        approval_id=message.approval_id,
-        job_id=message.job_id,
-        task_id=message.task_id,
-        attempt=message.attempt,
-        agent=message.agent,
-        permission=message.permission,
-        state=message.state,
-        hash=message.hash,
-        action=message.action,
-        shown=tuple(message.shown),
-        expires_us=message.expires_us,
-        by=message.by,
-        reason=message.reason,
-        until_us=message.until_us,
-    )
