@@ -1,5 +1,6 @@
 """Tasks that tasks fork: resolved at submit, checked at the report, made once, with no more than their parents."""
 
+import asyncio
 import time
 
 import msgspec
@@ -9,7 +10,7 @@ from hive_common.contracts.events import Child
 from hive_common.contracts.limits import FORK_STAGED_BYTES_MAX
 from hive_common.contracts.permissions import ForkPermission, HttpPermission, ModelPermission, Permissions
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import InvalidArgument, PermissionDenied
+from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from hive_common.permissions import parse
 from hive_common.permissions.grants import Grant
 from hive_common.permissions.tokens import Verifier, public_key
@@ -513,3 +514,26 @@ async def test_inputs_of_many_children_do_not_pile_up_in_memory(cluster, control
     kept = ["inline" in one["input"] for one in created if "parent" in one]
     # The third is made together with the two before it, for which there was room.
     assert (len(kept), kept[:3]) == (8, [True, True, False])
+
+
+async def test_an_agent_that_is_stopped_is_forked_by_nobody(cluster, control):
+    await granted_ten(cluster)
+    runs, never = asyncio.Event(), asyncio.Event()
+
+    async def waits(assignment, given):
+        runs.set()
+        await never.wait()
+
+    fake = await cluster.executor("one", {"square": waits}, start=False)
+    job = await control.submit(document(), input_json=b"{}")
+    (plan,) = (await fake.pull(fake.pull_request(slots_free=1), 30)).assignments
+    report = succeeded(plan, fake.session, {})
+    await fake.report(msgspec.structs.replace(report, forks=(Child("square@1.0.0", msgspec.Raw(b'{"n":1}')),) * 2))
+    cluster.run(fake)
+    await runs.wait()
+    await cluster.order(cluster.kill_key.kill("agent", "square", "hostile"))
+    state, code, message = await outcome(control, job)
+    assert (state, code) == ("failed", "killed")
+    assert "agent square is stopped by kill order 1 (hostile)" in message
+    with pytest.raises(FailedPrecondition, match="hive unkill --agent square"):
+        await control.submit(document(), input_json=b"{}")

@@ -96,10 +96,10 @@ class Permits:
         allowed = self.of_task(job, task)
         if "fork" in allowed.asks and not all_approved(task, wanted, job.approvals.values()):
             raise denied("fork", "is granted with a question at each use, and nobody approved of just this")
-        for made, child in enumerate(wanted):
-            check_fork(allowed, child.agent, made=made, depth=1)
-            if child.agent not in job.agents:
-                raise denied("fork", f"does not cover {child.agent}, which is none of the agents of this job")
+        for agent in dict.fromkeys(child.agent for child in wanted):
+            check_fork(allowed, agent, made=len(wanted) - 1, depth=1)
+            if agent not in job.agents:
+                raise denied("fork", f"does not cover {agent}, which is none of the agents of this job")
         for above in (task, *ancestors(task, job.tasks)):
             fork = self.of_task(job, above).fork
             below = job.forks.below.get(above.id, 0) + len(wanted)

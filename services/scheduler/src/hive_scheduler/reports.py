@@ -1,7 +1,7 @@
 """Reports of attempts: checked against limits, blobs and schemas, decided in batches, answered when committed."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -26,6 +26,7 @@ from hive_scheduler.blobs import Blobs
 from hive_scheduler.dispatch import refused
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.schemas import Check
 from hive_scheduler.domain.task import TaskState
 from hive_scheduler.engine import Engine
 from hive_scheduler.metrics import REPORTS
@@ -141,7 +142,7 @@ class Reports:
         found = self._engine.find_task(report.task)
         if report.output is None:
             return await self._failed(executor, report, "invalid_output", "the attempt gave no output")
-        violation = await self._violation(report.output, found) or self._forks_violation(report.forks, found)
+        violation = await self._violation(report.output, found) or await self._forks_violation(report.forks, found)
         if violation is not None:
             code, message = violation
             return await self._failed(executor, report, code, message)
@@ -192,7 +193,7 @@ class Reports:
             message = check.violation(raw)
         return None if message is None else ("invalid_output", message)
 
-    def _forks_violation(
+    async def _forks_violation(
         self, forks: Sequence[Child], found: tuple[JobState, TaskState] | None
     ) -> tuple[str, str] | None:
         """Return the code and the message of what is wrong with the inputs of children, None when they are fine."""
@@ -201,18 +202,14 @@ class Reports:
             return "output_exceeded", (
                 f"the inputs of all that is forked have {total} bytes, expected {FORK_STAGED_BYTES_MAX} at most"
             )
-        if found is None:
+        if found is None or not forks:
             return None
-        agents = found[0].agents
-        for number, child in enumerate(forks):
-            agent = agents.get(child.agent)
-            # Whether there may be such a child at all is asked at the decision.
-            message = None if agent is None else self._engine.schemas.input_of(agent).violation(bytes(child.input))
-            if message is not None:
-                return "invalid_output", (
-                    f"fork {number}: does not fit the input schema of {child.agent}: {message}"
-                )
-        return None
+        # Whether there may be such a child at all is asked at the decision.
+        agents = {child.agent: found[0].agents.get(child.agent) for child in forks}
+        checks = {name: self._engine.schemas.input_of(agent) for name, agent in agents.items() if agent is not None}
+        if total < THREAD_BYTES_MIN:
+            return _violation_of_forks(forks, checks)
+        return await asyncio.to_thread(_violation_of_forks, forks, checks)
 
     async def _blob_violation(self, output: Value) -> tuple[str, str] | None:
         if output.digest is None:
@@ -284,6 +281,15 @@ class Reports:
         ]
         self._engine.committer.stage(new, (task.job, versions[task.job]))
         await self._engine.committer.settled()
+
+
+def _violation_of_forks(forks: Sequence[Child], checks: Mapping[str, Check]) -> tuple[str, str] | None:
+    for number, child in enumerate(forks):
+        check = checks.get(child.agent)
+        message = None if check is None else check.violation(bytes(child.input))
+        if message is not None:
+            return "invalid_output", f"fork {number}: does not fit the input schema of {child.agent}: {message}"
+    return None
 
 
 def _violation_of_large(check: Callable[[bytes], str | None], raw: bytes) -> str | None:

@@ -5,6 +5,7 @@ attempt that was lost, or came late, no child was ever made.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -101,6 +102,8 @@ def all_approved(task: TaskState, wanted: Sequence[Child], approvals: Iterable[A
         if one.task == task.id and one.permission == "fork" and one.status == "approved"
     ]
     inputs = [bytes(child.input) for child in wanted]
+    # So many bytes of JSON lists end before each of them, with a comma for each element.
+    before = [0, *accumulate(len(one) + 1 for one in inputs)]
     # Where calls may begin: what was approved of is found one behind the other, without a gap.
     begins = {0}
     for first in range(len(wanted)):
@@ -108,7 +111,9 @@ def all_approved(task: TaskState, wanted: Sequence[Child], approvals: Iterable[A
             continue
         for hash_, what in approved:
             end = first + what["tasks"]
-            same = end <= len(wanted) and all(child.agent == what["agent"] for child in wanted[first:end])
+            if end > len(wanted) or before[end] - before[first] + 1 != what["inputs"]["bytes"]:
+                continue
+            same = all(child.agent == what["agent"] for child in wanted[first:end])
             if same and fork_action(task.agent, what["agent"], inputs[first:end]).hash == hash_:
                 begins.add(end)
     return len(wanted) in begins
