@@ -25,6 +25,7 @@ from hive_cli.session import connect
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
     from hive_common.artifacts.signing import Signature
+    from hive_common.contracts.events import Child
     from hive_common.inference.config import BackEndConfig
     from hive_executor.sandbox import LogLine, Outcome
 
@@ -64,15 +65,17 @@ def run(
     """Try an agent once in the sandbox of an executor, without publishing it.
 
     Needs nothing that runs, but for an agent that calls models: those are the installation's. It may do what its
-    manifest asks for, so read that first; values that it keeps are gone afterwards.
+    manifest asks for, so read that first; values that it keeps are gone afterwards, and
+    tasks that it forks are only listed.
     """
     from hive_executor.try_agent import run_once
 
     from hive_cli.supervisor.runtime import default_cache_dir
 
     data = json.dumps(build_input({}, inputs or [], input_file), ensure_ascii=False).encode()
-    on_log = None if as_json else _print_line
-    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), on_log, _gateway(find_home(home))))
+    on_log, on_fork = (None, None) if as_json else (_print_line, _print_fork)
+    gateway = _gateway(find_home(home))
+    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), on_log, gateway, on_fork))
     if as_json:
         print_json(_shape(outcome))
     elif outcome.output is not None:
@@ -98,6 +101,10 @@ def _gateway(home: Home) -> "BackEndConfig | None":
 
 def _print_line(line: "LogLine") -> None:
     err.print(f"[dim]{iso(line.ts_us)[11:23]}[/dim] {escape(clean(line.level + ': ' + line.text))}")
+
+
+def _print_fork(child: "Child") -> None:
+    err.print(f"[dim]forks {escape(clean(child.agent))}[/dim] {escape(clean(bytes(child.input).decode()))}")
 
 
 def _shape(outcome: "Outcome") -> dict[str, Any]:
