@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 from hive_common.contracts.limits import APPROVAL_MS
-from hive_common.inference.config import BackEndConfig
+from hive_common.inference.config import BackEndConfig, CacheConfig
 from hive_common.inference.providers import ProviderConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
@@ -54,6 +54,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             `key_file` with what has to be shown there, and `ca_file` with whom to trust there.
         small: a small real model is served on this machine.
         cloud: calls with the owner's key, and jobs submitted with it, may go to `providers`, within a budget.
+        cache: where answers to calls at temperature 0 with a seed are kept, and for how long; nowhere without it.
     """
 
     pin: str = "any"
@@ -62,6 +63,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ollama_without_key: bool = False
     urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
     small: bool = False
+    cache: CacheConfig | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

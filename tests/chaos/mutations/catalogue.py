@@ -49,6 +49,8 @@ ROUTER_TOKENS = "services/llm-router/src/hive_router/tokens.py"
 ROUTER_TOKEN_TESTS = "services/llm-router/tests/test_tokens.py"
 TREASURY = "services/llm-router/src/hive_router/treasury.py"
 TREASURY_TESTS = "services/llm-router/tests/test_treasury.py"
+RESPONSE_CACHE = "services/llm-router/src/hive_router/response_cache.py"
+RESPONSE_CACHE_TESTS = "services/llm-router/tests/test_response_cache.py"
 MONEY_TESTS = "services/llm-router/tests/test_money.py"
 HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
@@ -581,6 +583,41 @@ MUTATIONS = (
         "        await self._make_room()\n",
         "",
         (f"{TREASURY_TESTS}::test_a_hundred_thousand_jobs_leave_no_more_behind_than_a_thousand",),
+    ),
+    Mutation(
+        "cache: an answer is anybody's who asks the same",
+        6,
+        RESPONSE_CACHE,
+        "(self.tenant, self.endpoint, print_)",
+        "(self.endpoint, print_)",
+        (
+            f"{RESPONSE_CACHE_TESTS}::test_two_callers_never_share_a_key",
+            f"{RESPONSE_CACHE_TESTS}::test_nothing_leaks_to_another_key_or_job",
+        ),
+    ),
+    Mutation(
+        "cache: what came for another question is an answer",
+        6,
+        RESPONSE_CACHE,
+        "return kept.entry if kept.key == key and kept.entry.body else None",
+        "return kept.entry",
+        (f"{RESPONSE_CACHE_TESTS}::test_what_somebody_else_wrote_there_is_no_answer",),
+    ),
+    Mutation(
+        "cache: what is pinned, or is not to be kept, is kept there",
+        7,
+        RESPONSE_CACHE,
+        'if call.counts_only or call.pin != PIN_ANY or call.endpoint == "embeddings":',
+        'if call.endpoint == "embeddings":',
+        (f"{RESPONSE_CACHE_TESTS}::test_what_may_differ_or_may_not_be_kept_is_not",),
+    ),
+    Mutation(
+        "cache: a call waits for it, and fails with it",
+        4,
+        RESPONSE_CACHE,
+        "            self._failed(error)\n            return None\n",
+        "            raise\n",
+        (f"{RESPONSE_CACHE_TESTS}::test_a_cache_that_goes_away_fails_no_call",),
     ),
     Mutation(
         "paid calls: one that may have come there is sent again",

@@ -43,6 +43,7 @@ from hive_router.pool import Pool
 from hive_router.providers import Providers
 from hive_router.recorder import Recorder
 from hive_router.reports import Reports, report_refused
+from hive_router.response_cache import ResponseCache
 from hive_router.settings import RouterSettings, settings_of
 from hive_router.spending import Spending
 from hive_router.tokens import CapabilityTokens
@@ -109,6 +110,9 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             # Whoever guards its projections says why, and stops this process.
             await stop.wait()
             return
+        cache = ResponseCache(settings.cache) if settings.cache is not None else None
+        if cache is not None:
+            stack.push_async_callback(cache.close)
         outside = await process.outside(fleet, treasury, ledger, reader)
 
         def obey() -> None:
@@ -129,6 +133,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             missing=host.look_for_missing,
             outside=outside,
             refused=partial(refused, kills),
+            cache=cache,
         )
         obey()
         tokens = CapabilityTokens(config.token_public_key, clock, kills)

@@ -268,6 +268,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model that something on the device serves.
 
     `abilities` are `completion`, `tools`, `embedding` and others, by Ollama's names; without any, nobody tells.
+    `digest` is of its weights, where a server tells it.
     """
 
     name: str
@@ -278,6 +279,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     context_tokens: int = 0
     loaded: bool = False
     abilities: tuple[str, ...] = ()
+    digest: str = ""
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -177,6 +177,7 @@ class Discovery:
                     context_tokens=about.context_tokens,
                     loaded=model.name in loaded,
                     abilities=about.capabilities,
+                    digest=model.digest,
                 )
             )
         return models
