@@ -149,6 +149,32 @@ async def test_an_answer_leaves_only_after_the_decision_is_committed(bench):
     await deciding
 
 
+async def test_a_decision_that_comes_while_another_commit_is_under_way_waits_for_its_own(bench):
+    _, assignment = await bench.assigned()
+    asking, found = await requested(bench, assignment)
+    asking.cancel()
+    commits = []
+
+    async def append(append):
+        commits.append(append)
+        await gates[len(commits) - 1].wait()
+        return len(commits)
+
+    gates = [asyncio.Event(), asyncio.Event()]
+    bench.log.append = append
+    bench.engine.apply(bench.engine.jobs["job"], assignment.task, [events.AttemptStarted(1, 1)])
+    again = bench.ask(assignment, action())
+    await bench.settled()
+    deciding = asyncio.create_task(bench.approvals.decide(found.id, "approved", found.hash, "", "me"))
+    await bench.settled()
+    gates[0].set()
+    await bench.settled()
+    assert len(commits) == 2 and not again.done() and not deciding.done()
+    gates[1].set()
+    assert (await again).status == "approved"
+    await deciding
+
+
 async def test_waiting_does_not_count_and_ends_when_the_time_to_decide_is_over(bench):
     job, assignment = await bench.assigned()
     asking, found = await requested(bench, assignment)

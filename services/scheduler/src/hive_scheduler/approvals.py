@@ -98,8 +98,12 @@ class Approvals:
             await self._wait(approval)
             job, task = self._live(executor, claims)
             self._dispatcher.waits(*key)
-            await self._engine.committer.settled()
-        return self._answer(executor, job, task, claims.attempt, approval)
+        status = approval.status
+        # A decision counts once it is committed.
+        await self._engine.committer.settled()
+        if status != "approved":
+            return ApproveReply(status=status, id=approval.id, reason=approval.reason)
+        return self._approved(executor, job, task, claims.attempt, approval)
 
     def _live(self, executor: str, claims: Claims) -> tuple[JobState, TaskState]:
         found = self._engine.find_task(claims.task)
@@ -142,12 +146,10 @@ class Approvals:
         self._expire_in_time(job, approval)
         return approval
 
-    def _answer(
+    def _approved(
         self, executor: str, job: JobState, task: TaskState, attempt: int, approval: ApprovalState
     ) -> ApproveReply:
         now_us = self._engine.now_us()
-        if approval.status != "approved":
-            return ApproveReply(status=approval.status, id=approval.id, reason=approval.reason)
         if approval.until_us <= now_us:
             return ApproveReply(status="expired", id=approval.id, reason="it was approved too long ago")
         approved = tuple(
