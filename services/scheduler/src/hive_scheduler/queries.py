@@ -106,7 +106,7 @@ class Queries:
         return rows[0]
 
     async def jobs(self, after: str, state: str, limit: int, caller: str = "") -> list[Row]:
-        """Return rows of jobs, newest first, of those that are older than `after`, and of `caller` if one is given."""
+        """Return rows of jobs, newest first: those older than `after`, and, if `caller` is given, of that one."""
         before = 2**63 - 1
         if after:
             found = await self._dicts(_JOB, {"job": after})
