@@ -9,6 +9,8 @@ import httpx
 import pytest
 from hive_common.testing.installation import Installation, assert_exactly_once, wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 MANIFEST = """\
 apiVersion: hive/v1
 kind: Agent
@@ -16,7 +18,7 @@ name: caller
 version: 1.0.0
 runtime: python
 entry: agent.py
-resources: {{memory: 64Mi, timeout: 2s}}
+resources: {{memory: 64Mi, timeout: 20s}}
 permissions:
   http: {{hosts: ["http://127.0.0.1:{port}"], methods: [GET, POST], private: true}}
 """
@@ -117,6 +119,11 @@ def ended(home: Installation, job: str) -> dict[str, Any]:
     return found
 
 
+def events_of(home: Installation, job: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = home.get(f"/v1/jobs/{job}/events", limit=1000)["events"]
+    return found
+
+
 def decided(gateway: httpx.Client, approval: dict[str, Any], verb: str, hash_: str = "") -> httpx.Response:
     body = {"hash": hash_ or approval["hash"], "reason": "" if verb == "approve" else "not today"}
     return gateway.post(f"/v1/approvals/{approval['approval_id']}/{verb}", json=body)
@@ -141,7 +148,7 @@ def test_an_attempt_waits_until_a_person_approves_and_then_does_just_that(
     found = ended(asking, job)
     assert (found["state"], found["output"]) == ("succeeded", {"status": 200})
     assert web.bodies.count(HOSTILE) == 1
-    events = asking.events(job)
+    events = events_of(asking, job)
     assert_exactly_once(events)
     types = [event["type"] for event in events]
     assert types.count("ApprovalRequested") == types.count("ApprovalDecided") == 1
@@ -191,7 +198,7 @@ def test_what_waits_survives_the_scheduler_and_its_executor(
     found = ended(asking, job)
     assert (found["state"], found["output"]) == ("succeeded", {"status": 200})
     assert web.bodies.count("survives") == 1
-    events = asking.events(job)
+    events = events_of(asking, job)
     assert_exactly_once(events)
     assert [event["type"] for event in events].count("ApprovalRequested") == 1
     assert asking.verify()["ok"]
