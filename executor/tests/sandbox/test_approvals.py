@@ -93,6 +93,7 @@ async def test_while_a_guest_waits_its_time_stands_still(pool: RunnerPool) -> No
     assert f'"url":"{url}"' in request.action
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_guest_that_has_waited_still_has_a_limit(pool: RunnerPool) -> None:
     person = Person()
     approvals = approvals_by(person)
