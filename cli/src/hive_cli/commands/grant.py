@@ -68,7 +68,7 @@ def grant(
     if as_json:
         print_json(answer)
         return
-    out.print(f"[green]✓[/green] {escape(name)} may, in versions that asks for no more than {_version(answer)}:")
+    out.print(f"[green]✓[/green] {escape(name)} may, in versions that ask for no more than {_version(answer)}:")
     for one in answer["grants"]:
         if one["permission"] in wanted:
             ends = f"\n    until {iso(one['until_us'])[:19]}Z" if one["until_us"] else ""
