@@ -21,18 +21,21 @@ entry: agent.py
 resources: {{memory: 64Mi, timeout: 20s}}
 permissions:
   http: {{hosts: ["http://127.0.0.1:{port}"], methods: [GET, POST], private: true}}
+  kv: {{namespace: asked, quota: 1Ki}}
 """
 # It catches whatever Python can catch, and goes on.
 AGENT = """\
-from hive import http
+from hive import http, kv
 
 def run(input):
+    for key, value in input["kept"].items():
+        kv.put(key, value)
     try:
         for body in input["bodies"]:
             answer = http.post(input["url"], body=body, headers={"authorization": "secret"})
     except BaseException as error:
         return {"caught": getattr(error, "code", type(error).__name__)}
-    return {"status": answer.status}
+    return {"status": answer.status if input["bodies"] else 0}
 """
 HOSTILE = "pay\u202e1000\u202c\x1b[2K\r0"
 
@@ -76,18 +79,18 @@ def asking(hive_home: Installation, web: Web, tmp_path_factory: pytest.TempPathF
     (folder / "manifest.yaml").write_text(MANIFEST.format(port=web.server_port))
     (folder / "agent.py").write_text(AGENT)
     hive_home.hive("agent", "push", str(folder))
-    said = hive_home.hive("agent", "grant", "caller", "http", "--ask").stdout
+    said = hive_home.hive("agent", "grant", "caller", "http", "kv", "--ask").stdout
     assert "a person is asked each time" in " ".join(said.split())
     return hive_home
 
 
-def submitted(home: Installation, web: Web, *bodies: str) -> str:
+def submitted(home: Installation, web: Web, *bodies: str, **kept: Any) -> str:
     return home.submit(
         {
             "apiVersion": "hive/v1",
             "kind": "Job",
             "name": "posts",
-            "input": {"url": f"http://127.0.0.1:{web.server_port}/pay", "bodies": list(bodies)},
+            "input": {"url": f"http://127.0.0.1:{web.server_port}/pay", "bodies": list(bodies), "kept": kept},
             "tasks": [{"id": "posts", "agent": "caller@1.0.0", "input": "${input}"}],
             "output": "${tasks.posts.output}",
         }
@@ -168,6 +171,18 @@ def test_what_is_denied_does_not_happen_and_says_by_which_permission(
     assert "denied" not in web.bodies
     # It is decided, once.
     assert decided(gateway, approval, "approve").status_code == 409
+
+
+def test_what_is_kept_was_approved_write_by_write(asking: Installation, web: Web, gateway: httpx.Client) -> None:
+    job = submitted(asking, web, first=1, second={"n": 2})
+    for key, value in (("first", "1"), ("second", '{"n":2}')):
+        approval = waiting(asking, job)
+        assert {f"what.key: {key}", f"what.value.begins: {value}"} <= set(approval["shown"])
+        assert decided(gateway, approval, "approve").status_code == 200
+        wait_until(lambda: approval not in asking.get("/v1/approvals")["approvals"], 60, "it is decided")  # noqa: B023
+    assert ended(asking, job)["state"] == "succeeded"
+    assert asking.get("/v1/values/asked/keys")["keys"] == ["first", "second"]
+    assert asking.get("/v1/values/asked", key="second")["value"] == {"n": 2}
 
 
 def test_what_waits_survives_the_scheduler_and_its_executor(
