@@ -582,7 +582,7 @@ MUTATIONS = (
         TREASURY,
         "        await self._make_room()\n",
         "",
-        (f"{TREASURY_TESTS}::test_a_hundred_thousand_jobs_leave_no_more_behind_than_a_thousand",),
+        (f"{TREASURY_TESTS}::test_what_was_forgotten_is_read_again_and_its_limit_holds",),
     ),
     Mutation(
         "cache: an answer is anybody's who asks the same",
