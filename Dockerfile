@@ -25,7 +25,7 @@ FROM python:3.11-slim
 # A new volume takes the owner of the folder that it is first mounted on; hence the empty ones.
 RUN groupadd --gid 10001 hive \
  && useradd --uid 10001 --gid hive --home-dir /var/lib/hive --no-create-home --shell /usr/sbin/nologin hive \
- && install -d -o hive -g hive -m 700 /var/lib/hive /var/lib/hive/artifacts /var/lib/hive/cache \
+ && install -d -o hive -g hive -m 700 /var/lib/hive /var/lib/hive/artifacts /var/lib/hive/cache /var/lib/hive/keys \
       /var/lib/hive/executors /var/lib/hive/executors/executor-1 \
  && for process in postgres nats prometheus registry scheduler router audit gateway executor-1; do \
       install -d -o hive -g hive "/handout/$process"; \

@@ -13,7 +13,7 @@ help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the command
-	@$(BIN)/python -m hive_executor.sandbox.warm
+	@$(BIN)/python -m hive_executor.sandbox.warm >/dev/null
 
 .venv/.ready: requirements.txt requirements-dev.txt requirements-setup.txt $(MEMBERS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "HiveFabric needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V)."; echo "(biscuit-python, for capability tokens, has no wheel for 3.14 yet.) Say which with: make PYTHON=/path/to/python3"; exit 1; }
@@ -23,6 +23,7 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation $(MEMBERS:%=-e ./%)
 	@touch $@
+	@echo 'set up; now the command is at hand with: export PATH="$$PWD/.venv/bin:$$PATH"'
 
 demo: setup ## run the code review over this repository's own Python files, on a real stack in a scratch home
 	@$(BIN)/python examples/code-review/demo.py

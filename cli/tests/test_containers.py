@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hive_cli.author_keys import AUTHOR, private_file
 from hive_cli.home import Home, Settings
 from hive_cli.supervisor import names
 from hive_cli.supervisor.containers import PROMETHEUS, hand_out
+from hive_cli.supervisor.provision import TOKEN_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = {names.POSTGRES, names.NATS, PROMETHEUS, *names.SERVICES, "executor-1"}
@@ -40,6 +42,21 @@ def test_only_the_database_gets_the_administrators_password(handed: tuple[Home, 
         part.name for part in handout.iterdir() if any(password in (part / f).read_text() for f in files_of(part))
     }
     assert holders == {names.POSTGRES}
+
+
+def test_keys_that_sign_for_people_are_handed_to_nobody_and_that_for_tokens_to_the_scheduler(
+    handed: tuple[Home, Path, Settings],
+) -> None:
+    home, handout, _ = handed
+
+    def holders(key: Path) -> set[str]:
+        secret = key.read_text().strip()
+        assert secret and key.stat().st_mode & 0o777 == 0o600
+        parts = list(handout.iterdir())
+        return {part.name for part in parts if any(secret in (part / file).read_text() for file in files_of(part))}
+
+    assert holders(home.kill_key_file) == holders(private_file(home, AUTHOR)) == set()
+    assert holders(home.secret_file(TOKEN_KEY)) == {names.SCHEDULER}
 
 
 def test_a_service_gets_the_files_that_its_configuration_names(handed: tuple[Home, Path, Settings]) -> None:
@@ -118,8 +135,13 @@ def test_compose_mounts_what_is_handed_out_and_publishes_the_gateway_only() -> N
     services = composed["services"]
     assert {mount.split(":")[1] for mount in services["files"]["volumes"]} == {
         "/var/lib/hive",
+        "/var/lib/hive/keys",
         *(f"/handout/{process}" for process in PROCESSES),
     }
+    for name, service in services.items():
+        # Keys of authors are for who hands out, and for the command.
+        has = any(mount.startswith("keys:") for mount in service["volumes"])
+        assert has == (name in ("files", "hive")), name
     for process in PROCESSES:
         # An executor renews its credentials in its part; nobody else changes what was handed out.
         mode = "" if process == "executor-1" else ":ro"

@@ -68,3 +68,12 @@ def test_server_sent_events_are_taken_apart() -> None:
         ("TaskReady", "5", '{"a":\n1}'),
         ("message", "5", "[DONE]"),
     ]
+
+
+def test_what_waits_for_a_person_is_known_until_it_has_ended() -> None:
+    asked = [event(f"a{n}", "ApprovalRequested", job="j", task="t") for n in range(3)]
+    tracker = tracked(*asked, event("a1", "ApprovalDecided", verdict="approved"))
+    assert list(tracker.waiting) == ["a0", "a2"]
+    tracker.apply(event("a0", "ApprovalExpired", reason="the task has ended"))
+    tracker.apply(event("a2", "ApprovalDecided", verdict="denied"))
+    assert not tracker.waiting

@@ -5,10 +5,11 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
+from google.protobuf.message import Message
 from hive_cli.api import Api
 from hive_cli.home import Home
 from hive_common.contracts.events import JOB_TERMINAL
@@ -19,10 +20,14 @@ from hive_common.rpc.client import bearer, call, open_channel, stream
 from hive_common.testing.installation import Installation
 from hive_common.testing.scripted import ScriptedProcess
 from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
+from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
+from hive_proto.keys.v1 import keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.values.v1 import values_pb2_grpc
 
 HERE = Path(__file__).parent
 STUBS: dict[str, tuple[str, Any]] = {
@@ -34,6 +39,10 @@ STUBS: dict[str, tuple[str, Any]] = {
     "Audit": ("audit", audit_pb2_grpc.AuditStub),
     "Models": ("router", models_pb2_grpc.ModelsStub),
     "Exchange": ("router", models_pb2_grpc.ExchangeStub),
+    "Control": ("registry", control_pb2_grpc.ControlStub),
+    "Keys": ("registry", keys_pb2_grpc.KeysStub),
+    "Values": ("registry", values_pb2_grpc.ValuesStub),
+    "Approvals": ("scheduler", approvals_pb2_grpc.ApprovalsStub),
 }
 """Services of the contracts: who answers."""
 TASKS = 12
@@ -56,6 +65,7 @@ class Rig:
         self.digest = ""
         self.signature_digest = ""
         self.head = 0
+        self.has_values = False
         self.events: list[int] = []
         self.calls: list[str] = []
         """Ids of model calls, as they were made here."""
@@ -153,6 +163,21 @@ class Rig:
                 if not until_ended or JOB_TERMINAL & set(types):
                     return types
                 await asyncio.sleep(0.05)
+
+
+class Unary(NamedTuple):
+    """A request, what its answer must be when it is asked again, and what must hold in the log then."""
+
+    request: Callable[[Rig], Awaitable[Message]]
+    fits: Callable[[Rig, Any], bool]
+    holds: Callable[[Rig, Any, Any], Awaitable[None]] | None = None
+
+
+def reading(build: Callable[[Rig], Message], fits: Callable[[Rig, Any], bool]) -> Unary:
+    async def request(rig: Rig) -> Message:
+        return build(rig)
+
+    return Unary(request, fits)
 
 
 def document(numbers: int, ms: int) -> bytes:

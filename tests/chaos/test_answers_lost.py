@@ -6,14 +6,13 @@ and what was done is done once. The cases are held against the contracts: a meth
 
 import asyncio
 import contextlib
+import importlib
 import json
-import secrets
-import shutil
-import tempfile
+import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import hive_proto
 import pytest
 from google.protobuf.message import Message
 from hive_common.bus.assertion import private_key
@@ -31,45 +30,36 @@ from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
 
+from tests.chaos import approval_cases, owner_cases
 from tests.chaos.answers import (
-    HERE,
     MODEL,
     STUBS,
     TASKS,
     TOKENS,
     WITHIN_S,
     Rig,
+    Unary,
     cancelled_once,
     document,
+    reading,
     submitted_once,
     tokens_of,
 )
 
-CONTRACTS = (agents_pb2, audit_pb2, executors_pb2, jobs_pb2, models_pb2)
+CONTRACTS = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(hive_proto.__path__, "hive_proto.")
+    if module.name.endswith("_pb2")
+]
 INTERNAL = {"Presence", "Intake", "Exchange"}
 """Between services only; the gateway does not publish them."""
-WITHHELD = {"Executors.Enrol", "Executors.Renew", "Executors.Keys"}
+WITHHELD = {"Executors.Enrol", "Executors.Renew", "Executors.Keys", "Keys.Find"}
 """Methods of a published service that are between services only: executors come over REST."""
 DEADLINE_S = 3.0
 ASKED_MAX = 20
 
 
 # --- unary ---
-
-
-class Unary(NamedTuple):
-    """A request, what its answer must be when it is asked again, and what must hold in the log then."""
-
-    request: Callable[[Rig], Awaitable[Message]]
-    fits: Callable[[Rig, Any], bool]
-    holds: Callable[[Rig, Any, Any], Awaitable[None]] | None = None
-
-
-def reading(build: Callable[[Rig], Message], fits: Callable[[Rig, Any], bool]) -> Unary:
-    async def request(rig: Rig) -> Message:
-        return build(rig)
-
-    return Unary(request, fits)
 
 
 async def submit_request(rig: Rig) -> Message:
@@ -100,43 +90,6 @@ async def published_once(rig: Rig, request: Any, answer: Any) -> None:
     async with rig.reader() as reader:
         events = await reader.read(0, 1000, types=["AgentVersionPublished"])
     assert [json.loads(event.payload or b"{}")["digest"] for event in events].count(rig.digest) == 1
-
-
-async def yank_request(rig: Rig) -> Message:
-    """Of a version that was published for this: yanked is for ever."""
-    folder = Path(tempfile.mkdtemp(dir=rig.home.root))
-    shutil.copytree(HERE / "agents" / "spin", folder, dirs_exist_ok=True)
-    manifest, version = folder / "manifest.yaml", f"2.0.{secrets.randbelow(10**8)}"
-    manifest.write_text(manifest.read_text().replace("version: 1.0.0", f"version: {version}"))
-    await asyncio.to_thread(rig.installation.hive, "agent", "push", str(folder))
-    return agents_pb2.YankRequest(name="spin", version=version, reason="it leaks", caller="somebody")
-
-
-async def yanked_once(rig: Rig, request: Any, answer: Any) -> None:
-    assert answer.yank_reason == "it leaks"
-    stream = derive_id("agent", "default", request.name, request.version)
-    assert await rig.types_of(stream) == ["AgentVersionPublished", "AgentVersionYanked"]
-
-
-async def trust_request(rig: Rig) -> Message:
-    key = secrets.token_hex(32)
-    return agents_pb2.TrustRequest(public_key=key, name=f"k{key[:16]}", caller="somebody")
-
-
-async def trusted_once(rig: Rig, request: Any, answer: Any) -> None:
-    assert await rig.types_of(derive_id("signer", "default", request.public_key)) == ["SigningKeyTrusted"]
-
-
-async def distrust_request(rig: Rig) -> Message:
-    request = await trust_request(rig)
-    async with rig.owner("Agents") as (agents, metadata):
-        await call(agents.Trust(request, metadata=metadata))
-    return agents_pb2.DistrustRequest(key=request.public_key, reason="lost", caller="somebody")
-
-
-async def distrusted_once(rig: Rig, request: Any, answer: Any) -> None:
-    types = await rig.types_of(derive_id("signer", "default", request.key))
-    assert types == ["SigningKeyTrusted", "SigningKeyDistrusted"]
 
 
 async def drain_request(rig: Rig) -> Message:
@@ -204,6 +157,8 @@ async def revoked_once(rig: Rig, request: Any, answer: Any) -> None:
 
 
 UNARY: dict[str, Unary] = {
+    **owner_cases.CASES,
+    **approval_cases.CASES,
     "Jobs.Submit": Unary(submit_request, lambda rig, answer: answer.existed, submitted_once),
     "Intake.SubmitMany": Unary(
         submit_many_request,
@@ -263,13 +218,6 @@ UNARY: dict[str, Unary] = {
         lambda rig, answer: rig.executor_id in {one.executor_id for one in answer.executors},
     ),
     "Agents.Push": Unary(push_request, lambda rig, answer: answer.digest == rig.digest, published_once),
-    "Agents.Yank": Unary(yank_request, lambda rig, answer: answer.yanked_us > 0, yanked_once),
-    "Agents.Trust": Unary(trust_request, lambda rig, answer: answer.trusted, trusted_once),
-    "Agents.Distrust": Unary(distrust_request, lambda rig, answer: not answer.trusted, distrusted_once),
-    "Agents.Signers": reading(
-        lambda rig: agents_pb2.SignersRequest(),
-        lambda rig, answer: ("author", True) in {(key.name, key.trusted) for key in answer.keys},
-    ),
     "Agents.List": reading(
         lambda rig: agents_pb2.ListRequest(name="spin"), lambda rig, answer: answer.versions[0].digest == rig.digest
     ),

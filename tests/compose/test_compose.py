@@ -19,6 +19,7 @@ from hive_common.testing.installation import assert_exactly_once, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "squares"
+ASKS = ROOT / "examples" / "changes"
 NUMBERS = list(range(20))
 TOTAL = sum(number**2 for number in NUMBERS)
 LONG_RUNNING = (
@@ -183,6 +184,28 @@ def test_images_hold_one_member_and_run_as_nobody_special(stack: Stack) -> None:
         "exec", "-T", "executor-1", "python", "-c", find.format(["hive_gateway", "hive_cli", "hive_executor"])
     )
     assert said.split() == ["10001", "False", "False", "True"]
+
+
+def test_an_agent_is_signed_trusted_granted_and_stopped(stack: Stack, gateway: httpx.Client) -> None:
+    def hive(*arguments: str, check: bool = True) -> str:
+        return stack("run", "--rm", "-T", "--no-deps", "-v", f"{ASKS}:/agents:ro", "hive", *arguments, check=check)
+
+    push = ("agent", "push", "/agents/notice", "/agents/report", "--key", "ada")
+    run = ("run", "/agents/job.yaml", "--input", "files=@/agents/*.md", "--json")
+    hive("agent", "key", "new", "ada")
+    assert hive(*push, check=False) == "", "nobody trusts this key yet"
+    hive("agent", "key", "trust", "ada")
+    assert "hive agent grant change-notice kv" in hive(*push)
+    refused = gateway.post(
+        "/v1/jobs", json=yaml.safe_load((ASKS / "job.yaml").read_text()) | {"input": {"files": []}}
+    )
+    assert (refused.status_code, "hive agent grant change-notice kv" in refused.text) == (403, True)
+    hive("agent", "grant", "change-notice", "kv")
+    assert "README.md" in hive(*run)
+    hive("kill", "--agent", "change-notice")
+    assert hive(*run, check=False) == "", "it is stopped"
+    hive("unkill", "--agent", "change-notice")
+    assert "README.md" not in json.dumps(json.loads(hive(*run))["output"]["new"]), "it was there the last time"
 
 
 @pytest.mark.parametrize("service", LONG_RUNNING)

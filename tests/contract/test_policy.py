@@ -58,6 +58,7 @@ hive.exec.ONE.stream.c                     p     .    .        .      s       . 
 hive.exec.ONE.call.model                   p     .    .        .      s       .      .        .
 hive.exec.ONE.call.model-done              p     .    .        .      s       .      .        .
 hive.exec.ONE.call.kv                      p     s    .        .      .       .      .        .
+hive.exec.ONE.call.approve                 p     .    .        s      .       .      .        .
 hive.exec.ONE.control                      b     .    .        .      .       .      .        .
 hive.exec.ONE.infer                        b     .    .        .      p       .      .        .
 hive.exec.TWO.hello                        .     s    .        .      .       .      .        .
@@ -68,6 +69,7 @@ hive.exec.TWO.stream.c                     .     .    .        .      s       . 
 hive.exec.TWO.call.model                   .     .    .        .      s       .      .        .
 hive.exec.TWO.call.model-done              .     .    .        .      s       .      .        .
 hive.exec.TWO.call.kv                      .     s    .        .      .       .      .        .
+hive.exec.TWO.call.approve                 .     .    .        s      .       .      .        .
 hive.exec.TWO.control                      .     .    .        .      .       .      .        .
 hive.exec.TWO.infer                        .     .    .        .      p       .      .        .
 hive.control.kill                          s     p    .        .      .       .      .        .

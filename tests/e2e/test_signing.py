@@ -84,7 +84,9 @@ def test_a_key_is_made_trusted_signed_with_and_distrusted(hive_home: Installatio
     assert refused.returncode != 0
     said = " ".join(refused.stderr.split())
     assert f"{folder}: " in said
-    assert f"hive agent key trust {made['public_key']} --name" in said
+    assert said.endswith("which is not trusted here; to trust it: hive agent key trust ada"), (
+        "as this home calls it"
+    )
     hive_home.hive("agent", "key", "trust", str(Path(made["private_file"]).with_suffix(".pub")))
     (pushed,) = hive_home.json("agent", "push", str(folder), "--key", "ada")["versions"]
     assert pushed["signer"] == made["public_key"]

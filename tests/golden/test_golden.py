@@ -20,6 +20,8 @@ HISTORIES = sorted(file for file in HERE.glob("*.jsonl") if "tampered" not in fi
 HEADS = {
     "v1": "cb219d74d3e6da82b16e6b3d493974cf3ac3be556b62f4d3c3fe788413a0a45f",
     "v1_joining": "8529258de28cd7c7617630545e11607f0f5f3d8f87f6a20d839d1daddee56248",
+    "v1_approvals": "988acb72448bca4e38f46c331e35ff971b5eba7aa9ad7c3eb9e3329b3a50e3b7",
+    "v1_forks": "7d96cff93e16d281087fbbe828e23e09b334f8ccc1dc759c53312519ba75a17f",
 }
 """The hash at the head of each history. Nobody may ever have to change one."""
 

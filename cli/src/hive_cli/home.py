@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from hive_common.inference.config import BackEndConfig
+from hive_common.contracts.limits import APPROVAL_MS
+from hive_common.inference.config import BackEndConfig, CacheConfig
 from hive_common.inference.providers import ProviderConfig
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_common.ops.config import read_secret
@@ -53,6 +54,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             `key_file` with what has to be shown there, and `ca_file` with whom to trust there.
         small: a small real model is served on this machine.
         cloud: calls with the owner's key, and jobs submitted with it, may go to `providers`, within a budget.
+        cache: where answers to calls at temperature 0 with a seed are kept, and for how long; nowhere without it.
     """
 
     pin: str = "any"
@@ -61,13 +63,15 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ollama_without_key: bool = False
     urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
     small: bool = False
+    cache: CacheConfig | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`hive.json`: what a home's first `up` chose and every later one uses. No secrets.
 
     `public` is the address under which other machines connect, empty where none may; `providers` are of models
-    outside, which cost money.
+    outside, which cost money. `approval_ms` is how long people may take to decide what agents ask, and how long
+    that holds for later attempts of the same task.
     """
 
     owner: str
@@ -77,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     public: str = ""
     models: ModelSettings = ModelSettings()
     providers: tuple[ProviderConfig, ...] = ()
+    approval_ms: int = APPROVAL_MS
     version: int = SETTINGS_VERSION
 
 

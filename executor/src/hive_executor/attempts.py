@@ -32,7 +32,7 @@ from hive_common.kernel.errors import (
 from hive_executor.agents import Agents
 from hive_executor.blobs import BlobClient
 from hive_executor.gate import Gate, Prefetch
-from hive_executor.host import Means, granted, keep, scratch
+from hive_executor.host import Means, approvals_of, forked, granted, keep, scratch
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
 from hive_executor.permits import Permits
@@ -305,8 +305,9 @@ class Attempts:
         )
         try:
             permissions = self._permits.permissions(assignment)
-            capabilities = granted(assignment, permissions, self._means)
-            scratch_bytes = scratch(permissions)
+            approvals = approvals_of(assignment, permissions, self._means)
+            capabilities = granted(assignment, permissions, self._means, approvals)
+            scratch_bytes = await scratch(permissions, approvals)
         except PermissionDenied as error:
             return self._failed(held, PERMISSION_DENIED, error.message)
         live = self._live_logs.begin(assignment)
@@ -325,6 +326,7 @@ class Attempts:
                     on_log=live.write,
                     granted=capabilities,
                     scratch_bytes=scratch_bytes,
+                    limit=approvals.limit,
                 )
         finally:
             if timer is not None:
@@ -339,6 +341,8 @@ class Attempts:
                 await keep(capabilities)
             except PermissionDenied as error:
                 return self._failed(held, PERMISSION_DENIED, error.message, report.usage, report.log)
+            if children := forked(capabilities):
+                report = msgspec.structs.replace(report, forks=children)
         return report
 
     def _runs_long(self, held: Held, live: LiveLog) -> None:

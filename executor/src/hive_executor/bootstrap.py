@@ -25,6 +25,7 @@ from hive_executor.gateway import Gateway
 from hive_executor.greeter import Greeter
 from hive_executor.host import Means
 from hive_executor.host.addresses import SystemResolver
+from hive_executor.host.approval import SchedulerApprover
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import RegistryKv
 from hive_executor.identity import Identity, Renewal
@@ -116,7 +117,12 @@ class Executor:
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
             stopped=self._stopped_by,
-            means=Means(self._models.completer, HttpClient(self._resolver), RegistryKv(self._link)),
+            means=Means(
+                self._models.completer,
+                HttpClient(self._resolver),
+                RegistryKv(self._link),
+                SchedulerApprover(self._link),
+            ),
             permits=Permits(config.executor_id, self._identity.public_key, config.token_public_key, clock),
         )
         self._reporter = Reporter(

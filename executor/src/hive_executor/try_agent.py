@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from hive_common.artifacts.package import pack
 from hive_common.artifacts.schemas import violation
+from hive_common.contracts.events import Child
 from hive_common.contracts.limits import LOG_BYTES_MAX, MIB, OUTPUT_BYTES_MAX
 from hive_common.contracts.permissions import Permissions
 from hive_common.inference.backends import BackEnds
@@ -18,7 +19,7 @@ from hive_common.kernel.ids import new_id
 
 from hive_executor.agents import program_of
 from hive_executor.blobs import FolderCache
-from hive_executor.host import Means, Of, allowed
+from hive_executor.host import Means, Of, allowed, forked
 from hive_executor.host.addresses import SystemResolver
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import FleetingKv
@@ -35,6 +36,7 @@ async def run_once(
     cache_dir: Path,
     on_log: Callable[[LogLine], None] | None = None,
     gateway: BackEndConfig | None = None,
+    on_fork: Callable[[Child], None] | None = None,
 ) -> Outcome:
     """Run the agent in `folder` with JSON `input_`, within the limits of its manifest.
 
@@ -44,6 +46,7 @@ async def run_once(
         cache_dir: compiled modules; the one of an executor saves building the Python runtime again.
         on_log: called with each line while the agent runs.
         gateway: of an installation, whose models the agent may call where its manifest asks for that.
+        on_fork: called with each task that it forked and that would be made, once it has succeeded.
 
     Raises:
         InvalidArgument: the folder is not an agent, or the input breaks its schema.
@@ -78,6 +81,9 @@ async def run_once(
                 )
             finally:
                 await pool.close()
+            if on_fork is not None and outcome.status == "succeeded":
+                for child in forked(granted):
+                    on_fork(child)
     return _checked_output(manifest.output, outcome)
 
 

@@ -49,3 +49,9 @@ async def pool(cache_dir: Path) -> AsyncIterator[RunnerPool]:
     await pool.start()
     yield pool
     await pool.close()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave runners the time to end guests themselves, however slow the machine is: none is killed for that."""
+    monkeypatch.setattr("hive_executor.sandbox.pool.KILL_SLACK_S", 60.0)

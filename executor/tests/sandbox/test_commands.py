@@ -26,6 +26,7 @@ async def test_input_arrives_on_stdin_and_output_leaves_unchanged(
 
 
 @pytest.mark.parametrize("name", ["loop", "br_table_loop"])
+@pytest.mark.usefixtures("patient")
 async def test_loops_end_with_timeout(pool: RunnerPool, module: Module, name: str) -> None:
     outcome = await pool.run(module(name), b"{}", limits(wall_ms=100))
     assert outcome.code == "timeout"

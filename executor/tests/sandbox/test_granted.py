@@ -14,13 +14,12 @@ from hive_common.contracts.permissions import (
 )
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
-from hive_executor.host import Means, granted, scratch
+from hive_executor.host import Means, approvals_of, granted, scratch
 from hive_executor.host.addresses import SystemResolver
+from hive_executor.host.approval import Approvals
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import FleetingKv
-from hive_executor.sandbox import RunnerPool
 
-from .conftest import limits, python
 from .scripted import Scripted
 
 
@@ -63,40 +62,32 @@ def test_pins_that_exclude_each_other_grant_nothing() -> None:
 EVERYTHING = Permissions(
     model=ModelPermission(("m",), 9),
     http=HttpPermission(("a.test",)),
-    kv=KvPermission("notes", 1),
+    kv=KvPermission("notes", 1024),
     fork=ForkPermission(("a",), 1),
     scratch_bytes=4096,
 )
 
 
-def test_each_permission_has_its_capability() -> None:
+async def test_each_permission_has_its_capability() -> None:
     assert set(granted(assignment(), EVERYTHING, means(Scripted()))) == {"model", "http", "kv", "fork"}
-    assert scratch(EVERYTHING) == 4096
-    assert scratch(NONE) == 0
+    assert await scratch(EVERYTHING, Approvals()) == 4096
+    assert await scratch(NONE, Approvals()) == 0
 
 
-async def test_forking_is_refused_by_name_granted_or_not(pool: RunnerPool) -> None:
-    program = python(
-        "from hive import fork\n"
-        "def run(input):\n"
-        "    try:\n"
-        "        fork.run('square@1.0.0', {'n': 1})\n"
-        "    finally:\n"
-        "        return {}\n"
-    )
-    outcome = await pool.run(program, b"{}", limits())
-    assert (outcome.code, outcome.output) == ("permission_denied", None)
-    assert "`fork` is not granted" in outcome.message
-    capabilities = granted(assignment(), EVERYTHING, means(Scripted()))
-    outcome = await pool.run(program, b"{}", limits(), granted=capabilities)
-    assert (outcome.code, outcome.output) == ("permission_denied", None)
-    assert "`fork` is granted, which is not supported yet" in outcome.message
-
-
-async def test_what_a_person_would_have_to_be_asked_for_is_refused_by_name() -> None:
-    asking = msgspec.structs.replace(EVERYTHING, asks=("http", "scratch"))
-    capabilities = granted(assignment(), asking, means(Scripted()))
-    with pytest.raises(PermissionDenied, match=r"`http` .*not supported yet"):
-        await capabilities["http"].call("request", b'{"url": "https://a.test/"}', 1_000)
-    with pytest.raises(PermissionDenied, match=r"`scratch` .*not supported yet"):
-        scratch(asking)
+async def test_where_nobody_can_be_asked_what_asks_is_refused_by_name() -> None:
+    asking = msgspec.structs.replace(EVERYTHING, asks=("model", "http", "kv", "fork", "scratch"))
+    approvals = approvals_of(assignment(), asking, means(Scripted()))
+    capabilities = granted(assignment(), asking, means(Scripted()), approvals)
+    for name, operation, request in (
+        ("model", "chat", b'{"messages": []}'),
+        ("http", "request", b'{"url": "https://a.test/"}'),
+        ("kv", "get", b'{"key": "k"}'),
+        ("kv", "keys", b"{}"),
+        ("kv", "put", b'{"key": "k", "value": 1}'),
+        ("kv", "delete", b'{"key": "k"}'),
+        ("fork", "create", b'{"agent": "a", "inputs": [{}]}'),
+    ):
+        with pytest.raises(PermissionDenied, match=f"`{name}` .*nobody can be asked here"):
+            await capabilities[name].call(operation, request, 1_000)
+    with pytest.raises(PermissionDenied, match=r"`scratch` .*nobody can be asked here"):
+        await scratch(asking, approvals)

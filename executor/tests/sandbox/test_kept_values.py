@@ -21,6 +21,7 @@ from hive_common.kernel.errors import (
     Unavailable,
 )
 from hive_executor.host import keep
+from hive_executor.host.approval import Approvals
 from hive_executor.host.kv import KvAccess, RegistryKv
 from hive_executor.link import Link
 from hive_executor.sandbox import Program, RunnerPool
@@ -58,7 +59,7 @@ class Kept:
 
 
 def access(store: Kept, quota_bytes: int = 1 << 20) -> KvAccess:
-    return KvAccess(store, KvPermission("notes", quota_bytes), token="the attempt's")
+    return KvAccess(store, KvPermission("notes", quota_bytes), approvals=Approvals("the attempt's"))
 
 
 COUNT = python(

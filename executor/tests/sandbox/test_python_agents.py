@@ -211,6 +211,7 @@ async def test_log_is_bounded_and_says_so(pool: RunnerPool) -> None:
     assert 0 < sum(len(line.text) for line in outcome.log) <= 100_000
 
 
+@pytest.mark.usefixtures("patient")
 async def test_endless_loop_ends_with_timeout(pool: RunnerPool) -> None:
     outcome = await pool.run(python("def run(input):\n    while True: pass"), b"{}", limits(wall_ms=200))
     assert outcome.code == "timeout"

@@ -443,6 +443,26 @@ async def test_a_folder_is_tried_in_the_same_sandbox(tmp_path, cache_dir):
         await run_once(tmp_path, b"{}", cache_dir)
 
 
+async def test_a_folder_that_forks_is_tried_and_what_it_forks_is_told(tmp_path, cache_dir):
+    (tmp_path / "agent.py").write_text(
+        "from hive import fork\n"
+        "def run(input):\n"
+        "    fork('square', [{'n': n} for n in input['all']])\n"
+        "    return {'n': 1 // input['n']}\n"
+    )
+    (tmp_path / "manifest.yaml").write_text(
+        "apiVersion: hive/v1\nkind: Agent\nname: plan\nversion: 1.0.0\nruntime: python\nentry: agent.py\n"
+        "permissions: {fork: {agents: [square], max: 2}}\n"
+    )
+    told = []
+    outcome = await run_once(tmp_path, b'{"all": [1, 2], "n": 1}', cache_dir, on_fork=told.append)
+    assert outcome.status == "succeeded", outcome
+    assert [(child.agent, bytes(child.input)) for child in told] == [("square", b'{"n":1}'), ("square", b'{"n":2}')]
+    failed = await run_once(tmp_path, b'{"all": [1], "n": 0}', cache_dir, on_fork=told.append)
+    more = await run_once(tmp_path, b'{"all": [1, 2, 3], "n": 1}', cache_dir, on_fork=told.append)
+    assert (failed.code, more.code, len(told)) == ("agent_error", "permission_denied", 2)
+
+
 async def test_a_folder_that_calls_models_is_tried_with_those_of_an_installation(tmp_path, cache_dir, scripted):
     (tmp_path / "agent.py").write_text(
         "from hive import ModelError, model\n"

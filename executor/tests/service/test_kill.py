@@ -15,6 +15,8 @@ from hive_common.control.verifier import FORGED, LOWER_EPOCH, REFUSED, REPLAYED
 from hive_common.testing.kills import KillKey
 
 WAIT_S = 20.0
+LEASE_MS = 1_000
+"""So short that a guest of five seconds is at work when it runs out, however late this process gets its turn."""
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
@@ -173,7 +175,7 @@ async def test_an_executor_without_a_key_obeys_no_order(home, control, agent) ->
 async def test_guests_stand_still_when_the_lease_runs_out_and_go_on_when_it_is_renewed(
     home, control, agent, kill_key
 ) -> None:
-    control.lease_ms = 1_500
+    control.lease_ms = LEASE_MS
     async with home.running():
         key = control.assign(agent, {"sleep_s": 5})
         await until(lambda: any(r.status == "started" for r in control.reports), "it runs")
@@ -185,7 +187,7 @@ async def test_guests_stand_still_when_the_lease_runs_out_and_go_on_when_it_is_r
 
 
 async def test_who_comes_back_learns_of_the_order_before_a_guest_goes_on(home, control, agent, kill_key) -> None:
-    control.lease_ms = 1_500
+    control.lease_ms = LEASE_MS
     async with home.running():
         key = control.assign(agent, {"sleep_s": 60})
         await until(lambda: any(r.status == "started" for r in control.reports), "it runs")
@@ -202,9 +204,9 @@ async def test_who_comes_back_learns_of_the_order_before_a_guest_goes_on(home, c
 async def test_a_guest_whose_time_runs_out_while_it_stands_still_is_given_back(
     home, control, agent, kill_key
 ) -> None:
-    control.lease_ms = 1_500
+    control.lease_ms = LEASE_MS
     async with home.running():
-        key = control.assign(agent, {"sleep_s": 60}, timeout_ms=4_000)
+        key = control.assign(agent, {"sleep_s": 60}, timeout_ms=5_000)
         await until(lambda: any(r.status == "started" for r in control.reports), "it runs")
         control.is_pulling_answered = False
         await until(lambda: stopped_runners(), "it stands still")

@@ -27,6 +27,7 @@ from hive_common.rpc.server import RpcServer, key_check
 from hive_common.testing.identities import Issuer
 from hive_gateway.bootstrap import Gateway
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
+from hive_proto.approvals.v1 import approvals_pb2, approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
 from hive_proto.control.v1 import control_pb2, control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
@@ -316,6 +317,29 @@ class ValuesPeer(values_pb2_grpc.ValuesServicer):
         return values_pb2.Deleted()
 
 
+class ApprovalsPeer(approvals_pb2_grpc.ApprovalsServicer):
+    """A scheduler's approvals: one, over an action with the hash `a…a`."""
+
+    def __init__(self) -> None:
+        self.decided: list[approvals_pb2.DecideRequest] = []
+
+    def found(self, **changes: Any) -> approvals_pb2.Approval:
+        fields = {"approval_id": TOKEN_ID, "state": "pending", "hash": "a" * 64, "action": "{}", "shown": ["a: b"]}
+        return approvals_pb2.Approval(**{**fields, **changes})
+
+    async def List(self, request, context):
+        return approvals_pb2.ListResponse(approvals=[self.found(job_id=request.job_id)])
+
+    async def Get(self, request, context):
+        return self.found(approval_id=request.approval_id)
+
+    async def Decide(self, request, context):
+        self.decided.append(request)
+        if request.hash != self.found().hash:
+            raise Conflict("look again")
+        return self.found(state=request.verdict, by=request.caller, reason=request.reason)
+
+
 class KeysPeer(keys_pb2_grpc.KeysServicer):
     """A registry's keys in memory; `finds` counts how often it was asked whose a secret is."""
 
@@ -567,6 +591,7 @@ class World:
         self.audit, self.models, self.keyring = AuditPeer(), ModelsPeer(), KeysPeer()
         self.exchange = ExchangePeer(self.models)
         self.control = ControlPeer()
+        self.approvals = ApprovalsPeer()
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
 
@@ -581,6 +606,7 @@ class World:
         if name == "scheduler":
             jobs_pb2_grpc.add_JobsServicer_to_server(self.jobs, server.server)
             jobs_pb2_grpc.add_IntakeServicer_to_server(self.intake, server.server)
+            approvals_pb2_grpc.add_ApprovalsServicer_to_server(self.approvals, server.server)
         elif name == "registry":
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)

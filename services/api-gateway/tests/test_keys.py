@@ -1,14 +1,18 @@
 """Keys that the registry has made: who they belong to, what they may do, and how soon a revoked one is refused."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from hive_common.inference.ollama import Ollama
+from hive_common.inference.openai import OpenAI
 from hive_common.kernel.errors import PermissionDenied
+from hive_common.kernel.ids import new_id
 from hive_common.rpc.client import bearer, call
-from hive_common.rpc.rules import KeyRules
+from hive_common.rpc.rules import KeyRules, metadata_of, rules_of
 from hive_gateway.keys import Caller
 from hive_gateway.rights import USER_METHODS, check_method, check_path
 from hive_proto.agents.v1 import agents_pb2
@@ -18,6 +22,7 @@ from hive_proto.keys.v1 import keys_pb2, keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
 
 from .conftest import World
+from .test_paths import document, operations
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": []}
@@ -57,7 +62,8 @@ async def test_over_grpc_what_a_caller_says_of_its_key_does_not_count(world: Wor
     (request,), (rules,) = world.models.requests, world.models.rules
     assert request.caller == world.keyring.named("ci").pseudonym
     # Beside the call, where the router looks, and nowhere else.
-    assert rules == KeyRules("pool", counts_only=True, cloud=False, key="ci")
+    ci = world.keyring.named("ci").pseudonym
+    assert rules == KeyRules("pool", counts_only=True, cloud=False, key="ci", only=ci)
 
 
 async def test_what_the_registry_says_is_kept_for_seconds(world: World) -> None:
@@ -117,6 +123,8 @@ async def test_a_key_of_users_administers_nothing(world: World) -> None:
             ("POST", "/v1/executors/e/revoke"),
             ("POST", "/v1/executors/e/drain"),
             ("POST", "/v1/agents"),
+            ("GET", "/v1/approvals"),
+            ("POST", f"/v1/approvals/{new_id()}/approve"),
             ("GET", "/v1/control/kill"),
             ("POST", "/v1/control/kill"),
             ("GET", "/v1/audit/export"),
@@ -167,6 +175,63 @@ async def test_budgets_are_set_in_the_name_of_who_does_it(world: World) -> None:
     first, second = world.models.settings
     assert (first.caller, first.limits[0].amount) == (world.caller, (1 << 63) - 1)
     assert (second.subject, second.reason, second.caller) == ("total", "the bill says so", world.caller)
+
+
+OWN = {
+    "/v1/jobs": {"POST", "GET"},
+    "/v1/jobs/{job_id}": {"GET", "DELETE"},
+    "/v1/jobs/{job_id}/output": {"GET"},
+    "/v1/jobs/{job_id}/tasks": {"GET"},
+    "/v1/jobs/{job_id}/events": {"GET"},
+    "/v1/jobs/{job_id}/logs": {"GET"},
+    "/v1/jobs/{job_id}/stream": {"GET"},
+    "/v1/jobs/{job_id}/logs/stream": {"GET"},
+    "/v1/tasks/{task_id}/explain": {"GET"},
+    "/v1/model-calls/{call_id}/explain": {"GET"},
+}
+"""Of these a key of users gets its own; that others are not there for it, scheduler and router see to."""
+SHARED = {
+    "/v1/agents": {"GET"},
+    "/v1/agents/{name}": {"GET"},
+    "/v1/agents/{name}/{version}": {"GET"},
+    "/v1/agents/{name}/grants": {"GET"},
+    "/v1/executors": {"GET"},
+    "/v1/executors/{executor}": {"GET"},
+    # Whoever knows the digest of all its bytes has been told it, or has them.
+    "/v1/blobs/{digest}": {"GET", "HEAD", "PUT"},
+}
+"""What is the same for everybody who has a key, as models are."""
+
+
+async def test_of_every_path_it_is_written_down_what_a_key_of_users_sees_there(world: World) -> None:
+    found: dict[str, set[str]] = {}
+    for method, path, template, operation in operations(await document(world)):
+        if OpenAI.route(path) or Ollama.route(path) or operation.get("security") == []:
+            continue
+        with contextlib.suppress(PermissionDenied):
+            check_path(USER, method, path)
+            found.setdefault(template, set()).add(method)
+    assert found == OWN | SHARED
+
+
+@pytest.mark.parametrize(("scope", "only"), [("user", "pseudonym"), ("executor", "pseudonym"), ("admin", "")])
+def test_every_call_to_a_peer_says_whose_jobs_its_key_sees(world: World, scope: Any, only: str) -> None:
+    metadata = world.gateway.peers.scheduler.metadata(USER._replace(scope=scope))
+    assert rules_of(metadata).only == only
+
+
+async def test_whose_jobs_a_key_sees_is_not_for_callers_to_say(world: World) -> None:
+    secret = world.keyring.add("ci")
+    job = world.jobs.add()
+    forged = metadata_of(KeyRules(key="admin"))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.gateway.grpc_port}") as channel:
+        request = jobs_pb2.GetRequest(job_id=job.job_id)
+        await jobs_pb2_grpc.JobsStub(channel).Get(request, metadata=(*bearer(secret), *forged))
+    async with world.session(None) as http:
+        headers = shows(secret) | {"Hive-Rules-Bin": "e30="}
+        assert (await http.get(f"/v1/jobs/{job.job_id}", headers=headers)).status == 200
+    ci = world.keyring.named("ci").pseudonym
+    assert [rules_of(seen.items()).only for seen in world.jobs.metadata] == [ci, ci]
 
 
 ALLOWED: list[tuple[str, str]] = [

@@ -14,7 +14,7 @@ from hive_common.inference.calls import Endpoint
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.rpc.client import call, stream
-from hive_common.rpc.rules import KeyRules, metadata_of
+from hive_common.rpc.rules import NO_RULES, KeyRules, metadata_of
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.scripted import Script, ScriptedBackEnd
 from hive_common.testing.services import key_of, running_service, service_config
@@ -145,8 +145,9 @@ class Router:
         call_id = changes.setdefault("call_id", new_id())
         return Answered(call_id, [message async for message in stream(self.begin(model, **changes))])
 
-    async def explain(self, call_id: str) -> pb.Explanation:
-        return await call(self.stub.Explain(pb.ExplainRequest(call_id=call_id), metadata=self.key))
+    async def explain(self, call_id: str, rules: KeyRules = NO_RULES) -> pb.Explanation:
+        metadata = (*self.key, *metadata_of(rules))
+        return await call(self.stub.Explain(pb.ExplainRequest(call_id=call_id), metadata=metadata))
 
     async def models(self, limit: int = 0) -> list[pb.Model]:
         return list((await call(self.stub.List(pb.ListRequest(limit=limit), metadata=self.key))).models)

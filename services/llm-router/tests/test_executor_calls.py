@@ -100,6 +100,59 @@ async def test_a_guest_may_call_what_its_token_says_and_nothing_else(
         assert msgspec.json.decode(back_end.calls[-1].body)["max_tokens"] == 5
 
 
+async def test_a_device_cannot_widen_what_its_job_says(start: Start, log: Log, back_end: ScriptedBackEnd) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device, owner="friend")
+        # The gateway's host is nobody's own device here.
+        pinned = TOKENS.token(device.id, pin="own-devices")
+        (only,) = await (await device.ask("scripted", token=pinned, pin="any").begin()).all()
+        assert only.error is not None and only.error.message.startswith("own-devices: no own device")
+        assert not back_end.calls
+        counted = TOKENS.token(device.id, counts_only=True)
+        asking = await device.ask("scripted", token=counted, counts_only=False).begin()
+        await asking.all()
+        _, event = await log.call(asking.request.call)
+        assert (event.completion_tokens, event.request, event.response) == (16, None, None)
+        # Nor in what it tells of a call that it served itself.
+        call_id = new_id()
+        text = inline(b'{"a":1}')
+        assert await done(device, call=call_id, token=counted, request=text, response=text) == Committed()
+        _, event = await log.call(call_id)
+        assert (event.request, event.response) == (None, None)
+        elsewhere = await done(device, token=pinned, pin="region:eu")
+        assert elsewhere.error is not None and elsewhere.error.code == "permission_denied"
+
+
+async def test_calls_of_an_attempt_together_have_what_was_granted(
+    start: Start, log: Log, back_end: ScriptedBackEnd
+) -> None:
+    async with start(model_urls=[back_end.url]) as router, router.device(new_id()) as device:
+        await joined(router, log, device)
+        token = TOKENS.token(device.id, model("scripted", max_tokens=40))
+        limits, generated = [], 0
+        while True:
+            # It says each time that all of it is left.
+            asking = await device.ask("scripted", token=token, tokens_max=40).begin()
+            chunks = await asking.all()
+            if chunks[-1].error is not None:
+                break
+            limits.append(msgspec.json.decode(back_end.calls[-1].body)["max_tokens"])
+            _, event = await log.call(asking.request.call)
+            generated += event.completion_tokens
+        assert (limits, generated) == ([40, 24, 8], 40)
+        assert chunks[-1].error.code == "budget_exhausted"
+        assert "40 of the 40 tokens of this attempt are used up" in chunks[-1].error.message
+        # What failed has generated nothing, and what broke off may have generated all.
+        fresh = TOKENS.token(device.id, model("scripted", max_tokens=40), attempt=2)
+        for changes, code in (({"error_status": 500}, "unavailable"), ({"error_status": 0, "drop_after": 3}, "")):
+            back_end.play(**changes)
+            chunks = await (await device.ask("scripted", stream=True, token=fresh).begin()).all()
+            assert (chunks[-1].error.code if chunks[-1].error else "") == code
+        back_end.play(drop_after=None)
+        chunks = await (await device.ask("scripted", token=fresh).begin()).all()
+        assert chunks[-1].error is not None and chunks[-1].error.code == "budget_exhausted"
+
+
 async def test_of_a_device_that_keeps_only_counts_no_text_is_recorded(
     start: Start, log: Log, back_end: ScriptedBackEnd
 ) -> None:

@@ -129,6 +129,14 @@ async def test_a_call_that_there_never_was_cannot_be_explained(router: Router) -
         await router.explain("yesterday")
 
 
+async def test_a_key_of_users_is_told_of_its_own_calls_only(router: Router) -> None:
+    answered = await router.complete(key="ada")
+    for rules in (KeyRules(key="ada", only="pseudonym-of-ada"), KeyRules(key="ops")):
+        assert (await router.explain(answered.id, rules)).outcome == "succeeded"
+    with pytest.raises(NotFound, match="no model call"):
+        await router.explain(answered.id, KeyRules(key="bob", only="pseudonym-of-bob"))
+
+
 async def test_a_call_is_explained_while_it_runs(router: Router, back_end: ScriptedBackEnd) -> None:
     back_end.play(tokens=3, pace_ms=60_000)
     pending = router.begin(stream=True, call_id=(call_id := new_id()))

@@ -12,6 +12,7 @@ from hive_common.contracts.events import BudgetReserved, ModelCallFinished, deco
 from hive_common.eventlog.log import Stored
 from hive_common.kernel.errors import (
     BudgetExhausted,
+    DeadlineExceeded,
     HiveError,
     InvalidArgument,
     PermissionDenied,
@@ -331,20 +332,69 @@ async def test_a_device_comes_before_every_provider(
         assert (await router.complete("big", cloud=True)).head.route == "cloud"
 
 
-async def test_a_call_that_failed_at_one_provider_pays_for_both(
-    start: Start, acme: ScriptedBackEnd, tmp_path: Path, log: Log
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_call_that_may_have_been_paid_for_is_made_nowhere_else(
+    start: Start, acme: ScriptedBackEnd, tmp_path: Path, log: Log, stream: bool
 ) -> None:
-    other = ScriptedBackEnd(Script(models=(ScriptedModel(name="big-1"),), drop_after=0))
-    async with other:
-        # In order of their names, where nothing else differs.
+    async with ScriptedBackEnd(acme.script) as other:
         providers = [provider(tmp_path, other.url, "aaa"), provider(tmp_path, acme.url, "bbb")]
         async with start(providers=providers) as router:
             await set_budget(router, "total", ("month", "usd", NANO_PER_USD))
-            answered = await ask(router, body={"max_tokens": 10})
-            _, event = await log.call(answered.id)
-            assert (event.provider, event.estimated) == ("bbb", True)
-            assert event.nano_usd > cost_of(1, 10) + cost_of(0, 10)
+            # They read a call and close its connection without a byte of an answer.
+            other.play(drop_after=0)
+            acme.play(drop_after=0)
+            with pytest.raises(Unavailable, match="may have answered and charged") as failed:
+                await ask(router, call_id=(call_id := new_id()), stream=stream, body={"max_tokens": 10})
+            assert failed.value.retryable and failed.value.fields["reason"] == "perhaps_paid"
+            assert len(other.calls) + len(acme.calls) == 1
+            _, event = await log.call(call_id)
+            assert (event.estimated, event.code) == (True, "unavailable")
+            assert event.nano_usd >= cost_of(0, 10)
             assert (await budget(router)).limits[0].spent == event.nano_usd
+
+
+async def test_a_kept_connection_that_breaks_pays_once_and_sends_nothing_again(
+    paid: Paid, acme: ScriptedBackEnd, log: Log
+) -> None:
+    async with paid() as router:
+        await ask(router, body={"max_tokens": 10})
+        acme.play(drop_after=0)
+        with pytest.raises(Unavailable, match="may have answered and charged"):
+            await ask(router, call_id=(call_id := new_id()), body={"max_tokens": 10})
+        assert len(acme.calls) == 2
+        _, event = await log.call(call_id)
+        assert event.estimated
+        assert (await budget(router)).limits[0].spent == event.nano_usd + cost_of(1, 10)
+
+
+async def test_a_call_that_was_refused_goes_to_the_next_provider(
+    start: Start, acme: ScriptedBackEnd, tmp_path: Path, log: Log
+) -> None:
+    async with ScriptedBackEnd(Script(models=(ScriptedModel(name="big-1"),))) as other:
+        providers = [provider(tmp_path, other.url, "aaa"), provider(tmp_path, acme.url, "bbb")]
+        async with start(providers=providers) as router:
+            await set_budget(router, "total", ("month", "usd", NANO_PER_USD))
+            for calls, status in enumerate((500, 0), start=1):
+                other.play(error_status=status)
+                if not status:
+                    # A kept connection and whoever listened are gone: nothing can have come there.
+                    await other.stop()
+                answered = await ask(router, body={"max_tokens": 10})
+                _, event = await log.call(answered.id)
+                assert (event.provider, event.estimated, event.nano_usd) == ("bbb", False, cost_of(1, 10))
+                assert len(acme.calls) == calls
+
+
+@pytest.mark.parametrize("status", [504, 524])
+async def test_a_proxy_that_waited_in_vain_may_have_been_answered(
+    paid: Paid, acme: ScriptedBackEnd, log: Log, status: int
+) -> None:
+    acme.play(error_status=status)
+    async with paid() as router:
+        with pytest.raises(DeadlineExceeded):
+            await ask(router, call_id=(call_id := new_id()), body={"max_tokens": 10})
+        _, event = await log.call(call_id)
+        assert event.estimated and event.nano_usd >= cost_of(0, 10)
 
 
 @pytest.mark.parametrize("name", ["service_tier", "models", "web_search_options"])

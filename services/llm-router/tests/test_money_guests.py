@@ -37,6 +37,7 @@ class Guests:
         self.device = device
         self._log = log
         self._owner = router.config.owner
+        self._attempts = 0
 
     async def key(self, name: str, **fields: Any) -> None:
         """Have a key made."""
@@ -62,7 +63,8 @@ class Guests:
     async def call(self, job: str, pin: str = "any", agent: str = AGENT) -> tuple[str, str]:
         """Have a guest call; returns the code of its error and the message, empty where it was answered."""
         permissions = Permissions(model=ModelPermission(("big-1",), 20, pin))
-        token = TOKENS.token(self.device.id, permissions, job=job, agent=agent)
+        self._attempts += 1
+        token = TOKENS.token(self.device.id, permissions, job=job, agent=agent, attempt=self._attempts)
         chunks = await (await self.device.ask("big-1", token=token, tokens_max=20).begin()).all()
         error = chunks[-1].error
         assert error is not None or chunks[0].route == "cloud"

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partialmethod
 from typing import Any
 
 import msgspec
@@ -25,16 +26,19 @@ from hive_common.contracts.limits import MIB
 from hive_common.contracts.messages import KvReply, KvRequest, call_subject, inbox_prefix
 from hive_common.contracts.permissions import HttpPermission, KvPermission, Permissions
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
+from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.kernel.clock import SystemClock
-from hive_common.kernel.errors import InvalidArgument, NotFound
+from hive_common.kernel.errors import InvalidArgument, NotFound, PermissionDenied
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
+from hive_common.permissions.actions import kv_list_action, kv_read_action, kv_write_action
 from hive_common.permissions.tokens import Claims, Minter, new_key, public_key
 from hive_common.rpc.client import call
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.services import running_service
 from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 from hive_registry.bootstrap import main
+from hive_registry.kv import KvDesk
 from nats.aio.client import Client
 
 from .conftest import Registry
@@ -184,6 +188,22 @@ async def test_what_comes_after_the_end_of_its_attempt_is_refused(kv: Kv) -> Non
     assert await kv.get("a") == ...
 
 
+async def test_an_end_between_the_look_at_the_task_and_the_write_is_seen(
+    kv: Kv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, check = new_id(), KvDesk._check_live
+
+    async def ends_meanwhile(desk: KvDesk, claims: Claims) -> int:
+        version = await check(desk, claims)
+        if not await kv.registry.events():
+            await kv.log(task, TaskFailed("timeout"))
+        return version
+
+    monkeypatch.setattr(KvDesk, "_check_live", ends_meanwhile)
+    assert await kv.stage(task, put("a", 1)) == "failed_precondition"
+    assert await kv.staged() == []
+
+
 async def test_without_a_token_for_that_namespace_nothing_is_read_or_written(kv: Kv) -> None:
     task = new_id()
     assert await kv.stage(task, put("a", "secret")) == ""
@@ -292,8 +312,14 @@ async def test_the_owner_sees_and_removes_what_agents_keep(kv: Kv) -> None:
             await call(stub.Get(values_pb2.GetRequest(namespace=namespace, key="a"), metadata=key))
 
 
+@pytest.mark.parametrize(("batch", "ends_max"), [(1, 1), (2, 3), (1000, 10_000)])
 async def test_a_view_that_is_made_anew_from_the_log_is_the_same(
-    kv_config: ServiceConfig, database: Database, nats_server: NatsServer
+    kv_config: ServiceConfig,
+    database: Database,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    ends_max: int,
 ) -> None:
     async def dump() -> list[Any]:
         found = []
@@ -302,6 +328,9 @@ async def test_a_view_that_is_made_anew_from_the_log_is_the_same(
         return found
 
     tasks = [new_id() for _ in range(4)]
+    # As little at a time as it can be: every event is a boundary.
+    monkeypatch.setattr("hive_registry.kv_source.READ_EVENTS_MAX", ends_max)
+    monkeypatch.setattr(ProjectionRunner, "__init__", partialmethod(ProjectionRunner.__init__, batch_events=batch))
     async with await psycopg.AsyncConnection.connect(database.role_dsn("registry"), autocommit=True) as conn:
         async with registry_of(kv_config, database, nats_server) as kv:
             for number, task in enumerate(tasks):
@@ -318,3 +347,34 @@ async def test_a_view_that_is_made_anew_from_the_log_is_the_same(
         async with registry_of(kv_config, database, nats_server) as kv:
             assert await kv.get("last") == 0
         assert await dump() == before
+
+
+async def test_where_a_person_is_asked_only_what_was_approved_is_read_or_staged(kv: Kv) -> None:
+    asking = Permissions(kv=KvPermission("notes", MIB), asks=("kv",))
+    task, agent = new_id(), "a@1.0.0"
+    approved = (
+        kv_read_action(agent, "notes", "a").hash,
+        kv_list_action(agent, "notes", "b/").hash,
+        kv_write_action(agent, "notes", put("a", 1)).hash,
+        kv_write_action(agent, "notes", KvWrite("b")).hash,
+    )
+
+    async def refused(op: str, hashes: tuple[str, ...] = approved, agent: str = agent, **more: Any) -> str:
+        shown = token(task, permissions=asking, agent=agent, approved=hashes)
+        reply = await kv.ask(op, shown, **more)
+        if reply.error is None:
+            return ""
+        assert reply.error.fields["permission"] == "kv"
+        return reply.error.code
+
+    denied = PermissionDenied.code
+    assert await refused("get", key="b") == await refused("get", (), key="a") == denied
+    assert await refused("get", key="a", agent="b@1.0.0") == denied
+    assert await refused("list", prefix="", limit=2) == denied
+    # One write that nobody approved of, and none of them is staged.
+    for other in (put("a", 2), put("c", 1), KvWrite("a")):
+        assert await refused("stage", writes=(put("a", 1), other)) == denied
+    assert not await kv.staged()
+    assert await refused("get", key="a") == await refused("list", prefix="b/", after="b/1", limit=2) == ""
+    assert await refused("stage", writes=(put("a", 1), KvWrite("b"))) == ""
+    assert len(await kv.staged()) == 1

@@ -99,7 +99,8 @@ async def test_a_stopped_executor_gets_nothing_and_its_tasks_go_to_another(clust
 
 async def test_everything_stopped_waits_and_goes_on_when_the_order_is_lifted(cluster, control, one_step) -> None:
     guest = Guest()
-    laptop = await cluster.executor("laptop", {"square": guest})
+    # With one slot it is one guest that begins and ends, and no other one afterwards.
+    laptop = await cluster.executor("laptop", {"square": guest}, slots=1)
     job = await control.submit(one_step)
     await guest.running.wait()
     # More often than an attempt may be lost: orders do not count against a task.

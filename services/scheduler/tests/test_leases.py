@@ -76,7 +76,7 @@ class Bench:
         self.catalogue = NoCatalogue("e", "f")
         kills = KillLog(LogReader("host=nowhere"), "default", "")
         self.dispatcher = Dispatcher(
-            *(self.engine, Fleet(), self.catalogue, kills, Permits(self.catalogue, self.clock, None)),
+            *(self.engine, Fleet(), self.catalogue, kills, Permits(self.catalogue, self.clock, None, kills)),
             *(self.clock, 1, LEASE_MS),
         )
         self.engine.committer = Committer(self.log, self.dispatcher.seal, lambda batch: None)

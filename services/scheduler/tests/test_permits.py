@@ -70,6 +70,29 @@ async def test_an_attempt_gets_a_token_with_what_was_asked_for_and_granted(clust
         claims(assignment, "another")
 
 
+async def test_a_token_says_what_the_job_says_of_its_data_and_which_kill_order_was_known(
+    cluster, control, document
+):
+    await cluster.publish(agent("asks", permissions=ASKED))
+    await cluster.grant("asks", Grant(MODEL, MODEL), Grant(HTTP, HTTP))
+    seen = []
+    executor = await cluster.executor("one", {"asks": lambda assignment, given: seen.append(assignment) or {}})
+    await control.finish(await control.submit(document, pin="pool", counts_only=True))
+    # What the key says and what the document says hold both.
+    pinned = {**document, "models": {"pin": "own-devices"}}
+    await control.finish(await control.submit(pinned, pin="pool"))
+    await cluster.order(cluster.kill_key.kill("agent", "other"))
+    while (await executor.pull(executor.pull_request(slots_free=0), 1)).kill is None:
+        pass
+    await control.finish(await control.submit(document))
+    said = [claims(assignment, executor.id) for assignment in seen]
+    assert [(one.pin, one.counts_only, one.kill_epoch) for one in said] == [
+        ("pool", True, 0),
+        ("own-devices", False, 0),
+        ("any", False, 1),
+    ]
+
+
 async def test_each_attempt_gets_a_token_of_its_own(cluster, control, document, fail):
     await cluster.publish(agent("asks", permissions=ASKED))
     await cluster.grant("asks", Grant(MODEL, MODEL), Grant(HTTP, HTTP))

@@ -45,8 +45,25 @@ TOKEN_TESTS = "libs/common/tests/permissions/test_tokens.py"
 SELECTION_TESTS = "services/llm-router/tests/domain/test_selection.py"
 BUDGETS = "services/llm-router/src/hive_router/domain/budgets.py"
 BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
+ROUTER_TOKENS = "services/llm-router/src/hive_router/tokens.py"
+ROUTER_TOKEN_TESTS = "services/llm-router/tests/test_tokens.py"
+TREASURY = "services/llm-router/src/hive_router/treasury.py"
+TREASURY_TESTS = "services/llm-router/tests/test_treasury.py"
+RESPONSE_CACHE = "services/llm-router/src/hive_router/response_cache.py"
+RESPONSE_CACHE_TESTS = "services/llm-router/tests/test_response_cache.py"
+MONEY_TESTS = "services/llm-router/tests/test_money.py"
+HTTP_CLIENT_TESTS = "libs/common/tests/inference/test_http.py"
 KEY_TESTS = "services/api-gateway/tests/test_keys.py"
+SEEN_TESTS = "services/scheduler/tests/test_seen_by.py"
+APPROVAL = "services/scheduler/src/hive_scheduler/domain/approval.py"
+APPROVAL_LAWS = "services/scheduler/tests/domain/test_approvals.py"
+APPROVAL_TESTS = "services/scheduler/tests/test_approvals.py"
+ACTION_TESTS = "libs/common/tests/permissions/test_actions.py"
+APPROVED_CALLS = "services/llm-router/tests/test_approved_calls.py"
+DEVICE_APPROVALS = "executor/tests/sandbox/test_approvals.py"
 PERMITS_TESTS = "services/scheduler/tests/test_permits.py"
+FORK_TESTS = "services/scheduler/tests/test_forks.py"
+DELEGATION_TESTS = "services/scheduler/tests/test_delegation.py"
 
 
 @dataclass(frozen=True)
@@ -277,9 +294,92 @@ MUTATIONS = (
         "grants: nobody looks again when an attempt is given out",
         6,
         DISPATCH,
-        "self._permits.permissions(agent))",
+        "self._permits.of_task(job, task))",
         "agent.permissions)",
         (f"{PERMITS_TESTS}::test_a_grant_that_is_taken_back_keeps_attempts_from_being_given_out",),
+    ),
+    Mutation(
+        "forks: the scheduler makes what a device says was forked",
+        6,
+        REPORTS,
+        "            command = self._allowed(*found, command)\n",
+        "            pass\n",
+        (f"{FORK_TESTS}::test_a_device_that_lies_gets_no_child_made",),
+    ),
+    Mutation(
+        "forks: a child may do whatever its agent may",
+        6,
+        LATTICE,
+        "    return meet(parent, own)\n",
+        "    return own\n",
+        (f"{DELEGATION_TESTS}::test_no_token_of_a_child_says_what_its_parents_does_not",),
+    ),
+    Mutation(
+        "forks: each task below one has all that the one was granted",
+        6,
+        "services/scheduler/src/hive_scheduler/permits.py",
+        "if fork is None or below > fork.max:",
+        "if fork is None:",
+        (
+            f"{DELEGATION_TESTS}::test_nobody_forks_more_deeper_or_others_than_any_above_was_granted",
+            f"{FORK_TESTS}::test_tasks_share_what_an_ancestor_was_granted_also_in_one_batch_of_reports",
+        ),
+    ),
+    Mutation(
+        "approvals: who saw one action approves of whatever it is",
+        6,
+        APPROVAL,
+        "    if hash_ != approval.hash:\n",
+        "    if False:\n",
+        (APPROVAL_LAWS, f"{APPROVAL_TESTS}::test_a_person_approves_once_and_the_log_says_who"),
+    ),
+    Mutation(
+        "approvals: one ends as often as somebody decides",
+        2,
+        APPROVAL,
+        'if found is None or found.status != "pending":',
+        "if found is None:",
+        (APPROVAL_LAWS,),
+    ),
+    Mutation(
+        "approvals: with one, everything is approved",
+        6,
+        "libs/common/src/hive_common/permissions/actions.py",
+        "if action.permission in permissions.asks and action.hash not in approved:",
+        "if action.permission in permissions.asks and not approved:",
+        (ACTION_TESTS, APPROVED_CALLS),
+    ),
+    Mutation(
+        "approvals: the registry believes a device that it asked",
+        6,
+        "services/registry/src/hive_registry/kv.py",
+        "                check_approved(claims.permissions, claims.approved, action)\n",
+        "                pass\n",
+        (f"{KV_TESTS}::test_where_a_person_is_asked_only_what_was_approved_is_read_or_staged",),
+    ),
+    Mutation(
+        "approvals: the router believes a device that it asked",
+        6,
+        "services/llm-router/src/hive_router/tokens.py",
+        "            check_approved(claims.permissions, claims.approved, action)\n",
+        "            pass\n",
+        (APPROVED_CALLS,),
+    ),
+    Mutation(
+        "approvals: a device asks nobody",
+        6,
+        "executor/src/hive_executor/host/approval.py",
+        "        if not self.asks(permission):\n",
+        "        if True:\n",
+        (f"{DEVICE_APPROVALS}::test_the_same_is_asked_once_and_anything_else_anew",),
+    ),
+    Mutation(
+        "approvals: whoever asks again and again has no end",
+        4,
+        "services/scheduler/src/hive_scheduler/approvals.py",
+        '        if approval.status == "pending":\n            self._dispatcher.waits(*key)\n',
+        '        self._dispatcher.waits(*key)\n        if approval.status == "pending":\n',
+        (f"{APPROVAL_TESTS}::test_who_has_the_answer_gets_no_more_time_by_asking_again",),
     ),
     Mutation(
         "tokens: another executor's is as good",
@@ -359,6 +459,14 @@ MUTATIONS = (
         (f"{KV_TESTS}::test_of_an_attempt_that_does_not_decide_its_task_nothing_is_kept[another attempt]",),
     ),
     Mutation(
+        "kv: an end between the look at a task and the write leaves what was staged there for ever",
+        4,
+        "services/registry/src/hive_registry/kv.py",
+        "(Entry(stream, state.version, events),), executor, expect)",
+        "(Entry(stream, state.version, events),), executor)",
+        (f"{KV_TESTS}::test_an_end_between_the_look_at_the_task_and_the_write_is_seen",),
+    ),
+    Mutation(
         "kv: two attempts give back the same old value",
         4,
         "services/registry/src/hive_registry/domain/kv.py",
@@ -407,7 +515,136 @@ MUTATIONS = (
         "services/llm-router/src/hive_router/paying.py",
         "            self._end(self._hold.need)\n",
         "            self._end(Amount())\n",
-        ("services/llm-router/tests/test_money.py::test_an_answer_that_breaks_off_costs_its_reservation",),
+        (f"{MONEY_TESTS}::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "token: where data of a job may go is the device's word",
+        7,
+        ROUTER_TOKENS,
+        "pin=narrowest(narrowest(claims.pin, permission.pin), call.pin),",
+        "pin=narrowest(permission.pin, call.pin),",
+        (ROUTER_TOKEN_TESTS,),
+    ),
+    Mutation(
+        "token: whether texts of a job are kept is the device's word",
+        7,
+        ROUTER_TOKENS,
+        "counts_only=claims.counts_only or call.counts_only,",
+        "counts_only=call.counts_only,",
+        (ROUTER_TOKEN_TESTS,),
+    ),
+    Mutation(
+        "token: an attempt has all that it may generate in each call",
+        4,
+        "services/llm-router/src/hive_router/attempts.py",
+        "        self._spent[key] = spent + reserved\n",
+        "        self._spent[key] = 0\n",
+        (f"{ROUTER_TOKEN_TESTS}::test_calls_of_an_attempt_generate_together_what_was_granted",),
+    ),
+    Mutation(
+        "kill order: what it ended calls models again once it is lifted",
+        9,
+        ROUTER_TOKENS,
+        "        if entry is not None:\n",
+        "        if False:\n",
+        ("services/llm-router/tests/test_kills.py::test_a_guest_of_what_is_stopped_calls_no_model",),
+    ),
+    Mutation(
+        "kill order: one that comes while a model is looked for is not seen",
+        9,
+        "services/llm-router/src/hive_router/waterfall.py",
+        "        if (refused := self._refused(call)) is not None:\n",
+        "        if False:\n",
+        ("services/llm-router/tests/test_kills.py::test_an_order_that_comes_while_a_model_is_looked_for_holds",),
+    ),
+    Mutation(
+        "kill order: a stopped device is asked for its models",
+        9,
+        SELECTION,
+        '    ("killed", _killed),\n',
+        "",
+        (
+            "services/llm-router/tests/test_kills.py"
+            "::test_what_is_asked_of_a_device_that_is_stopped_ends_and_goes_to_no_such_device_again",
+        ),
+    ),
+    Mutation(
+        "budget: a subject is forgotten while a call of it runs",
+        7,
+        TREASURY,
+        "return not busy and self.waiting == NOTHING and self.purse.held == NOTHING",
+        "return not busy and self.waiting == NOTHING",
+        (f"{TREASURY_TESTS}::test_what_a_call_is_under_way_for_is_not_forgotten",),
+    ),
+    Mutation(
+        "budget: the books of jobs that are over stay",
+        4,
+        TREASURY,
+        "        await self._make_room()\n",
+        "",
+        (f"{TREASURY_TESTS}::test_what_was_forgotten_is_read_again_and_its_limit_holds",),
+    ),
+    Mutation(
+        "cache: an answer is anybody's who asks the same",
+        6,
+        RESPONSE_CACHE,
+        "(self.tenant, self.endpoint, print_)",
+        "(self.endpoint, print_)",
+        (
+            f"{RESPONSE_CACHE_TESTS}::test_two_callers_never_share_a_key",
+            f"{RESPONSE_CACHE_TESTS}::test_nothing_leaks_to_another_key_or_job",
+        ),
+    ),
+    Mutation(
+        "cache: what came for another question is an answer",
+        6,
+        RESPONSE_CACHE,
+        "return kept.entry if kept.key == key and kept.entry.body else None",
+        "return kept.entry",
+        (f"{RESPONSE_CACHE_TESTS}::test_what_somebody_else_wrote_there_is_no_answer",),
+    ),
+    Mutation(
+        "cache: what is pinned, or is not to be kept, is kept there",
+        7,
+        RESPONSE_CACHE,
+        'if call.counts_only or call.pin != PIN_ANY or call.endpoint == "embeddings":',
+        'if call.endpoint == "embeddings":',
+        (f"{RESPONSE_CACHE_TESTS}::test_what_may_differ_or_may_not_be_kept_is_not",),
+    ),
+    Mutation(
+        "cache: a call waits for it, and fails with it",
+        4,
+        RESPONSE_CACHE,
+        "            self._failed(error)\n            return None\n",
+        "            raise\n",
+        (f"{RESPONSE_CACHE_TESTS}::test_a_cache_that_goes_away_fails_no_call",),
+    ),
+    Mutation(
+        "paid calls: one that may have come there is sent again",
+        7,
+        "libs/common/src/hive_common/inference/http_pool.py",
+        'if not (repeats or method == "GET") or connection.has_answered',
+        "if connection.has_answered",
+        (
+            f"{HTTP_CLIENT_TESTS}::test_a_request_that_may_cost_something_is_sent_once",
+            f"{MONEY_TESTS}::test_a_kept_connection_that_breaks_pays_once_and_sends_nothing_again",
+        ),
+    ),
+    Mutation(
+        "paid calls: a kept connection is used without a look whether it was closed",
+        7,
+        "libs/common/src/hive_common/inference/http1.py",
+        "return self.is_open and not self._arrivals.poll(0)",
+        "return self.is_open",
+        (f"{HTTP_CLIENT_TESTS}::test_a_connection_that_was_closed_before_the_loop_could_notice_is_not_written_to",),
+    ),
+    Mutation(
+        "paid calls: what may have been paid for goes to the next provider",
+        7,
+        "services/llm-router/src/hive_router/waterfall.py",
+        "        if flight.estimated:\n",
+        "        if False:\n",
+        (f"{MONEY_TESTS}::test_a_call_that_may_have_been_paid_for_is_made_nowhere_else",),
     ),
     Mutation(
         "keys: a key of users may do what one of administrators may",
@@ -416,6 +653,38 @@ MUTATIONS = (
         "    if OpenAI.route(path) or Ollama.route(path) or _USER_PATHS.match(path):\n",
         "    if path:\n",
         (f"{KEY_TESTS}::test_what_is_not_named_a_key_of_users_may_not",),
+    ),
+    Mutation(
+        "keys: the gateway does not say whose jobs a key sees",
+        6,
+        "services/api-gateway/src/hive_gateway/peers.py",
+        '        only = "" if caller.scope == "admin" else caller.pseudonym\n',
+        '        only = ""\n',
+        (f"{KEY_TESTS}::test_every_call_to_a_peer_says_whose_jobs_its_key_sees",),
+    ),
+    Mutation(
+        "keys: every key sees every job",
+        6,
+        "services/scheduler/src/hive_scheduler/rpc.py",
+        "        if not only:\n",
+        "        if only is not None:\n",
+        (f"{SEEN_TESTS}::test_another_keys_job_is_one_that_does_not_exist",),
+    ),
+    Mutation(
+        "keys: lists have every job",
+        6,
+        "services/scheduler/src/hive_scheduler/queries.py",
+        "_JOBS_OF if caller else _JOBS",
+        "_JOBS",
+        (f"{SEEN_TESTS}::test_lists_have_the_jobs_of_the_key_that_asks_and_all_for_the_owner",),
+    ),
+    Mutation(
+        "keys: every key has every call explained",
+        6,
+        "services/llm-router/src/hive_router/models.py",
+        "        if rules.only and found.key != rules.key:\n",
+        "        if rules is None:\n",
+        ("services/llm-router/tests/test_host_calls.py::test_a_key_of_users_is_told_of_its_own_calls_only",),
     ),
     Mutation(
         "keys: what a caller of gRPC says of its key counts",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from hive_common.contracts.permissions import NONE
 from hive_common.kernel.clock import iso
-from hive_common.kernel.errors import HiveError, InvalidArgument
+from hive_common.kernel.errors import HiveError, InvalidArgument, PermissionDenied
 from rich.markup import escape
 
 from hive_cli import author_keys
@@ -25,12 +25,13 @@ from hive_cli.session import connect
 if TYPE_CHECKING:
     from hive_common.artifacts.package import AgentPackage
     from hive_common.artifacts.signing import Signature
+    from hive_common.contracts.events import Child
     from hive_common.inference.config import BackEndConfig
     from hive_executor.sandbox import LogLine, Outcome
 
     from hive_cli.api import Api
 
-app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, publish it.")
+app = typer.Typer(no_args_is_help=True, help="Write an agent, try it, sign and publish it, grant what it asks for.")
 app.add_typer(agent_key.app, name="key")
 
 
@@ -64,15 +65,17 @@ def run(
     """Try an agent once in the sandbox of an executor, without publishing it.
 
     Needs nothing that runs, but for an agent that calls models: those are the installation's. It may do what its
-    manifest asks for, so read that first; values that it keeps are gone afterwards.
+    manifest asks for, so read that first; values that it keeps are gone afterwards, and
+    tasks that it forks are only listed.
     """
     from hive_executor.try_agent import run_once
 
     from hive_cli.supervisor.runtime import default_cache_dir
 
     data = json.dumps(build_input({}, inputs or [], input_file), ensure_ascii=False).encode()
-    on_log = None if as_json else _print_line
-    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), on_log, _gateway(find_home(home))))
+    on_log, on_fork = (None, None) if as_json else (_print_line, _print_fork)
+    gateway = _gateway(find_home(home))
+    outcome = asyncio.run(run_once(folder, data, default_cache_dir(), on_log, gateway, on_fork))
     if as_json:
         print_json(_shape(outcome))
     elif outcome.output is not None:
@@ -98,6 +101,10 @@ def _gateway(home: Home) -> "BackEndConfig | None":
 
 def _print_line(line: "LogLine") -> None:
     err.print(f"[dim]{iso(line.ts_us)[11:23]}[/dim] {escape(clean(line.level + ': ' + line.text))}")
+
+
+def _print_fork(child: "Child") -> None:
+    err.print(f"[dim]forks {escape(clean(child.agent))}[/dim] {escape(clean(bytes(child.input).decode()))}")
 
 
 def _shape(outcome: "Outcome") -> dict[str, Any]:
@@ -143,7 +150,10 @@ def push(
     with connect(home) as api:
         for folder, package in packages:
             signature = sign(package.digest, package.manifest.name, signing_key)
-            version = publish(api, str(folder), package, signature)
+            try:
+                version = publish(api, str(folder), package, signature)
+            except PermissionDenied as error:
+                raise _about_own_key(error, signature, key) from error
             versions.append(version)
             tell_of_published(api, version, package, grant, as_json)
     if as_json:
@@ -206,6 +216,16 @@ def tell_of_published(
         err.print(f"[yellow]it was yanked, and no new job may use it:[/yellow] {clean(version['yank_reason'])}")
     if package.manifest.asked != NONE:
         (grant_all if grant else tell_what_is_missing)(api, package.manifest, err if as_json else out)
+
+
+def _about_own_key(error: PermissionDenied, signature: "Signature", name: str | None) -> PermissionDenied:
+    """Return the refusal of a key of this home in terms of its name."""
+    if name is None or "/" in name or error.fields.get("public_key") != signature.signer:
+        return error
+    said = error.message.replace(f"{signature.signer} --name WHOSE", name).replace(
+        "if you know whose it is", "to trust it"
+    )
+    return PermissionDenied(said, **error.fields)
 
 
 def publish(api: "Api", where: str, package: "AgentPackage", signature: "Signature") -> dict[str, Any]:

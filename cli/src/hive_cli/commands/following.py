@@ -70,7 +70,7 @@ class JobView:
         """Return the same for a log."""
         counts = self.tracker.counts()
         states = ", ".join(f"{counts[state]} {state}" for state in TASK_STATES if counts[state])
-        return f"{self.summary()}   {states}{self._failures()}"
+        return f"{self.summary()}   {states}{self._failures()}{self._waiting()}"
 
     def _elapsed_s(self) -> float:
         """From the submit on, also where somebody looks later; a log from another clock never counts below 0."""
@@ -84,11 +84,19 @@ class JobView:
         failures = self.tracker.failures
         return f"   {failures} {'attempt' if failures == 1 else 'attempts'} failed" if failures else ""
 
+    def _waiting(self) -> str:
+        waiting = list(self.tracker.waiting)
+        if not waiting:
+            return ""
+        more = f" (and {len(waiting) - 1} more: hive approvals)" if len(waiting) > 1 else ""
+        return f"   waits for you: hive approvals show {waiting[0]}{more}"
+
     def _bottom(self) -> str:
         busy = sorted((self._executors.get(key, key[:8]), count) for key, count in self.tracker.busy().items())
         shown = ", ".join(f"{name} runs {count}" for name, count in busy[:6])
         more = f" and {len(busy) - 6} more" if len(busy) > 6 else ""
-        return (self.note + "   " if self.note else "") + (shown + more or "nothing runs") + self._failures()
+        note = f"{self.note}   " if self.note else ""
+        return f"{note}{shown + more or 'nothing runs'}{self._failures()}{self._waiting()}"
 
 
 def follow(api: "Api", job_id: str, name: str) -> dict[str, Any]:
@@ -125,8 +133,11 @@ def _take(api: "Api", job_id: str, view: JobView) -> None:
     position = str(view.tracker.position) if view.tracker.position else ""
     told = time.monotonic()
     for event in api.events(f"/v1/jobs/{job_id}/stream", position):
+        known = len(view.tracker.waiting)
         view.tracker.apply(json.loads(event.data))
-        if not err.is_terminal and time.monotonic() - told > PLAIN_S:
+        # Nothing more comes until somebody decides, so it is said at once.
+        due = time.monotonic() - told > PLAIN_S or len(view.tracker.waiting) > known
+        if not err.is_terminal and due:
             told = time.monotonic()
             err.print(escape(view.plain()))
 

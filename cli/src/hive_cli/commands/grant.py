@@ -44,7 +44,7 @@ def grant(
     max_: Annotated[int | None, typer.Option("--max", help="fork: no more children of one task.")] = None,
     depth: Annotated[int | None, typer.Option("--depth", help="fork: no deeper.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="scratch: no more than this, such as 64Mi.")] = None,
-    ask: Annotated[bool, typer.Option("--ask", help="A person is asked at each use (not supported yet).")] = False,
+    ask: Annotated[bool, typer.Option("--ask", help="A person is asked at each use.")] = False,
     until: Annotated[
         str | None, typer.Option("--until", help="When it ends: 12h, 30d, or a time such as 2027-01-31T18:00Z.")
     ] = None,
@@ -68,7 +68,7 @@ def grant(
     if as_json:
         print_json(answer)
         return
-    out.print(f"[green]✓[/green] {escape(name)} may, in versions that asks for no more than {_version(answer)}:")
+    out.print(f"[green]✓[/green] {escape(name)} may, in versions that ask for no more than {_version(answer)}:")
     for one in answer["grants"]:
         if one["permission"] in wanted:
             ends = f"\n    until {iso(one['until_us'])[:19]}Z" if one["until_us"] else ""

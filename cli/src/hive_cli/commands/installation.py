@@ -260,6 +260,15 @@ def _kills(home: Home) -> list[dict[str, Any]]:
         return []
 
 
+def _waiting(home: Home) -> int:
+    """Return how many approvals wait for a person; 0 where that cannot be asked."""
+    try:
+        with connect_to(home, _STATUS_PATIENCE_S) as api:
+            return len(api.get("/v1/approvals")["approvals"])
+    except HiveError:
+        return 0
+
+
 def _print_status(home: Home, found: dict[str, Any]) -> None:
     from hive_cli.commands.metrics import read_figures
 
@@ -295,11 +304,11 @@ def _print_status(home: Home, found: dict[str, Any]) -> None:
     rows.append(("together", "", "", "", _mib(sum(memory.values())), ""))
     print_table(("process", "state", "pid", "restarts", "memory", ""), rows)
     if joined is None:
-        _print_installation(found)
+        _print_installation(home, found)
     _print_problems(state)
 
 
-def _print_installation(found: dict[str, Any]) -> None:
+def _print_installation(home: Home, found: dict[str, Any]) -> None:
     for name, where in found["endpoints"].items():
         out.print(f"{name:>9}  {where}", style="dim")
     for name, where in (found["public"] or {}).items():
@@ -308,6 +317,8 @@ def _print_installation(found: dict[str, Any]) -> None:
         (one["name"], one["state"], f"{one['running']}/{one['slots']}", one["id"]) for one in found["executors"]
     )
     print_table(("executor", "state", "running", "id"), executors)
+    if waiting := _waiting(home) if found["executors"] else 0:
+        out.print(f"{waiting} wait for your decision: hive approvals")
     for one in found["kills"]:
         err.print(f"[red]stopped[/red] {escape(stop_sentence(one))}")
 

@@ -75,7 +75,10 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
     _print_job(found)
     if traceback:
         out.print(escape(clean(traceback)), style="dim")
-    rows = ((t["task_id"], _place(t), t["state"], str(t["attempts"]), _who(t, names), _error(t)) for t in tasks)
+    rows = (
+        (t["task_id"], _shown_at(depth, t), _state(t), str(t["attempts"]), _who(t, names), _error(t))
+        for depth, t in _below_parents(tasks)
+    )
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
     if found["state"] == "succeeded":
         out.print("output", style="bold")
@@ -87,8 +90,14 @@ def _print_job(job: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(job['name'])}[/bold] {job['job_id']}   {job['state']}   {counts}")
     ended = f", ended {iso(job['ended_us'])}" if job["ended_us"] else f", deadline {iso(job['deadline_us'])}"
     out.print(f"submitted {iso(job['submitted_us'])}{ended}   {_attempts(job['attempts'])}", style="dim")
+    if waiting := job.get("approvals_open"):
+        out.print(f"{waiting} wait for your decision: hive approvals list --job {job['job_id']}")
     if job.get("error"):
         out.print(f"[red]{escape(clean(job['error']['code'] + ': ' + job['error']['message']))}[/red]")
+
+
+def _state(task: dict[str, Any]) -> str:
+    return f"{task['state']}, waits for a person" if task.get("approvals_open") else str(task["state"])
 
 
 @app.command("watch")
@@ -237,6 +246,24 @@ def _ended(counts: dict[str, int]) -> int:
 
 def _place(entry: dict[str, Any]) -> str:
     return entry["step"] if entry["index"] is None else f"{entry['step']}[{entry['index']}]"
+
+
+def _shown_at(depth: int, task: dict[str, Any]) -> str:
+    return f"{'  ' * depth}[{task['index']}] {task['agent']}" if depth else _place(task)
+
+
+def _below_parents(tasks: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each task and its depth, followed by the tasks that it forked."""
+    listed = {task["task_id"] for task in tasks}
+    children: dict[str | None, list[dict[str, Any]]] = {}
+    for task in tasks:
+        parent = task.get("parent")
+        children.setdefault(parent if parent in listed else None, []).append(task)
+    stack = [(0, task) for task in reversed(children.get(None, []))]
+    while stack:
+        depth, task = stack.pop()
+        yield depth, task
+        stack += [(depth + 1, child) for child in reversed(children.get(task["task_id"], []))]
 
 
 def _who(task: dict[str, Any], names: dict[str, str]) -> str:

@@ -45,7 +45,7 @@ def create(
         bool, typer.Option("--counts-only", help="Keep no prompts and no answers of its model calls.")
     ] = False,
     admin: Annotated[
-        bool, typer.Option("--admin", help="It may do everything; else call models and submit jobs.")
+        bool, typer.Option("--admin", help="It may do everything; else call models, submit jobs, and see its own.")
     ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -129,7 +129,7 @@ def amount_of(unit: str, text: str, path: str) -> int:
 
 
 def _may(key: dict[str, Any]) -> str:
-    rights = "may do everything" if key["scope"] == "admin" else "may call models and submit jobs"
+    rights = "may do everything" if key["scope"] == "admin" else "may call models, submit jobs, and see its own"
     return rights + (", and spend money at providers within its budgets" if key["cloud"] else "")
 
 

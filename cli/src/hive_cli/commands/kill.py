@@ -26,9 +26,7 @@ LOOK_PATIENCE_S = 2.0
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
-app = typer.Typer(
-    invoke_without_command=True, help="Stop something now, on every device: everything, an agent, a device, a job."
-)
+app = typer.Typer(invoke_without_command=True)
 AllOption = Annotated[bool, typer.Option("--all", help="Everything.")]
 AgentOption = Annotated[
     str, typer.Option("--agent", metavar="NAME[@VERSION]", help="An agent, in all versions or in one.")
@@ -49,7 +47,9 @@ def kill(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Stop something now: what runs of it ends within two seconds, and nothing of it starts until `hive unkill`.
+    """Stop everything, an agent, a device or a job, now and on every device, until `hive unkill`.
+
+    What runs of it ends within two seconds, and nothing of it starts until the order is lifted.
 
     A job ends as cancelled; tasks of an agent fail with the code killed; what a device had waits for another one.
     """

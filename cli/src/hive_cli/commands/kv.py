@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from hive_cli.options import HomeOption, JsonOption
-from hive_cli.output import clean, out, print_json
+from hive_cli.output import clean, err, out, print_json
 from hive_cli.session import connect
 
 app = typer.Typer(no_args_is_help=True, help="See and remove what agents keep between tasks.")
@@ -28,6 +28,9 @@ def list_(
     if as_json:
         print_json({"keys": keys})
         return
+    if not keys:
+        which = f"no key of {namespace} begins with {prefix}" if prefix else f"nothing is kept in {namespace}"
+        err.print(escape(which), style="dim")
     for key in keys:
         out.print(escape(key))
 

@@ -19,6 +19,7 @@ _STATE_AFTER = {
 }
 # An attempt ended; whether the task did is said by an event of its own.
 _ENDS_ATTEMPT = frozenset({"AttemptFailed", "AttemptLost"})
+_ENDS_APPROVAL = frozenset({"ApprovalDecided", "ApprovalExpired"})
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Tracker:
         steps: their names, in the order in which they appeared.
         attempts: how many were given to executors.
         failures: how many attempts failed or were lost.
+        waiting: ids of approvals for which an attempt waits, in the order in which they were asked.
         ended: type of the job's terminal event, empty while it runs.
         position: of the last event.
         started_us: time of the first event, 0 before there is one.
@@ -50,6 +52,7 @@ class Tracker:
     steps: dict[str, None] = field(default_factory=dict)
     attempts: int = 0
     failures: int = 0
+    waiting: dict[str, None] = field(default_factory=dict)
     ended: str = ""
     position: int = 0
     started_us: int = 0
@@ -75,6 +78,10 @@ class Tracker:
             self.steps.setdefault(data["step"])
             state = "ready" if data.get("input") is not None else "blocked"
             self.tasks[event["stream"]] = TrackedTask(data["step"], state)
+        if kind == "ApprovalRequested":
+            self.waiting[event["stream"]] = None
+        elif kind in _ENDS_APPROVAL:
+            self.waiting.pop(event["stream"], None)
         task = self.tasks.get(event["stream"])
         if task is not None:
             self._apply_to_task(task, kind, data)

@@ -131,9 +131,10 @@ def _extra(home: Home, settings: Settings, service: str, network: Network) -> di
             "providers": providers_of(settings, home),
             "owner_key": OWNER_KEY,
             "owner_cloud": settings.models.cloud,
+            "cache": settings.models.cache,
         }
     if service == names.SCHEDULER:
-        return {"token_key_file": str(home.secret_file(TOKEN_KEY))}
+        return {"token_key_file": str(home.secret_file(TOKEN_KEY)), "approval_ms": settings.approval_ms}
     return {}
 
 

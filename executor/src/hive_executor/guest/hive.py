@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from componentize_py_types import Err
@@ -261,15 +261,26 @@ class Kv:
 
 
 class Fork:
-    """Child tasks. It takes the permission `fork`, and is not supported yet: to ask ends the attempt."""
+    """Tasks for other agents: `fork("square", [{"n": 1}, {"n": 2}])`. It takes the permission `fork`; without it,
+    for another agent, or for more tasks than it allows, the attempt ends.
 
-    def run(self, agent: str, input: dict[str, Any]) -> Any:
-        """Have `name@version` work on an input, as a task of its own, and return its output.
+    They begin once this attempt has succeeded; of an attempt that fails there are none. The job file reads what
+    they give: `${tasks.<id>.forked}` is a list of `{agent, output}`.
+    """
+
+    def __call__(self, agent: str, inputs: "Iterable[dict[str, Any]]") -> int:
+        """Fork one task for each input, and return how many this attempt has forked by now.
+
+        `agent` is a name of the manifest's `permissions.fork.agents`, or one of its versions as `name@version`.
 
         Raises:
-            ForkError: there is none.
+            TypeError: `inputs` is one input; expected a list of them.
+            ForkError: they cannot be taken, such as inputs that are too large together. None of them is forked.
         """
-        return _host(_fork_host.run, ForkError, {"agent": agent, "input": input})
+        if isinstance(inputs, dict):
+            raise TypeError("fork() takes a list of inputs; expected [{…}], got {…}")
+        answer = _host(_fork_host.create, ForkError, {"agent": agent, "inputs": list(inputs)})
+        return int(answer["children"])
 
 
 def _host(function: Callable[[str], str], error_type: type[HostError], request: dict[str, Any]) -> Any:

@@ -1,19 +1,36 @@
 """What guests may ask of the host, one file for each permission, and which of it an attempt was granted."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from hive_common.contracts.events import Child
 from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import Permissions
 from hive_common.inference.calls import PIN_ANY, Completer, narrowest
-from hive_common.kernel.errors import HiveError, PermissionDenied
+from hive_common.kernel.errors import HiveError
 from hive_common.permissions import denied
+from hive_common.permissions.actions import scratch_action
 
+from hive_executor.host.approval import Approvals, Approver
+from hive_executor.host.fork import ForkAccess
 from hive_executor.host.http import HttpAccess, HttpClient
 from hive_executor.host.kv import KvAccess, KvStore
 from hive_executor.host.model import ModelAccess
 from hive_executor.sandbox import Capabilities, Capability
 
-__all__ = ["HttpAccess", "KvAccess", "Means", "ModelAccess", "Of", "allowed", "granted", "keep", "scratch"]
+__all__ = [
+    "ForkAccess",
+    "HttpAccess",
+    "KvAccess",
+    "Means",
+    "ModelAccess",
+    "Of",
+    "allowed",
+    "approvals_of",
+    "forked",
+    "granted",
+    "keep",
+    "scratch",
+]
 
 
 class Means(NamedTuple):
@@ -23,11 +40,13 @@ class Means(NamedTuple):
         completer: calls models.
         http: sends requests.
         kv: keeps values.
+        approver: has people decide; None where there is nobody.
     """
 
     completer: Completer
     http: HttpClient
     kv: KvStore
+    approver: Approver | None = None
 
 
 class Of(NamedTuple):
@@ -36,40 +55,31 @@ class Of(NamedTuple):
     job: str = ""
     task: str = ""
     attempt: int = 0
-    token: str = ""
+    approvals: Approvals = Approvals()
 
 
-class _Unsupported:
-    """Stands where what was granted would be done, if anybody did it yet."""
-
-    def __init__(self, permission: str, how: str = "") -> None:
-        self._permission = permission
-        self._how = how
-
-    async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
-        """Refuse."""
-        raise _unsupported(self._permission, self._how)
+def approvals_of(assignment: Assignment, permissions: Permissions, means: Means) -> Approvals:
+    """Return what asks people for an attempt, and has its token."""
+    agent = f"{assignment.agent.name}@{assignment.agent.version}"
+    return Approvals(assignment.token, permissions.asks, agent, means.approver)
 
 
-_ASK: Final = " with a question at each use (`--ask`)"
-
-
-def _unsupported(permission: str, how: str = "") -> PermissionDenied:
-    return denied(permission, f"is granted{how}, which is not supported yet")
-
-
-def granted(assignment: Assignment, permissions: Permissions, means: Means) -> Capabilities:
+def granted(
+    assignment: Assignment, permissions: Permissions, means: Means, approvals: Approvals | None = None
+) -> Capabilities:
     """Return what the guest of an attempt may ask for, and nothing else (law 6).
 
     Args:
         assignment: of the attempt.
         permissions: what its capability token says.
         means: of this device.
+        approvals: of the attempt (`approvals_of`).
 
     Raises:
         PermissionDenied: job and manifest pin data to places that exclude each other.
     """
-    whose = Of(assignment.job, assignment.task, assignment.attempt, assignment.token)
+    asking = approvals or approvals_of(assignment, permissions, means)
+    whose = Of(assignment.job, assignment.task, assignment.attempt, asking)
     return allowed(permissions, means, whose, assignment.pin, assignment.counts_only)
 
 
@@ -98,26 +108,35 @@ def allowed(
             job=whose.job,
             task=whose.task,
             attempt=whose.attempt,
-            token=whose.token,
+            approvals=whose.approvals,
         )
     if permissions.http is not None:
-        found["http"] = HttpAccess(means.http, permissions.http, task=whose.task, attempt=whose.attempt)
+        found["http"] = HttpAccess(
+            *(means.http, permissions.http), task=whose.task, attempt=whose.attempt, approvals=whose.approvals
+        )
     if permissions.kv is not None:
-        found["kv"] = KvAccess(means.kv, permissions.kv, token=whose.token)
+        found["kv"] = KvAccess(means.kv, permissions.kv, approvals=whose.approvals)
     if permissions.fork is not None:
-        found["fork"] = _Unsupported("fork")
-    return found | {name: _Unsupported(name, _ASK) for name in permissions.asks if name in found}
+        found["fork"] = ForkAccess(permissions.fork, approvals=whose.approvals)
+    return found
 
 
-def scratch(permissions: Permissions) -> int:
+async def scratch(permissions: Permissions, approvals: Approvals) -> int:
     """Return how many bytes of files a guest may have; 0 for none.
 
     Raises:
-        PermissionDenied: a person would have to be asked.
+        PermissionDenied: a person had to be asked, and did not approve.
+        HiveError: nobody could be asked.
     """
-    if "scratch" in permissions.asks:
-        raise _unsupported("scratch", _ASK)
+    if permissions.scratch_bytes:
+        await approvals.need("scratch", lambda agent: scratch_action(agent, permissions.scratch_bytes))
     return permissions.scratch_bytes
+
+
+def forked(capabilities: Capabilities) -> tuple[Child, ...]:
+    """Return the tasks that a guest that has succeeded wants to be made."""
+    fork = capabilities.get("fork")
+    return fork.staged if isinstance(fork, ForkAccess) else ()
 
 
 async def keep(capabilities: Capabilities) -> None:

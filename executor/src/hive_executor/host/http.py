@@ -26,11 +26,13 @@ from hive_common.kernel.errors import (
 )
 from hive_common.kernel.ids import derive_id
 from hive_common.permissions import check_http, denied
+from hive_common.permissions.actions import http_action
 from hive_common.permissions.hosts import PLAIN, Host, parse_host
 from multidict import CIMultiDict
 from yarl import URL
 
 from hive_executor.host.addresses import Resolver, problem_of
+from hive_executor.host.approval import Approvals
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX, MEBIBYTE
 
 URL_CHARACTERS_MAX: Final = 8_192
@@ -45,6 +47,7 @@ TIMEOUT_DEFAULT_MS: Final = 30_000
 CONNECT_S_MAX: Final = 10.0
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -193,9 +196,20 @@ class HttpAccess:
         client: sends them.
         permission: which hosts and methods.
         task, attempt: whose they are; servers are told by a key for each request that changes something.
+        approvals: of the attempt. Where somebody is asked at each use, a redirect is told and not followed: where
+            it leads to would be another use.
     """
 
-    def __init__(self, client: HttpClient, permission: HttpPermission, *, task: str = "", attempt: int = 0) -> None:
+    def __init__(
+        self,
+        client: HttpClient,
+        permission: HttpPermission,
+        *,
+        task: str = "",
+        attempt: int = 0,
+        approvals: Approvals | None = None,
+    ) -> None:
+        self._approvals = approvals or Approvals()
         self._client = client
         self._private = permission.private
         self._permissions = Permissions(http=permission)
@@ -219,9 +233,14 @@ class HttpAccess:
         if timeout_ms < 1:
             raise InvalidArgument(f"timeout_ms is {timeout_ms}; expected 1 or more", path="timeout_ms")
         first = self._request(asked)
+        own = [(name, value) for name, value in first.headers if name != IDEMPOTENCY_KEY]
+        await self._approvals.need(
+            "http", lambda agent: http_action(agent, first.method, str(first.url), own, first.body)
+        )
+        follow = asked.follow and not self._approvals.asks("http")
         try:
             async with asyncio.timeout(min(timeout_ms, left_ms) / 1000):
-                return await self._followed(first, asked.follow)
+                return await self._followed(first, follow)
         except TimeoutError as error:
             raise DeadlineExceeded(f"{first.url.origin()}: no answer within {timeout_ms} ms") from error
 
@@ -240,7 +259,7 @@ class HttpAccess:
         if method not in _SAFE:
             self._changing += 1
             key = derive_id("http", self._task, str(self._attempt), str(self._changing))
-            headers.append(("Idempotency-Key", key))
+            headers.append((IDEMPOTENCY_KEY, key))
         return Request(method, url, tuple(headers), body)
 
     async def _followed(self, request: Request, follow: bool) -> bytes:

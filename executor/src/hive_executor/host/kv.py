@@ -17,8 +17,10 @@ from hive_common.contracts.messages import KvReply, KvRequest, call_subject
 from hive_common.contracts.permissions import KvPermission, Permissions
 from hive_common.kernel.errors import BudgetExhausted, HiveError, InvalidArgument, PayloadTooLarge
 from hive_common.permissions import check_kv
+from hive_common.permissions.actions import kv_list_action, kv_read_action, kv_write_action
 from hive_common.permissions.kept import is_key, is_prefix, size_of
 
+from hive_executor.host.approval import Approvals
 from hive_executor.link import Backoff, Link
 
 SUBJECT: Final = "kv"
@@ -81,14 +83,14 @@ class KvAccess:
     Args:
         store: where values are kept.
         permission: the namespace and its quota.
-        token: of the attempt.
+        approvals: of the attempt, with its token.
     """
 
-    def __init__(self, store: KvStore, permission: KvPermission, *, token: str = "") -> None:
+    def __init__(self, store: KvStore, permission: KvPermission, *, approvals: Approvals | None = None) -> None:
         self._store = store
         self._permission = permission
         self._permissions = Permissions(kv=permission)
-        self._token = token
+        self._approvals = approvals or Approvals()
         self._writes: dict[str, KvWrite] = {}
 
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
@@ -108,11 +110,9 @@ class KvAccess:
                 return await self._list(self._read(request, _Keys), left_ms)
             case "put":
                 put = self._read(request, _Put)
-                self._write(KvWrite(put.key, _compact(put.value)))
-                return b"{}"
+                return await self._write(KvWrite(put.key, _compact(put.value)))
             case "delete":
-                self._write(KvWrite(self._read(request, _Key).key))
-                return b"{}"
+                return await self._write(KvWrite(self._read(request, _Key).key))
         raise InvalidArgument(f"kv.{operation} does not exist; expected get, keys, put or delete")
 
     async def stage(self) -> None:
@@ -137,6 +137,7 @@ class KvAccess:
         return asked
 
     async def _get(self, asked: _Key, left_ms: int) -> bytes:
+        await self._approvals.need("kv", lambda agent: kv_read_action(agent, self._permission.namespace, asked.key))
         own = self._writes.get(asked.key)
         if own is not None:
             return msgspec.json.encode(_Found(own.value))
@@ -148,6 +149,9 @@ class KvAccess:
             raise InvalidArgument(f"prefix, after: expected {_EXPECTED}", path="prefix")
         if not 1 <= asked.limit <= KV_KEYS_MAX:
             raise InvalidArgument(f"limit: got {asked.limit}; expected 1 to {KV_KEYS_MAX}", path="limit")
+        await self._approvals.need(
+            "kv", lambda agent: kv_list_action(agent, self._permission.namespace, asked.prefix)
+        )
         after = asked.after
         deadline_s = asyncio.get_running_loop().time() + left_ms / 1000
         while True:
@@ -168,7 +172,7 @@ class KvAccess:
                 insort(page, key)
         return page
 
-    def _write(self, write: KvWrite) -> None:
+    async def _write(self, write: KvWrite) -> bytes:
         size = size_of(write)
         if size - len(write.key) > KV_VALUE_BYTES_MAX:
             raise PayloadTooLarge(f"the value of {write.key!r} is larger than {KV_VALUE_BYTES_MAX} bytes")
@@ -185,10 +189,12 @@ class KvAccess:
             )
         if len(self._writes) >= KV_KEYS_MAX and before is None:
             raise PayloadTooLarge(f"one attempt may write {KV_KEYS_MAX} keys at most")
+        await self._approvals.need("kv", lambda agent: kv_write_action(agent, self._permission.namespace, write))
         self._writes[write.key] = write
+        return b"{}"
 
     async def _ask(self, within_s: float, op: str, **more: Any) -> KvReply:
-        request = KvRequest(op=op, token=self._token, namespace=self._permission.namespace, **more)
+        request = KvRequest(op=op, token=self._approvals.token, namespace=self._permission.namespace, **more)
         return await self._store.ask(request, within_s)
 
 

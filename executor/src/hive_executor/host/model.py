@@ -17,7 +17,9 @@ from hive_common.kernel.errors import (
 )
 from hive_common.kernel.ids import new_id
 from hive_common.permissions import check_model
+from hive_common.permissions.actions import model_action
 
+from hive_executor.host.approval import Approvals
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX
 
 Body = dict[str, msgspec.Raw]
@@ -46,7 +48,8 @@ class ModelAccess:
         permission: what the manifest asks for.
         pin: where the data may go.
         counts_only: keep no prompt and no completion.
-        job, task, attempt, token: on whose account; empty and 0 for a try-out.
+        job, task, attempt: on whose account; empty and 0 for a try-out.
+        approvals: of the attempt, with its token.
 
     Attributes:
         spent: tokens that were generated, or may have been.
@@ -62,7 +65,7 @@ class ModelAccess:
         job: str = "",
         task: str = "",
         attempt: int = 0,
-        token: str = "",
+        approvals: Approvals | None = None,
     ) -> None:
         self._completer = completer
         self._permission = permission
@@ -71,7 +74,7 @@ class ModelAccess:
         self._job = job
         self._task = task
         self._attempt = attempt
-        self._token = token
+        self._approvals = approvals or Approvals()
         self.spent = 0
 
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
@@ -92,6 +95,9 @@ class ModelAccess:
         body.pop("stream", None)
         model = await self._model(body)
         body["model"] = _raw(model)
+        await self._approvals.need(
+            "model", lambda agent: model_action(agent, endpoint, model, body, self._counts_only)
+        )
         reserved = 0 if endpoint == "embeddings" else self._bound(body)
         call = ModelCall(
             id=new_id(),
@@ -106,7 +112,7 @@ class ModelAccess:
             task=self._task,
             attempt=self._attempt,
             tokens_max=reserved,
-            token=self._token,
+            token=self._approvals.token,
         )
         return await self._complete(call, reserved)
 

@@ -103,6 +103,8 @@ class Attempt:
     Attributes:
         stopped_by: code of what interrupted it; empty if nothing did.
         refused: what it asked for and must not have; None if nothing.
+        is_out: it waits for the host, which sees to the time itself.
+        stood_s: so much of its time did not count.
     """
 
     def __init__(self, deadline_s: float, log: GuestLog) -> None:
@@ -110,6 +112,8 @@ class Attempt:
         self.log = log
         self.stopped_by = ""
         self.refused: HostAnswer | None = None
+        self.is_out = False
+        self.stood_s = 0.0
 
 
 class Interrupter:
@@ -140,6 +144,23 @@ class Interrupter:
             self._attempt = None
             self._ended_at = time.monotonic()
 
+    def leave(self) -> None:
+        """Let the watched guest wait for the host, whatever the time."""
+        with self._changed:
+            if self._attempt is not None:
+                self._attempt.is_out = True
+
+    def back(self, stood_s: float) -> None:
+        """Watch the guest again, `stood_s` of whose time did not count; if its time is up, it goes no further."""
+        with self._changed:
+            attempt = self._attempt
+            if attempt is not None:
+                attempt.is_out = False
+                attempt.stood_s += stood_s
+                attempt.deadline_s += stood_s
+                if attempt.deadline_s <= time.monotonic():
+                    self._stop("timeout")
+
     def stop(self, code: str) -> None:
         """Interrupt the watched guest at its next instruction, for the reason `code`."""
         with self._changed:
@@ -158,7 +179,7 @@ class Interrupter:
                     self._changed.wait()
                     self._parked = False
                 attempt, pause_s = self._attempt, _FLUSH_AFTER_S
-                if attempt is not None:
+                if attempt is not None and not attempt.is_out:
                     left_s = attempt.deadline_s - time.monotonic()
                     if left_s <= 0:
                         self._stop("timeout")

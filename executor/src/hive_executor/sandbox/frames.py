@@ -74,12 +74,16 @@ class HostCall(msgspec.Struct, frozen=True, tag="call", array_like=True):
 
 
 class HostAnswer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
-    """What the guest gets: JSON text, or with `code` an error. With `ends` the attempt ends with that code."""
+    """What the guest gets: JSON text, or with `code` an error. With `ends` the attempt ends with that code.
+
+    `stood_ms` of its time does not count: the guest waited for a person.
+    """
 
     answer: str = ""
     code: str = ""
     message: str = ""
     ends: bool = False
+    stood_ms: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):

@@ -24,7 +24,7 @@ HOST_INTERFACES: Final = {
     "hive:agent/model@0.1.0": ("model", ("chat", "complete", "embed")),
     "hive:agent/http@0.1.0": ("http", ("request",)),
     "hive:agent/kv@0.1.0": ("kv", ("get", "keys", "put", "delete")),
-    "hive:agent/fork@0.1.0": ("fork", ("run",)),
+    "hive:agent/fork@0.1.0": ("fork", ("create",)),
 }
 """What agents may import besides: the permission it takes, and its functions, each `func(request: string) ->
 result<string, failure>`."""
@@ -120,7 +120,9 @@ class Sandbox:
     def _call_host(self, capability: str, operation: str, _store: Any, request: str) -> Any:
         if self._attempt is None:
             raise wasmtime.WasmtimeError("nothing runs that could ask")
+        self.interrupter.leave()
         answer = self._asked(HostCall(capability, operation, request))
+        self.interrupter.back(answer.stood_ms / 1000)
         if answer.ends:
             self._attempt.refused = answer
             # Of all exceptions only this one ends the guest without being remembered for the next.
@@ -190,7 +192,7 @@ class Sandbox:
             detail=failure.detail if failure else "",
             output=b"" if failure else output,
             log_truncated=log.truncated,
-            wall_us=int((time.monotonic() - started) * 1e6),
+            wall_us=int((time.monotonic() - started - attempt.stood_s) * 1e6),
             fuel_used=usage.fuel_used,
             memory_peak_bytes=usage.memory_bytes,
         )

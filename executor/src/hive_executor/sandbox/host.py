@@ -1,10 +1,11 @@
 """What a guest may ask of the host: the parent's side of host calls. Nothing is there unless it was granted."""
 
-import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+import msgspec
 from hive_common.kernel.errors import (
     DeadlineExceeded,
     HiveError,
@@ -15,6 +16,7 @@ from hive_common.kernel.errors import (
 )
 
 from hive_executor.sandbox.frames import HostAnswer, HostCall
+from hive_executor.sandbox.limit import TimeLimit
 from hive_executor.sandbox.model import HOST_ANSWER_BYTES_MAX, HOST_REQUEST_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -54,16 +56,22 @@ class Host:
 
     Args:
         granted: nothing else exists for the guest.
-        deadline_s: the attempt's limit, on the clock of the loop.
+        limit: the attempt's time, which has begun.
     """
 
-    def __init__(self, granted: Capabilities, deadline_s: float) -> None:
+    def __init__(self, granted: Capabilities, limit: TimeLimit) -> None:
         self._granted = granted
-        self._deadline_s = deadline_s
+        self._limit = limit
         self.denied = ""
 
     async def answer(self, call: HostCall) -> HostAnswer:
         """Answer one call; only a cancellation comes out of this."""
+        stood_s = self._limit.stood_s
+        answer = await self._answered(call)
+        stood_ms = math.ceil((self._limit.stood_s - stood_s) * 1000)
+        return msgspec.structs.replace(answer, stood_ms=stood_ms) if stood_ms else answer
+
+    async def _answered(self, call: HostCall) -> HostAnswer:
         try:
             return HostAnswer(await self._answer(call))
         except PermissionDenied as error:
@@ -87,10 +95,11 @@ class Host:
         except UnicodeEncodeError as error:
             raise InvalidArgument(f"the request is not UTF-8: {error}") from error
         _check_size("the request", request, HOST_REQUEST_BYTES_MAX)
-        left_ms = max(0, int((self._deadline_s - asyncio.get_running_loop().time()) * 1000))
+        left_ms = int(self._limit.left_s * 1000)
         try:
-            async with asyncio.timeout_at(self._deadline_s + _AFTER_LIMIT_S):
-                answer = await capability.call(call.operation, request, left_ms)
+            with self._limit.timer(_AFTER_LIMIT_S) as timer:
+                async with timer:
+                    answer = await capability.call(call.operation, request, left_ms)
         except TimeoutError as error:
             raise DeadlineExceeded("the attempt's time ran out") from error
         _check_size("the answer", answer, HOST_ANSWER_BYTES_MAX)

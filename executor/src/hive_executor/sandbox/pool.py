@@ -18,6 +18,7 @@ from hive_executor.sandbox.confine import EMPTY_ROOT, LAYERS
 from hive_executor.sandbox.engine import require_version
 from hive_executor.sandbox.errors import InvalidModule
 from hive_executor.sandbox.host import Capabilities, Host
+from hive_executor.sandbox.limit import TimeLimit
 from hive_executor.sandbox.model import Limits, LogLine, Outcome, Program
 from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess, within
 
@@ -131,6 +132,7 @@ class RunnerPool:
         on_log: Callable[[LogLine], None] | None = None,
         granted: Capabilities = NOTHING,
         scratch_bytes: int = 0,
+        limit: TimeLimit | None = None,
     ) -> Outcome:
         """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
 
@@ -141,6 +143,7 @@ class RunnerPool:
             granted: what the guest may ask of the host.
             scratch_bytes: what it may have in files below `/scratch`, which is empty at first and gone at its end;
                 0 for no such folder. The guest then gets a runner of its own.
+            limit: counts its time; for what lets it stand still.
 
         Raises:
             Unavailable: no runner can be started, the pool is closed, or the guest's time ran out while it was made
@@ -156,7 +159,9 @@ class RunnerPool:
                 return _failed(model.INVALID_MODULE, error.message)
             if program.runtime == "python":
                 self._python = compiled
-            outcome = await self._attempt(program, compiled, input, limits, on_log, granted, scratch_bytes)
+            outcome = await self._attempt(
+                *(program, compiled, input, limits, on_log, granted, scratch_bytes, limit or TimeLimit())
+            )
             if isinstance(outcome, Outcome):
                 return outcome
             self._compiler.discard(program)
@@ -171,6 +176,7 @@ class RunnerPool:
         on_log: Callable[[LogLine], None] | None,
         granted: Capabilities,
         scratch_bytes: int,
+        limit: TimeLimit,
     ) -> Outcome | frames.Stale:
         runner = await (self._own(scratch_bytes) if scratch_bytes else self._take_going())
         self._busy.add(runner)
@@ -185,11 +191,14 @@ class RunnerPool:
 
         loop = asyncio.get_running_loop()
         started = loop.time()
-        host = Host(granted, started + limits.wall_ms / 1000)
+        limit.begin(limits.wall_ms / 1000)
+        stood_s = limit.stood_s
+        host = Host(granted, limit)
         sound = False
         try:
-            async with asyncio.timeout(limits.wall_ms / 1000 + KILL_SLACK_S):
-                reply = await runner.run(program, compiled, input_, limits, collect, host.answer)
+            with limit.timer(KILL_SLACK_S) as timer:
+                async with timer:
+                    reply = await runner.run(program, compiled, input_, limits, collect, host.answer)
             sound = True
             if isinstance(reply, frames.Stale):
                 return reply
@@ -204,10 +213,10 @@ class RunnerPool:
                 model.TIMEOUT,
                 f"still running after its limit of {limits.wall_ms} ms, and was killed",
                 log=lines,
-                wall_ms=int((loop.time() - started) * 1000),
+                wall_ms=int((loop.time() - started - (limit.stood_s - stood_s)) * 1000),
             )
         except RunnerGone as error:
-            wall_ms = int((loop.time() - started) * 1000)
+            wall_ms = int((loop.time() - started - (limit.stood_s - stood_s)) * 1000)
             await runner.kill()  # its keeper may still be saying why
             return _failed(model.RUNNER_DIED, str(error), detail=runner.said, log=lines, wall_ms=wall_ms)
         finally:

@@ -37,7 +37,7 @@ async def discovered(url: str) -> tuple[Model, ...] | None:
 async def test_ollama_tells_everything(scripted: ScriptedBackEnd) -> None:
     scripted.play(flavour="ollama", models=MODELS)
     alpha, beta, vectors = await discovered(scripted.url) or ()
-    assert beta == Model("beta:1b", "ollama", "llama", 7, "Q4_0", 8192, True, ("completion", "tools"))
+    assert beta == Model("beta:1b", "ollama", "llama", 7, "Q4_0", 8192, True, ("completion", "tools"), "0" * 64)
     assert (alpha.context_tokens, alpha.loaded, alpha.abilities) == (512, False, ("completion",))
     assert vectors.abilities == ("embedding",)
 

@@ -6,6 +6,7 @@ import datetime
 import itertools
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -423,9 +424,87 @@ async def test_a_connection_that_the_server_closed_when_it_was_used_again_is_rep
     server = RawServer(handle)
     async with server.running() as pool:
         for number in range(3):
-            assert await whole(await pool.request("POST", "/", b"%d" % number)) == b"ok"
+            assert await whole(await pool.request("POST", "/", b"%d" % number, repeats=True)) == b"ok"
     assert bodies == [b"0", b"1", b"1", b"2", b"2"]
     assert server.connections == 3
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_request_that_may_cost_something_is_sent_once(reads: bool) -> None:
+    requests = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        for number in range(2):
+            # One that was not read may have been read all the same, for what its sender knows.
+            if not await (request_of(reader) if reads or not number else reader.read(1)):
+                return
+            requests += 1
+            if not number:
+                writer.write(OK)
+        writer.transport.abort()
+
+    server = RawServer(handle)
+    async with server.running() as pool:
+        assert await whole(await pool.request("POST", "/", b"{}")) == b"ok"
+        with pytest.raises(Unavailable, match="the connection was closed") as failed:
+            await pool.request("POST", "/", b"{}")
+        assert failed.value.fields.get("reached") is not False
+        assert await whole(await pool.request("POST", "/", b"{}")) == b"ok"
+    assert (requests, server.connections) == (3, 2)
+
+
+class BlockingServer:
+    """A server of a thread: it does things while the loop of the client stands still."""
+
+    def __init__(self, *behind: bytes) -> None:
+        self._behind = behind
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(20)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.requests = 0
+        self._answered = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for behind in self._behind:
+            taken, _ = self._listener.accept()
+            with taken:
+                taken.settimeout(20)
+                taken.recv(65_536)
+                self.requests += 1
+                taken.sendall(OK)
+                self._go.acquire(timeout=20)
+                taken.sendall(behind)
+                taken.shutdown(socket.SHUT_WR)
+            self._answered.release()
+        self._listener.close()
+
+    def close_connection(self) -> None:
+        """Close the connection that was used last, and return when that is done."""
+        self._go.release()
+        assert self._answered.acquire(timeout=20)
+
+    def join(self) -> None:
+        self._thread.join(20)
+
+
+@pytest.mark.parametrize("behind", [b"", b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n"])
+async def test_a_connection_that_was_closed_before_the_loop_could_notice_is_not_written_to(behind: bytes) -> None:
+    server = BlockingServer(behind, behind, behind)
+    pool = Pool(server.url)
+    try:
+        for _ in range(3):
+            assert await whole(await pool.request("POST", "/", b"{}")) == b"ok"
+            assert all(one.is_open for one in pool._idle)
+            # From here to the next request the loop does not run.
+            server.close_connection()
+    finally:
+        pool.close()
+        server.join()
+    assert server.requests == 3
 
 
 @pytest.mark.parametrize(
@@ -558,7 +637,7 @@ async def test_an_error_says_whether_the_request_can_have_come_there() -> None:
         await _ok(pool)
         for reached in (True, False):
             with pytest.raises(Unavailable, match="cannot be reached: ") as failed:
-                await pool.request("POST", "/", b"{}")
+                await pool.request("POST", "/", b"{}", repeats=True)
             assert failed.value.fields["reached"] is reached
     finally:
         pool.close()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhive_proto/jobs/v1/jobs.proto\x12\x0chive.jobs.v1\"A\n\x11SubmitManyRequest\x12,\n\x07submits\x18\x01 \x03(\x0b\x32\x1b.hive.jobs.v1.SubmitRequest\"A\n\x12SubmitManyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.hive.jobs.v1.SubmitResult\"O\n\x0cSubmitResult\x12+\n\x05taken\x18\x01 \x01(\x0b\x32\x1c.hive.jobs.v1.SubmitResponse\x12\x12\n\nerror_json\x18\x02 \x01(\x0c\"\x9b\x01\n\rSubmitRequest\x12\x15\n\rdocument_json\x18\x01 \x01(\x0c\x12\x12\n\ninput_json\x18\x02 \x01(\x0c\x12\x14\n\x0cinput_digest\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\x0b\n\x03pin\x18\x06 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x07 \x01(\x08\"C\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"2\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cmin_position\x18\x02 \x01(\x03\"\x81\x01\n\nTaskCounts\x12\r\n\x05total\x18\x01 \x01(\x05\x12\x0f\n\x07\x62locked\x18\x02 \x01(\x05\x12\r\n\x05ready\x18\x03 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x05\x12\x11\n\tsucceeded\x18\x05 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x05\x12\x11\n\tcancelled\x18\x07 \x01(\x05\"\xe2\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\t\x12\x14\n\x0csubmitted_us\x18\x05 \x01(\x03\x12\x10\n\x08\x65nded_us\x18\x06 \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x07 \x01(\x03\x12\'\n\x05tasks\x18\x08 \x01(\x0b\x32\x18.hive.jobs.v1.TaskCounts\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x13\n\x0boutput_json\x18\n \x01(\x0c\x12\x15\n\routput_digest\x18\x0b \x01(\t\x12\x12\n\nerror_code\x18\x0c \x01(\t\x12\x15\n\rerror_message\x18\r \x01(\t\x12\x12\n\nerror_task\x18\x0e \x01(\t\x12\x10\n\x08position\x18\x0f \x01(\x03\x12\'\n\x05steps\x18\x10 \x03(\x0b\x32\x18.hive.jobs.v1.StepCounts\"R\n\nStepCounts\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\'\n\x05tasks\x18\x03 \x01(\x0b\x32\x18.hive.jobs.v1.TaskCounts\":\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"/\n\x0cListResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.hive.jobs.v1.Job\"?\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"1\n\x0e\x43\x61ncelResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"K\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_position\x18\x02 \x01(\x03\x12\x14\n\x0chistory_only\x18\x03 \x01(\x08\"|\n\x08JobEvent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05ts_us\x18\x04 \x01(\x03\x12\x11\n\tdata_json\x18\x05 \x01(\x0c\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\x05\"3\n\tJobEvents\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.hive.jobs.v1.JobEvent\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"+\n\x0f\x45xplainResponse\x12\x18\n\x10\x65xplanation_json\x18\x01 \x01(\x0c\"K\n\x0cTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\"\xf4\x01\n\x04Task\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\x05\x12\r\n\x05state\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\x10\n\x08\x65xecutor\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\x15\n\rerror_message\x18\t \x01(\t\x12\x13\n\x0boutput_json\x18\n \x01(\x0c\x12\x15\n\routput_digest\x18\x0b \x01(\t\x12\x12\n\ncreated_us\x18\x0c \x01(\x03\x12\x10\n\x08\x65nded_us\x18\r \x01(\x03\"2\n\rTasksResponse\x12!\n\x05tasks\x18\x01 \x03(\x0b\x32\x12.hive.jobs.v1.Task\"=\n\x0bLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"q\n\nAttemptLog\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08log_json\x18\x05 \x01(\x0c\x12\x12\n\nlog_digest\x18\x06 \x01(\t\"6\n\x0cLogsResponse\x12&\n\x04logs\x18\x01 \x03(\x0b\x32\x18.hive.jobs.v1.AttemptLog2\xd2\x04\n\x04Jobs\x12\x43\n\x06Submit\x12\x1b.hive.jobs.v1.SubmitRequest\x1a\x1c.hive.jobs.v1.SubmitResponse\x12\x32\n\x03Get\x12\x18.hive.jobs.v1.GetRequest\x1a\x11.hive.jobs.v1.Job\x12=\n\x04List\x12\x19.hive.jobs.v1.ListRequest\x1a\x1a.hive.jobs.v1.ListResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.hive.jobs.v1.CancelRequest\x1a\x1c.hive.jobs.v1.CancelResponse\x12=\n\x05Watch\x12\x1a.hive.jobs.v1.WatchRequest\x1a\x16.hive.jobs.v1.JobEvent0\x01\x12\x45\n\x0cWatchBatches\x12\x1a.hive.jobs.v1.WatchRequest\x1a\x17.hive.jobs.v1.JobEvents0\x01\x12\x46\n\x07\x45xplain\x12\x1c.hive.jobs.v1.ExplainRequest\x1a\x1d.hive.jobs.v1.ExplainResponse\x12@\n\x05Tasks\x12\x1a.hive.jobs.v1.TasksRequest\x1a\x1b.hive.jobs.v1.TasksResponse\x12=\n\x04Logs\x12\x19.hive.jobs.v1.LogsRequest\x1a\x1a.hive.jobs.v1.LogsResponse2Y\n\x06Intake\x12O\n\nSubmitMany\x12\x1f.hive.jobs.v1.SubmitManyRequest\x1a .hive.jobs.v1.SubmitManyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhive_proto/jobs/v1/jobs.proto\x12\x0chive.jobs.v1\"A\n\x11SubmitManyRequest\x12,\n\x07submits\x18\x01 \x03(\x0b\x32\x1b.hive.jobs.v1.SubmitRequest\"A\n\x12SubmitManyResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.hive.jobs.v1.SubmitResult\"O\n\x0cSubmitResult\x12+\n\x05taken\x18\x01 \x01(\x0b\x32\x1c.hive.jobs.v1.SubmitResponse\x12\x12\n\nerror_json\x18\x02 \x01(\x0c\"\x9b\x01\n\rSubmitRequest\x12\x15\n\rdocument_json\x18\x01 \x01(\x0c\x12\x12\n\ninput_json\x18\x02 \x01(\x0c\x12\x14\n\x0cinput_digest\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x05 \x01(\t\x12\x0b\n\x03pin\x18\x06 \x01(\t\x12\x13\n\x0b\x63ounts_only\x18\x07 \x01(\x08\"C\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x0f\n\x07\x65xisted\x18\x03 \x01(\x08\"2\n\nGetRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0cmin_position\x18\x02 \x01(\x03\"\x81\x01\n\nTaskCounts\x12\r\n\x05total\x18\x01 \x01(\x05\x12\x0f\n\x07\x62locked\x18\x02 \x01(\x05\x12\r\n\x05ready\x18\x03 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x05\x12\x11\n\tsucceeded\x18\x05 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x05\x12\x11\n\tcancelled\x18\x07 \x01(\x05\"\xfa\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\t\x12\x14\n\x0csubmitted_us\x18\x05 \x01(\x03\x12\x10\n\x08\x65nded_us\x18\x06 \x01(\x03\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x07 \x01(\x03\x12\'\n\x05tasks\x18\x08 \x01(\x0b\x32\x18.hive.jobs.v1.TaskCounts\x12\x10\n\x08\x61ttempts\x18\t \x01(\x05\x12\x13\n\x0boutput_json\x18\n \x01(\x0c\x12\x15\n\routput_digest\x18\x0b \x01(\t\x12\x12\n\nerror_code\x18\x0c \x01(\t\x12\x15\n\rerror_message\x18\r \x01(\t\x12\x12\n\nerror_task\x18\x0e \x01(\t\x12\x10\n\x08position\x18\x0f \x01(\x03\x12\'\n\x05steps\x18\x10 \x03(\x0b\x32\x18.hive.jobs.v1.StepCounts\x12\x16\n\x0e\x61pprovals_open\x18\x11 \x01(\x05\"R\n\nStepCounts\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\'\n\x05tasks\x18\x03 \x01(\x0b\x32\x18.hive.jobs.v1.TaskCounts\":\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"/\n\x0cListResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.hive.jobs.v1.Job\"?\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\"1\n\x0e\x43\x61ncelResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"K\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rfrom_position\x18\x02 \x01(\x03\x12\x14\n\x0chistory_only\x18\x03 \x01(\x08\"|\n\x08JobEvent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\r\n\x05ts_us\x18\x04 \x01(\x03\x12\x11\n\tdata_json\x18\x05 \x01(\x0c\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\x05\"3\n\tJobEvents\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.hive.jobs.v1.JobEvent\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"+\n\x0f\x45xplainResponse\x12\x18\n\x10\x65xplanation_json\x18\x01 \x01(\x0c\"K\n\x0cTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\"\xab\x02\n\x04Task\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\x05\x12\r\n\x05state\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x05\x12\x10\n\x08\x65xecutor\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\x15\n\rerror_message\x18\t \x01(\t\x12\x13\n\x0boutput_json\x18\n \x01(\x0c\x12\x15\n\routput_digest\x18\x0b \x01(\t\x12\x12\n\ncreated_us\x18\x0c \x01(\x03\x12\x10\n\x08\x65nded_us\x18\r \x01(\x03\x12\r\n\x05\x61gent\x18\x0e \x01(\t\x12\x0e\n\x06parent\x18\x0f \x01(\t\x12\x16\n\x0e\x61pprovals_open\x18\x10 \x03(\t\"2\n\rTasksResponse\x12!\n\x05tasks\x18\x01 \x03(\x0b\x32\x12.hive.jobs.v1.Task\"=\n\x0bLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"q\n\nAttemptLog\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08log_json\x18\x05 \x01(\x0c\x12\x12\n\nlog_digest\x18\x06 \x01(\t\"6\n\x0cLogsResponse\x12&\n\x04logs\x18\x01 \x03(\x0b\x32\x18.hive.jobs.v1.AttemptLog2\xd2\x04\n\x04Jobs\x12\x43\n\x06Submit\x12\x1b.hive.jobs.v1.SubmitRequest\x1a\x1c.hive.jobs.v1.SubmitResponse\x12\x32\n\x03Get\x12\x18.hive.jobs.v1.GetRequest\x1a\x11.hive.jobs.v1.Job\x12=\n\x04List\x12\x19.hive.jobs.v1.ListRequest\x1a\x1a.hive.jobs.v1.ListResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.hive.jobs.v1.CancelRequest\x1a\x1c.hive.jobs.v1.CancelResponse\x12=\n\x05Watch\x12\x1a.hive.jobs.v1.WatchRequest\x1a\x16.hive.jobs.v1.JobEvent0\x01\x12\x45\n\x0cWatchBatches\x12\x1a.hive.jobs.v1.WatchRequest\x1a\x17.hive.jobs.v1.JobEvents0\x01\x12\x46\n\x07\x45xplain\x12\x1c.hive.jobs.v1.ExplainRequest\x1a\x1d.hive.jobs.v1.ExplainResponse\x12@\n\x05Tasks\x12\x1a.hive.jobs.v1.TasksRequest\x1a\x1b.hive.jobs.v1.TasksResponse\x12=\n\x04Logs\x12\x19.hive.jobs.v1.LogsRequest\x1a\x1a.hive.jobs.v1.LogsResponse2Y\n\x06Intake\x12O\n\nSubmitMany\x12\x1f.hive.jobs.v1.SubmitManyRequest\x1a .hive.jobs.v1.SubmitManyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,41 +46,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKCOUNTS']._serialized_start=542
   _globals['_TASKCOUNTS']._serialized_end=671
   _globals['_JOB']._serialized_start=674
-  _globals['_JOB']._serialized_end=1028
-  _globals['_STEPCOUNTS']._serialized_start=1030
-  _globals['_STEPCOUNTS']._serialized_end=1112
-  _globals['_LISTREQUEST']._serialized_start=1114
-  _globals['_LISTREQUEST']._serialized_end=1172
-  _globals['_LISTRESPONSE']._serialized_start=1174
-  _globals['_LISTRESPONSE']._serialized_end=1221
-  _globals['_CANCELREQUEST']._serialized_start=1223
-  _globals['_CANCELREQUEST']._serialized_end=1286
-  _globals['_CANCELRESPONSE']._serialized_start=1288
-  _globals['_CANCELRESPONSE']._serialized_end=1337
-  _globals['_WATCHREQUEST']._serialized_start=1339
-  _globals['_WATCHREQUEST']._serialized_end=1414
-  _globals['_JOBEVENT']._serialized_start=1416
-  _globals['_JOBEVENT']._serialized_end=1540
-  _globals['_JOBEVENTS']._serialized_start=1542
-  _globals['_JOBEVENTS']._serialized_end=1593
-  _globals['_EXPLAINREQUEST']._serialized_start=1595
-  _globals['_EXPLAINREQUEST']._serialized_end=1628
-  _globals['_EXPLAINRESPONSE']._serialized_start=1630
-  _globals['_EXPLAINRESPONSE']._serialized_end=1673
-  _globals['_TASKSREQUEST']._serialized_start=1675
-  _globals['_TASKSREQUEST']._serialized_end=1750
-  _globals['_TASK']._serialized_start=1753
-  _globals['_TASK']._serialized_end=1997
-  _globals['_TASKSRESPONSE']._serialized_start=1999
-  _globals['_TASKSRESPONSE']._serialized_end=2049
-  _globals['_LOGSREQUEST']._serialized_start=2051
-  _globals['_LOGSREQUEST']._serialized_end=2112
-  _globals['_ATTEMPTLOG']._serialized_start=2114
-  _globals['_ATTEMPTLOG']._serialized_end=2227
-  _globals['_LOGSRESPONSE']._serialized_start=2229
-  _globals['_LOGSRESPONSE']._serialized_end=2283
-  _globals['_JOBS']._serialized_start=2286
-  _globals['_JOBS']._serialized_end=2880
-  _globals['_INTAKE']._serialized_start=2882
-  _globals['_INTAKE']._serialized_end=2971
+  _globals['_JOB']._serialized_end=1052
+  _globals['_STEPCOUNTS']._serialized_start=1054
+  _globals['_STEPCOUNTS']._serialized_end=1136
+  _globals['_LISTREQUEST']._serialized_start=1138
+  _globals['_LISTREQUEST']._serialized_end=1196
+  _globals['_LISTRESPONSE']._serialized_start=1198
+  _globals['_LISTRESPONSE']._serialized_end=1245
+  _globals['_CANCELREQUEST']._serialized_start=1247
+  _globals['_CANCELREQUEST']._serialized_end=1310
+  _globals['_CANCELRESPONSE']._serialized_start=1312
+  _globals['_CANCELRESPONSE']._serialized_end=1361
+  _globals['_WATCHREQUEST']._serialized_start=1363
+  _globals['_WATCHREQUEST']._serialized_end=1438
+  _globals['_JOBEVENT']._serialized_start=1440
+  _globals['_JOBEVENT']._serialized_end=1564
+  _globals['_JOBEVENTS']._serialized_start=1566
+  _globals['_JOBEVENTS']._serialized_end=1617
+  _globals['_EXPLAINREQUEST']._serialized_start=1619
+  _globals['_EXPLAINREQUEST']._serialized_end=1652
+  _globals['_EXPLAINRESPONSE']._serialized_start=1654
+  _globals['_EXPLAINRESPONSE']._serialized_end=1697
+  _globals['_TASKSREQUEST']._serialized_start=1699
+  _globals['_TASKSREQUEST']._serialized_end=1774
+  _globals['_TASK']._serialized_start=1777
+  _globals['_TASK']._serialized_end=2076
+  _globals['_TASKSRESPONSE']._serialized_start=2078
+  _globals['_TASKSRESPONSE']._serialized_end=2128
+  _globals['_LOGSREQUEST']._serialized_start=2130
+  _globals['_LOGSREQUEST']._serialized_end=2191
+  _globals['_ATTEMPTLOG']._serialized_start=2193
+  _globals['_ATTEMPTLOG']._serialized_end=2306
+  _globals['_LOGSRESPONSE']._serialized_start=2308
+  _globals['_LOGSRESPONSE']._serialized_end=2362
+  _globals['_JOBS']._serialized_start=2365
+  _globals['_JOBS']._serialized_end=2959
+  _globals['_INTAKE']._serialized_start=2961
+  _globals['_INTAKE']._serialized_end=3050
 # @@protoc_insertion_point(module_scope)

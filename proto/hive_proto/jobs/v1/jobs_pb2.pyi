@@ -236,6 +236,7 @@ class Job(_message.Message):
     ERROR_TASK_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    APPROVALS_OPEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -255,6 +256,8 @@ class Job(_message.Message):
     error_task: _builtins.str
     position: _builtins.int
     """of the last event of the log that this view has seen"""
+    approvals_open: _builtins.int
+    """so many of its attempts' actions wait until a person decides"""
     @_builtins.property
     def tasks(self) -> Global___TaskCounts: ...
     @_builtins.property
@@ -278,10 +281,11 @@ class Job(_message.Message):
         error_task: _builtins.str = ...,
         position: _builtins.int = ...,
         steps: _abc.Iterable[Global___StepCounts] | None = ...,
+        approvals_open: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "deadline_us", b"deadline_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "error_task", b"error_task", "job_id", b"job_id", "name", b"name", "output_digest", b"output_digest", "output_json", b"output_json", "position", b"position", "priority", b"priority", "state", b"state", "steps", b"steps", "submitted_us", b"submitted_us", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals_open", b"approvals_open", "attempts", b"attempts", "deadline_us", b"deadline_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "error_task", b"error_task", "job_id", b"job_id", "name", b"name", "output_digest", b"output_digest", "output_json", b"output_json", "position", b"position", "priority", b"priority", "state", b"state", "steps", b"steps", "submitted_us", b"submitted_us", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -584,11 +588,14 @@ class Task(_message.Message):
     OUTPUT_DIGEST_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     ENDED_US_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    APPROVALS_OPEN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     step: _builtins.str
     index: _builtins.int
-    """-1 where the step does not fork"""
+    """-1 where the step does not fork; of a child: its place among its parent's"""
     state: _builtins.str
     """blocked | ready | active | succeeded | failed | cancelled"""
     attempts: _builtins.int
@@ -600,6 +607,14 @@ class Task(_message.Message):
     output_digest: _builtins.str
     created_us: _builtins.int
     ended_us: _builtins.int
+    agent: _builtins.str
+    """name@version"""
+    parent: _builtins.str
+    """id of the task that forked this one; empty for those of the job file"""
+    @_builtins.property
+    def approvals_open(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """approvals for which its attempt waits"""
+
     def __init__(
         self,
         *,
@@ -616,10 +631,13 @@ class Task(_message.Message):
         output_digest: _builtins.str = ...,
         created_us: _builtins.int = ...,
         ended_us: _builtins.int = ...,
+        agent: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        approvals_open: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "created_us", b"created_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "output_digest", b"output_digest", "output_json", b"output_json", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approvals_open", b"approvals_open", "attempts", b"attempts", "created_us", b"created_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

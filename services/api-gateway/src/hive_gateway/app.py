@@ -19,6 +19,7 @@ from hive_gateway.middleware import Authenticated, Measured
 from hive_gateway.peers import Peers
 from hive_gateway.routes import (
     agents,
+    approvals,
     audit,
     blobs,
     control,
@@ -81,6 +82,7 @@ def build_api(
         audit.router(peers),
         control.router(peers),
         values.router(peers),
+        approvals.router(peers),
         models.router(peers),
         spending.router(peers),
         keys.router(peers, forget_keys),

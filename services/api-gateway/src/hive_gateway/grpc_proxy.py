@@ -20,6 +20,7 @@ from hive_common.ops.telemetry import REQUESTS
 from hive_common.rpc.errors import TRAILER
 from hive_common.rpc.server import RpcServer
 from hive_proto.agents.v1 import agents_pb2
+from hive_proto.approvals.v1 import approvals_pb2
 from hive_proto.audit.v1 import audit_pb2
 from hive_proto.control.v1 import control_pb2
 from hive_proto.executors.v1 import executors_pb2
@@ -43,6 +44,7 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
     """Return the services that outsiders may call, each with its owner. Presence and Intake are not among them."""
     return {
         _service(jobs_pb2, "Jobs"): peers.scheduler,
+        _service(approvals_pb2, "Approvals"): peers.scheduler,
         _service(executors_pb2, "Executors"): peers.registry,
         _service(agents_pb2, "Agents"): peers.registry,
         _service(control_pb2, "Control"): peers.registry,

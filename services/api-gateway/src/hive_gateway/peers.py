@@ -11,6 +11,7 @@ from hive_common.rpc.client import bearer, open_channel
 from hive_common.rpc.errors import TRAILER, raised
 from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.agents.v1 import agents_pb2_grpc
+from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
@@ -74,8 +75,9 @@ class Peer:
         """
         if caller is None:
             return bearer(self._key)
-        rules = metadata_of(KeyRules(caller.pin, caller.counts_only, caller.cloud, caller.name))
-        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym), *rules)
+        only = "" if caller.scope == "admin" else caller.pseudonym
+        rules = KeyRules(caller.pin, caller.counts_only, caller.cloud, caller.name, only)
+        return (*bearer(self._key), (CALLER_METADATA, caller.pseudonym), *metadata_of(rules))
 
     async def ask(
         self,
@@ -157,6 +159,7 @@ class Peers:
         self.audit = Peer("audit", addresses["audit"], key)
         self.router = Peer("router", addresses["router"], key)
         self.jobs = jobs_pb2_grpc.JobsStub(self.scheduler.channel)
+        self.approvals = approvals_pb2_grpc.ApprovalsStub(self.scheduler.channel)
         self.intake = jobs_pb2_grpc.IntakeStub(self.scheduler.channel)
         self.executors = executors_pb2_grpc.ExecutorsStub(self.registry.channel)
         self.control = control_pb2_grpc.ControlStub(self.registry.channel)

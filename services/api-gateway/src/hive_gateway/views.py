@@ -61,7 +61,7 @@ class Job(View, frozen=True, kw_only=True):
     """A job. A job that succeeded has its output in `output`, or as a blob under `output_digest`.
 
     `state` is running, cancelling, succeeded, failed or cancelled. `position` is the last event of the log that
-    this view has seen.
+    this view has seen. So many things wait until a person decides as `approvals_open` says.
     """
 
     job_id: str
@@ -78,6 +78,7 @@ class Job(View, frozen=True, kw_only=True):
     error: JobError | None = None
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
+    approvals_open: int = 0
 
 
 class JobPage(View, frozen=True, kw_only=True):
@@ -95,12 +96,18 @@ class TaskError(View, frozen=True, kw_only=True):
 
 
 class Task(View, frozen=True, kw_only=True):
-    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt."""
+    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt.
+
+    `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
+    what that one forked. `approvals_open` are those that its attempt waits for.
+    """
 
     task_id: str
     job_id: str
     step: str
     index: int | None
+    agent: str
+    parent: str | None
     state: str
     attempts: int
     executor: str | None
@@ -109,6 +116,7 @@ class Task(View, frozen=True, kw_only=True):
     error: TaskError | None = None
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
+    approvals_open: tuple[str, ...] = ()
 
 
 class TaskPage(View, frozen=True, kw_only=True):
@@ -433,6 +441,7 @@ def job(message: jobs_pb2.Job) -> Job:
         error=error,
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
+        approvals_open=message.approvals_open,
     )
 
 
@@ -446,6 +455,8 @@ def task(message: jobs_pb2.Task) -> Task:
         job_id=message.job_id,
         step=message.step,
         index=_index(message.index),
+        agent=message.agent,
+        parent=message.parent or None,
         state=message.state,
         attempts=message.attempts,
         executor=message.executor or None,
@@ -454,6 +465,7 @@ def task(message: jobs_pb2.Task) -> Task:
         error=error,
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
+        approvals_open=tuple(message.approvals_open),
     )
 
 

@@ -47,6 +47,9 @@ class Admission:
         fleet: what there is.
         settings: how many may run and wait.
         clock: for breakers.
+
+    Attributes:
+        killed: executors that a kill order stops.
     """
 
     def __init__(self, fleet: Fleet, settings: RouterSettings, clock: Clock) -> None:
@@ -54,6 +57,7 @@ class Admission:
         self._settings = settings
         self._clock = clock
         self._host_executors = frozenset(settings.host_executors)
+        self.killed: frozenset[str] = frozenset()
         self._lines: dict[str, deque[asyncio.Event]] = {}
         self._seconds = 1.0
 
@@ -108,7 +112,7 @@ class Admission:
             flight.looked_at([cloud_candidate(ask.pin)])
             raise unknown_model(ask.model, self._fleet.names())
         others = self._fleet.others(ask.model, OTHERS_SHOWN_MAX)
-        at = Circumstances(self._clock.boot_ms(), self._settings.weights, self._host_executors)
+        at = Circumstances(self._clock.boot_ms(), self._settings.weights, self._host_executors, self.killed)
         choice = select(ask, serving, others, at)
         flight.looked_at(choice.candidates)
         if not choice.fit and all(one.rejected != REASON_QUEUE for one in choice.candidates):

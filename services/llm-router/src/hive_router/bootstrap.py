@@ -43,6 +43,7 @@ from hive_router.pool import Pool
 from hive_router.providers import Providers
 from hive_router.recorder import Recorder
 from hive_router.reports import Reports, report_refused
+from hive_router.response_cache import ResponseCache
 from hive_router.settings import RouterSettings, settings_of
 from hive_router.spending import Spending
 from hive_router.tokens import CapabilityTokens
@@ -100,6 +101,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         ledger = await process.ledger(database, reader, money_wake, usage_wake)
         treasury = Treasury(writer, ledger.account, clock, owner=config.owner, ns=config.ns)
         stack.push_async_callback(treasury.close)
+        process.background(treasury.run(), "budgets that nobody calls for")
         try:
             treasury.know(await ledger.limits())
         except Unavailable:
@@ -108,8 +110,18 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             # Whoever guards its projections says why, and stops this process.
             await stop.wait()
             return
+        cache = ResponseCache(settings.cache) if settings.cache is not None else None
+        if cache is not None:
+            stack.push_async_callback(cache.close)
         outside = await process.outside(fleet, treasury, ledger, reader)
-        kills = await process.kills(client, lambda: waterfall.stop_refused())
+
+        def obey() -> None:
+            admission.killed = kills.verifier.stopped.executors
+            for executor in admission.killed:
+                pool.gone(executor)
+            waterfall.stop_refused()
+
+        kills = await process.kills(client, obey)
         waterfall = Waterfall(
             fleet,
             admission,
@@ -121,8 +133,10 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             missing=host.look_for_missing,
             outside=outside,
             refused=partial(refused, kills),
+            cache=cache,
         )
-        tokens = CapabilityTokens(config.token_public_key, clock)
+        obey()
+        tokens = CapabilityTokens(config.token_public_key, clock, kills)
         executor_calls = ExecutorCalls(client, waterfall, recorder, devices, settings, tokens)
         stack.push_async_callback(executor_calls.close)
         devices.on_gone += [pool.gone, executor_calls.gone]

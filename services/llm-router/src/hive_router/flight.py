@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
-from hive_common.inference.calls import ModelCall
+from hive_common.inference.calls import Head, ModelCall
 from hive_common.inference.tally import Tally
 from hive_common.kernel.errors import HiveError
 
@@ -17,6 +17,10 @@ from hive_router.cloud import Passage
 from hive_router.domain.budgets import NOTHING
 from hive_router.domain.selection import Ask, BackEnd
 from hive_router.paying import Reserved
+from hive_router.response_cache import Asking
+
+CANCELLED: Final = "cancelled"
+"""Outcome of a call whose caller went away."""
 
 
 class Flight:
@@ -42,6 +46,8 @@ class Flight:
         passage: whether it may go to providers, and whose budgets it counts against; None: none serve its model.
         cost: what it has cost, so far; `estimated` where that is partly what was reserved.
         hold: what is reserved for the try that runs.
+        head: of its answer, once that begins.
+        asking: what the cache is asked for, and is told where its answer may be kept; None: it may not.
     """
 
     __slots__ = (
@@ -50,6 +56,7 @@ class Flight:
         "_tried",
         "actor",
         "ask",
+        "asking",
         "block",
         "body",
         "call",
@@ -60,6 +67,7 @@ class Flight:
         "executor",
         "finished",
         "first_byte_ms",
+        "head",
         "hold",
         "on_stop",
         "owner",
@@ -100,6 +108,8 @@ class Flight:
         self.route = self.executor = self.code = self.provider = self.block = ""
         self.passage: Passage | None = None
         self.hold: Reserved | None = None
+        self.head: Head | None = None
+        self.asking: Asking | None = None
         self.cost = NOTHING
         self.estimated = False
         self.first_byte_ms = self.wall_ms = self.ended_us = 0

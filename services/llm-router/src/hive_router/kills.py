@@ -10,9 +10,17 @@ def refused(kills: KillLog, call: ModelCall) -> PermissionDenied | None:
     """Return the error of a call that may not be made, or go on; None where it may."""
     stopped = kills.verifier.stopped
     entry = _entry(stopped, call) if stopped else None
-    if entry is None:
-        return None
-    return PermissionDenied(f"{in_words(entry)} is stopped {kills.words(entry)}", reason="killed", entry=entry)
+    return None if entry is None else killed(kills, entry)
+
+
+def killed(kills: KillLog, entry: str) -> PermissionDenied:
+    """Return the error of what an entry stops, or has stopped."""
+    words = (
+        f"is stopped {kills.words(entry)}"
+        if entry in kills.standing
+        else "was stopped by a kill order since this attempt began, and ended with that"
+    )
+    return PermissionDenied(f"{in_words(entry)} {words}", reason="killed", entry=entry)
 
 
 def _entry(stopped: Stopped, call: ModelCall) -> str | None:

@@ -49,6 +49,7 @@ first_byte = functools.cache(FIRST_BYTE.labels)
 
 MODELS_NAMED_MAX: Final = 200
 _named: set[str] = set()
+CACHED: Final = Counter("hive_router_cache_total", "What became of asking the cache of answers", ["outcome"])
 
 
 def observe_fleet(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc.aio
 from hive_common.contracts.events import ModelCallFinished, ModelCandidate
 from hive_common.inference.calls import PATHS, Answer, Head, ModelCall, OfferedModel, narrowed
-from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.errors import InvalidArgument, NotFound
 from hive_common.kernel.ids import is_id
 from hive_common.rpc.rules import NO_RULES, KeyRules, rules_of
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
@@ -82,7 +82,11 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         """Say why a call went where it went."""
         if not is_id(request.call_id):
             raise InvalidArgument("call_id: expected a UUID", path="call_id")
-        return _explanation(request.call_id, await self._explanations.of(request.call_id))
+        rules = rules_of(context.invocation_metadata())
+        found = await self._explanations.of(request.call_id)
+        if rules.only and found.key != rules.key:
+            raise NotFound(f"no model call {request.call_id}")
+        return _explanation(request.call_id, found)
 
     async def Usage(
         self, request: models_pb2.UsageRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -3,7 +3,7 @@
 Nothing is asked of a provider but calls: what it serves is what the configuration says.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from hive_common.contracts.events import Model
@@ -24,16 +24,14 @@ from hive_common.kernel.errors import (
 )
 from hive_common.kernel.money import Price
 
+from hive_router.bodies import LIMITS, Fields, answers_of, given, limit_of, prompts_of
 from hive_router.domain.budgets import Amount
 from hive_router.domain.selection import BackEnd
 from hive_router.fleet import Fleet
 
 PREFIX: Final = "cloud:"
-ANSWERS_MAX: Final = 128
-
 # They let a call cost something else than the price that was configured.
 _CHANGE_THE_PRICE: Final = ("service_tier", "web_search_options", "models", "plugins", "provider", "audio")
-_NOT_GIVEN: Final = (b"", b"null")
 
 
 class Bounded(msgspec.Struct, frozen=True):
@@ -116,9 +114,9 @@ class Providers:
 
 def bounded(call: ModelCall, model: ProviderModel, price: Price) -> Bounded:
     """Return a call with its bounds (`Providers.bounded`)."""
-    fields = decode(call.body, dict[str, msgspec.Raw])
+    fields = decode(call.body, Fields)
     for name in _CHANGE_THE_PRICE:
-        if bytes(fields.get(name, b"")) not in _NOT_GIVEN:
+        if given(fields, name):
             raise InvalidArgument(
                 f"body.{name}: a call that costs money cannot have this: its price would be another one",
                 path=name,
@@ -126,16 +124,16 @@ def bounded(call: ModelCall, model: ProviderModel, price: Price) -> Bounded:
     fields["model"] = msgspec.Raw(msgspec.json.encode(model.name))
     output = 0
     if call.endpoint != "embeddings":
-        limit = min(_limit_of(fields) or model.max_output_tokens, model.context_tokens)
-        for name in ("max_tokens", "max_completion_tokens"):
+        limit = min(limit_of(fields) or model.max_output_tokens, model.context_tokens)
+        for name in LIMITS:
             fields.pop(name, None)
         fields[model.limit_field] = msgspec.Raw(msgspec.json.encode(limit))
-        output = limit * _answers_of(fields) * (_prompts_of(fields) if call.endpoint == "completions" else 1)
+        output = limit * answers_of(fields, call.endpoint)
     body = msgspec.json.encode(fields)
     return Bounded(
         call=msgspec.structs.replace(call, model=model.name, body=body),
         price=price,
-        input_tokens=_input_bound(body, model, _prompts_of(fields)),
+        input_tokens=_input_bound(body, model, prompts_of(fields)),
         output_tokens=output,
     )
 
@@ -154,44 +152,6 @@ def _input_bound(body: bytes, model: ProviderModel, prompts: int) -> int:
     if b'"image_url"' in body or b'"input_audio"' in body or b'"file"' in body:
         return model.context_tokens
     return min(len(body), model.context_tokens * prompts)
-
-
-def _limit_of(fields: dict[str, msgspec.Raw]) -> int:
-    found = [_positive(fields, name) for name in ("max_tokens", "max_completion_tokens") if _given(fields, name)]
-    return min(found, default=0)
-
-
-def _answers_of(fields: dict[str, msgspec.Raw]) -> int:
-    answers = max([_positive(fields, name) for name in ("n", "best_of") if _given(fields, name)], default=1)
-    if answers > ANSWERS_MAX:
-        raise InvalidArgument(f"body.n: got {answers}; expected at most {ANSWERS_MAX}", path="n")
-    return answers
-
-
-def _prompts_of(fields: dict[str, msgspec.Raw]) -> int:
-    """Return how many prompts a body has: lists of texts, or of lists of tokens, are one each."""
-    most = 1
-    for name in ("prompt", "input"):
-        raw = bytes(fields.get(name, b""))
-        if raw.startswith(b"["):
-            parts = decode(raw, list[msgspec.Raw])
-            several = bool(parts) and bytes(parts[0])[:1] in (b'"', b"[")
-            most = max(most, len(parts) if several else 1)
-    return most
-
-
-def _given(fields: dict[str, msgspec.Raw], name: str) -> bool:
-    return bytes(fields.get(name, b"")) not in _NOT_GIVEN
-
-
-def _positive(fields: dict[str, msgspec.Raw], name: str) -> int:
-    try:
-        value: Any = msgspec.json.decode(fields[name])
-    except msgspec.DecodeError as error:
-        raise InvalidArgument(f"body.{name}: {error}", path=name) from error
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidArgument(f"body.{name}: got {value!r:.40}; expected a number from 1 on", path=name)
-    return value
 
 
 def _model(model: ProviderModel) -> Model:

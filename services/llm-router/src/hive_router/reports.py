@@ -7,7 +7,7 @@ from hive_common.contracts.events import ModelCallFinished, ModelCandidate
 from hive_common.contracts.messages import Committed, ModelCallReport
 from hive_common.contracts.values import Value, inline_bytes, is_digest
 from hive_common.eventlog.log import LogReader, LogWriter
-from hive_common.inference.calls import PATHS, PINS, is_pin
+from hive_common.inference.calls import PATHS, PINS, is_pin, narrowest
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import Conflict, InvalidArgument, PermissionDenied, VersionConflict, body_of
 from hive_common.kernel.ids import is_id
@@ -59,7 +59,8 @@ class Reports:
 
         Raises:
             InvalidArgument: it cannot be stored.
-            PermissionDenied: nobody knows the executor, or it was revoked, or shows a token that is not its own.
+            PermissionDenied: nobody knows the executor, or it was revoked, or shows a token that is not its own, or
+                one that has the data elsewhere.
             Conflict: the id belongs to another call.
             Unavailable: the log cannot be reached; report again later.
         """
@@ -123,6 +124,7 @@ def _check_value(name: str, value: Value | None) -> None:
 
 
 def _event(executor: str, report: ModelCallReport, of: Attempt) -> ModelCallFinished:
+    keeps = not of.counts_only
     return ModelCallFinished(
         endpoint=report.endpoint,
         model=report.model,
@@ -137,8 +139,8 @@ def _event(executor: str, report: ModelCallReport, of: Attempt) -> ModelCallFini
         job=of.job,
         task=of.task,
         attempt=of.attempt,
-        pin=report.pin,
+        pin=narrowest(of.pin, report.pin),
         candidates=(ModelCandidate(executor, LOCAL, tried=report.code or "succeeded"),),
-        request=report.request,
-        response=report.response,
+        request=report.request if keeps else None,
+        response=report.response if keeps else None,
     )

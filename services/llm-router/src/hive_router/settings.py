@@ -1,7 +1,7 @@
 """What the router needs beyond `ServiceConfig`: the `extra` of its configuration."""
 
 import msgspec
-from hive_common.inference.config import BackEndConfig
+from hive_common.inference.config import BackEndConfig, CacheConfig
 from hive_common.inference.providers import ProviderConfig, check_providers
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig
@@ -32,6 +32,7 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         providers: outside, which cost money.
         owner_key, owner_cloud: name of the owner's key, which the registry does not know, and whether jobs that
             were submitted with it may use providers.
+        cache: of answers that are the same each time; without one, none is kept.
     """
 
     model_urls: tuple[str | BackEndConfig, ...] = ()
@@ -53,6 +54,7 @@ class RouterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     providers: tuple[ProviderConfig, ...] = ()
     owner_key: str = ""
     owner_cloud: bool = False
+    cache: CacheConfig | None = None
 
 
 def settings_of(config: ServiceConfig) -> RouterSettings:

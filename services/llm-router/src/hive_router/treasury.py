@@ -2,13 +2,16 @@
 
 An event reserves a block for a subject, with the version of the subject's stream: of several routers none can give
 out what another has. What is left of blocks is returned when the process ends; what is left when it is killed stays
-counted as spent.
+counted as spent. Subjects that nobody calls for are forgotten, their blocks returned, and read again when
+somebody does: there is one for each job.
 """
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final, Protocol
 
 from hive_common.contracts.events import (
@@ -40,6 +43,7 @@ from hive_router.domain.budgets import (
     has_budget,
     limits_of,
     over_request,
+    windows,
 )
 from hive_router.metrics import BLOCKS
 
@@ -47,6 +51,15 @@ log = logging.getLogger(__name__)
 
 TRIES_MAX: Final = 5
 """Against routers that reserve for the same subject at the same moment."""
+
+BOOKS_MAX: Final = 1_000
+"""Subjects that are kept at hand. Those with calls under way are, however many there are."""
+
+IDLE_S: Final = 300.0
+"""What nobody called for in this time is forgotten; by then its block would be money that others cannot have."""
+
+AT_ONCE: Final = 64
+"""Blocks that are returned together: the log commits them as one."""
 
 ROUTER: Final = "router"
 
@@ -105,8 +118,16 @@ class _Book:
         self.calls = BLOCK_CALLS
         self.filled_s = 0.0
         self.filling: asyncio.Task[None] | None = None
+        self.used_s = 0.0
         self.lock = asyncio.Lock()
         """Around appends to its stream."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way for it: no call, and no append."""
+        is_filling = self.filling is not None and not self.filling.done()
+        busy = is_filling or self.retired or self.lock.locked()
+        return not busy and self.waiting == NOTHING and self.purse.held == NOTHING
 
 
 class Treasury:
@@ -118,19 +139,24 @@ class Treasury:
         clock: says which day it is.
         owner: pseudonym of the installation's owner.
         ns: the namespace.
+        books_max: subjects that are kept at hand.
 
     Attributes:
         block: names what this process sets aside.
     """
 
-    def __init__(self, writer: Writer, load: Load, clock: Clock, *, owner: str, ns: str) -> None:
+    def __init__(
+        self, writer: Writer, load: Load, clock: Clock, *, owner: str, ns: str, books_max: int = BOOKS_MAX
+    ) -> None:
         self._writer = writer
         self._load = load
         self._clock = clock
         self._owner = owner
         self._ns = ns
         self._limits: dict[str, tuple[BudgetLimit, ...]] = {}
-        self._books: dict[str, _Book] = {}
+        self._books_max = books_max
+        self._books: OrderedDict[str, _Book] = OrderedDict()
+        self._forgetting: asyncio.Task[None] | None = None
         self._loading: dict[str, asyncio.Task[_Book]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self.block = new_id()
@@ -194,7 +220,7 @@ class Treasury:
                     short = over_request(subject, limits, need)
                     if short is not None:
                         raise _exhausted(short)
-                    book = self._books.get(subject) or await self._book(subject)
+                    book = await self._at_work(subject)
                     hold._parts.append((book, await self._draw(book, need)))
         except BaseException:
             hold.release()
@@ -211,7 +237,7 @@ class Treasury:
         """Return what is free of all blocks. What is held stays counted: what runs is cut off, and costs."""
         for task in tuple(self._background):
             await asyncio.wait({task})
-        for book in self._books.values():
+        for book in tuple(self._books.values()):
             if book.filling is not None:
                 await asyncio.wait({book.filling})
             for purse in (book.purse, *book.retired):
@@ -225,7 +251,57 @@ class Treasury:
         book = await self._book(event.subject)
         await self._append(book, lambda: event, actor)
 
+    async def run(self) -> None:
+        """Forget for ever what nobody calls for any more."""
+        while True:
+            await asyncio.sleep(IDLE_S / 5)
+            await self.forget_idle(IDLE_S)
+
+    async def forget_idle(self, idle_s: float) -> None:
+        """Forget the subjects for which nobody has called for so long, and return their blocks."""
+        until_s = asyncio.get_running_loop().time() - idle_s
+        await self._forget([book for book in self._books.values() if book.used_s <= until_s])
+
     # --- inside ---
+
+    async def _at_work(self, subject: str) -> _Book:
+        """Return the book of a subject for whom somebody calls now."""
+        while True:
+            book = self._books.get(subject) or await self._book(subject)
+            # It may have been forgotten between its reading and this.
+            if self._books.get(subject) is book:
+                self._books.move_to_end(subject)
+                book.used_s = asyncio.get_running_loop().time()
+                return book
+
+    async def _make_room(self) -> None:
+        """Have the subjects forgotten that were not used for longest; wait for it where there are far too many."""
+        over = len(self._books) - self._books_max
+        if over < 0:
+            return
+        if self._forgetting is None or self._forgetting.done():
+            oldest = list(islice(self._books.values(), over + self._books_max // 4 + 1))
+            self._forgetting = asyncio.create_task(self._forget(oldest), name="budgets to forget")
+            self._background.add(self._forgetting)
+            self._forgetting.add_done_callback(self._background.discard)
+        if over >= self._books_max:
+            await asyncio.shield(self._forgetting)
+
+    async def _forget(self, books: Sequence[_Book]) -> None:
+        for start in range(0, len(books), AT_ONCE):
+            await asyncio.gather(*map(self._forget_one, books[start : start + AT_ONCE]))
+
+    async def _forget_one(self, book: _Book) -> None:
+        subject = book.account.subject
+        if not book.is_idle:
+            return
+        try:
+            await self._give_back(book, book.purse, "nobody calls for it any more")
+        except HiveError as error:
+            log.warning("%s: what is left of its blocks stays counted: %s", subject, error)
+        # Meanwhile somebody may have called.
+        if book.is_idle and book.purse.free == NOTHING and self._books.get(subject) is book:
+            del self._books[subject]
 
     async def _draw(self, book: _Book, need: Amount) -> Purse:
         while True:
@@ -274,6 +350,9 @@ class Treasury:
         await self._append(book, decide, ROUTER)
         purse.fill(granted)
         BLOCKS.inc()
+        if purse is not book.purse and purse not in book.retired:
+            # Its day ended meanwhile, and what was left of it has been returned.
+            self._later(self._give_back(book, purse, "the day is over"), book)
 
     async def _reserve_anew(self, book: _Book) -> None:
         """Return what is free: it was reserved under other limits."""
@@ -287,6 +366,8 @@ class Treasury:
         if old.day != day:
             book.purse = Purse(day)
             book.retired.append(old)
+            kept = windows(day).values()
+            book.account.counted = {at: amount for at, amount in book.account.counted.items() if at in kept}
             self._ended(book, old)
         return book.purse
 
@@ -365,8 +446,10 @@ class Treasury:
         return await asyncio.shield(task)
 
     async def _open(self, subject: str) -> _Book:
+        await self._make_room()
         account = await self._load(subject)
         book = self._books[subject] = _Book(account, day_of(self._clock.now_us()))
+        book.used_s = asyncio.get_running_loop().time()
         return book
 
 

@@ -3,46 +3,40 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 from hive_common.inference.calls import Answer, Head, ModelCall, OfferedModel
-from hive_common.inference.errors import error_event
-from hive_common.inference.tally import raise_error_of
 from hive_common.kernel.errors import (
     BudgetExhausted,
     DeadlineExceeded,
     HiveError,
     InvalidArgument,
     NotFound,
-    PayloadTooLarge,
     RateLimited,
     Unavailable,
     body_of,
 )
 
 from hive_router.admission import Admission, Place
+from hive_router.attempts import Attempts
 from hive_router.bodies import prepared
 from hive_router.cloud import Cloud
 from hive_router.domain.selection import BackEnd, route_to
 from hive_router.fleet import Fleet
-from hive_router.flight import Flight
+from hive_router.flight import CANCELLED, Flight
 from hive_router.metrics import RETRIES, count, first_byte
 from hive_router.paying import Reserved
 from hive_router.providers import Providers
+from hive_router.response_cache import CACHE, Entry, ResponseCache, asking, fingerprint
+from hive_router.streaming import Stream, begun, gathered, pieces, verdict_on
 from hive_router.treasury import Treasury
 
 log = logging.getLogger(__name__)
 
 SSE_TYPE: Final = "text/event-stream"
-ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-"""An answer that is no stream is gathered before it begins, so that one that breaks off is an error of the call."""
-
-PIECE_BYTES_MAX: Final = 4 * 1024 * 1024
-"""A message of gRPC has 16 MiB at most, and what holds one holds all of it."""
-
-CANCELLED: Final = "cancelled"
-"""Outcome of a call whose caller went away."""
+REASON_PERHAPS_PAID: Final = "perhaps_paid"
 
 Way = Callable[[ModelCall, BackEnd], Awaitable[Answer]]
 """Begins a call at a back end. Raises what `Completer.complete` raises."""
@@ -116,6 +110,7 @@ class Waterfall:
         missing: looks for models that nobody had until now; may be awaited often.
         outside: providers, and what lets calls go there; None without any.
         refused: returns the error of a call that a kill order stops, or None.
+        cache: of answers that are the same each time; None without one.
     """
 
     def __init__(
@@ -131,6 +126,7 @@ class Waterfall:
         missing: Callable[[], Awaitable[None]],
         outside: "Outside | None" = None,
         refused: Callable[[ModelCall], HiveError | None] = lambda _: None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._fleet = fleet
         self._admission = admission
@@ -141,6 +137,8 @@ class Waterfall:
         self._missing = missing
         self._outside = outside
         self._refused = refused
+        self._cache = cache
+        self._attempts = Attempts()
         self._flights: set[Flight] = set()
 
     async def complete(self, call: ModelCall, asker: Asker) -> Answer:
@@ -152,21 +150,23 @@ class Waterfall:
             RateLimited: too many wait.
             Unavailable: nobody who may have it can be reached; says why.
             DeadlineExceeded: its time is up.
-            BudgetExhausted: only a provider could serve it, and that may not cost what it would.
+            BudgetExhausted: only a provider could serve it, and that may not cost what it would; or the attempt has
+                generated all that it may.
             PermissionDenied: likewise; or a kill order stops it.
         """
-        if (refused := self._refused(call)) is not None:
-            raise refused
         if not self._fleet.serving(call.model):
             await self._missing()
-        flight = Flight(call, prepared(call), owner=asker.owner, subject=asker.subject, actor=asker.actor)
+        # From here to where it is known as a flight, which an order stops, nothing is awaited.
+        if (refused := self._refused(call)) is not None:
+            raise refused
+        flight = self._flight(call, asker)
         self._begun(flight)
         self._flights.add(flight)
         try:
             async with flight.timed():
                 if self._outside is not None and self._outside.serves(call.model):
                     flight.allowed(await self._outside.cloud.passage(call))
-                return await self._begin(flight)
+                return await self._cached(flight) or await self._begin(flight)
         except TimeoutError:
             late = flight.stopped or DeadlineExceeded(f"no answer within {call.deadline_ms} ms")
             self._end(flight, late.code)
@@ -177,6 +177,15 @@ class Waterfall:
         except Exception as error:
             self._end(flight, body_of(error).code)
             raise
+
+    def _flight(self, call: ModelCall, asker: Asker) -> Flight:
+        call = self._attempts.reserve(call)
+        try:
+            body = prepared(call)
+        except HiveError:
+            self._attempts.release(call)
+            raise
+        return Flight(call, body, owner=asker.owner, subject=asker.subject, actor=asker.actor)
 
     def stop_refused(self) -> None:
         """End the calls on their way that a kill order stops."""
@@ -191,6 +200,36 @@ class Waterfall:
             # A server that has started a moment ago, as with `hive up`, was not there at the last look.
             await self._missing()
         return [_offered(name, serving) for name, serving in sorted(self._fleet.offered().items())]
+
+    async def _cached(self, flight: Flight) -> Answer | None:
+        """Return an answer that is known already, as if it came now; it costs nothing."""
+        if self._cache is None or flight.body is None:
+            return None
+        flight.asking = asking(flight.call, flight.body.body, flight.owner)
+        if flight.asking is None:
+            return None
+        model = flight.call.model
+        prints = {fingerprint(one, model): None for one in self._fleet.serving(model)}
+        entry = await self._cache.find(flight.asking, list(prints))
+        if entry is None:
+            return None
+        flight.asking, flight.route = None, CACHE
+        flight.tally.prompt_tokens, flight.tally.completion_tokens = entry.prompt_tokens, entry.completion_tokens
+        first_byte(CACHE).observe(flight.first_byte())
+        head = Head(entry.status, entry.content_type, CACHE, "")
+        if flight.call.stream:
+            flight.streamed = True
+            first, rest = entry.events()
+            return RoutedAnswer(head, Stream(flight, first, rest, partial(self._stream_ended, flight, None, 0.0)))
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._whole_ended, flight, None, 0.0, entry.body)
+        return RoutedAnswer(head, pieces(entry.body))
+
+    def _keep(self, flight: Flight, place: Place, body: bytes) -> None:
+        if self._cache is not None and flight.asking is not None and flight.head is not None:
+            tally, head = flight.tally, flight.head
+            entry = Entry(head.status, head.content_type, tally.prompt_tokens, tally.completion_tokens, body)
+            self._cache.store(flight.asking, fingerprint(place.backend, flight.call.model), entry)
 
     async def _begin(self, flight: Flight) -> Answer:
         last: HiveError | None = None
@@ -223,12 +262,12 @@ class Waterfall:
                 answer = await self._ways[backend.is_host](call, backend)
             # Its first piece comes before anything is answered: until then another back end may do better.
             streams = answer.head.content_type.startswith(SSE_TYPE)
-            first = await (_begun(answer) if streams else _gathered(answer))
+            first = await (begun(answer) if streams else gathered(answer))
         except HiveError as error:
             if flight.hold is not None:
                 flight.hold.failed(error)
                 flight.paid()
-            self._admission.leave(place, _verdict(error))
+            self._admission.leave(place, verdict_on(error))
             raise
         except BaseException as error:
             if flight.hold is not None:
@@ -238,18 +277,22 @@ class Waterfall:
             raise
         first_byte_s = asyncio.get_running_loop().time() - start
         first_byte(flight.route).observe(flight.first_byte())
-        head = Head(answer.head.status, answer.head.content_type, flight.route, flight.executor)
+        head = flight.head = Head(answer.head.status, answer.head.content_type, flight.route, flight.executor)
         if streams:
             flight.streamed = True
-            return RoutedAnswer(head, _Stream(self, flight, place, first_byte_s, first, answer.chunks))
+            ended = partial(self._stream_ended, flight, place, first_byte_s)
+            return RoutedAnswer(head, Stream(flight, first, answer.chunks, ended))
         # After the next turn of the loop, in which the answer goes: its reader does not wait for what is noted.
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._whole_ended, flight, place, first_byte_s, first)
-        return RoutedAnswer(head, _pieces(first))
+        return RoutedAnswer(head, pieces(first))
 
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
         """Return the error where the next back end may do better, else raise it."""
         flight.came_of_it(backend, error.code)
+        if flight.estimated:
+            # It may have been answered, and paid for: another try would pay for it twice.
+            raise error if isinstance(error, DeadlineExceeded) else _perhaps_paid(backend, error)
         if isinstance(error, DeadlineExceeded) or (isinstance(error, InvalidArgument) and not _lacks(error)):
             raise error
         if _lacks(error):
@@ -264,185 +307,34 @@ class Waterfall:
     def _end(self, flight: Flight, code: str) -> None:
         flight.end(code)
         self._flights.discard(flight)
+        self._attempts.ended(flight)
         tally = flight.tally
         count(flight.call.model, flight.route, code, tally.prompt_tokens, tally.completion_tokens)
         self._finished(flight)
 
-    def _whole_ended(self, flight: Flight, place: Place, first_byte_s: float, body: bytes) -> None:
+    def _whole_ended(self, flight: Flight, place: Place | None, first_byte_s: float, body: bytes) -> None:
         flight.tally.whole(body)
         if flight.hold is not None:
             flight.hold.answered(flight.tally)
             flight.paid()
-        self._admission.leave(place, True, first_byte_s)
-        flight.came_of_it(place.backend, "succeeded")
+        if place is not None:
+            self._keep(flight, place, body)
+            self._admission.leave(place, True, first_byte_s)
+            flight.came_of_it(place.backend, "succeeded")
         self._end(flight, "")
 
     def _stream_ended(
-        self, flight: Flight, place: Place, first_byte_s: float, verdict: bool | None, code: str
+        self, flight: Flight, place: Place | None, first_byte_s: float, verdict: bool | None, code: str
     ) -> None:
         if flight.hold is not None:
             flight.hold.answered(flight.tally)
             flight.paid()
-        self._admission.leave(place, verdict, first_byte_s)
-        flight.came_of_it(place.backend, code or "succeeded")
+        if place is not None:
+            if not code and not flight.tally.truncated:
+                self._keep(flight, place, flight.tally.kept)
+            self._admission.leave(place, verdict, first_byte_s)
+            flight.came_of_it(place.backend, code or "succeeded")
         self._end(flight, code)
-
-
-class _Stream(AsyncGenerator[bytes, None]):
-    """The events of a stream. It ends in `[DONE]` or an error, and gives its place back however it ends.
-
-    A class, since a generator function that was never begun would run no `finally`.
-    """
-
-    __slots__ = (
-        "_first",
-        "_first_byte_s",
-        "_flight",
-        "_is_late",
-        "_over",
-        "_place",
-        "_source",
-        "_timer",
-        "_waiting",
-        "_was_cancelled",
-        "_waterfall",
-    )
-
-    def __init__(
-        self,
-        waterfall: Waterfall,
-        flight: Flight,
-        place: Place,
-        first_byte_s: float,
-        first: bytes,
-        source: AsyncGenerator[bytes, None],
-    ) -> None:
-        self._first: bytes | None = first
-        self._waterfall = waterfall
-        self._flight = flight
-        self._place = place
-        self._first_byte_s = first_byte_s
-        self._source = source
-        self._over = self._is_late = self._was_cancelled = False
-        self._waiting: asyncio.Task[Any] | None = None
-        # One for all of it: `asyncio.timeout_at` around each piece takes more than the piece.
-        self._timer = asyncio.get_running_loop().call_at(flight.until, self._late)
-        flight.on_stop = self._late
-
-    async def asend(self, value: None, /) -> bytes:
-        """Return the next events."""
-        tally = self._flight.tally
-        while not self._over:
-            try:
-                piece = await self._next()
-            except TimeoutError:
-                late = DeadlineExceeded(f"no whole answer within {self._flight.call.deadline_ms} ms")
-                error = self._flight.stopped or late
-                return await self._broken(error, None)
-            except HiveError as error:
-                return await self._broken(error, _verdict(error))
-            except BaseException:
-                await self.aclose()
-                raise
-            if piece is None:
-                if tally.done or tally.error:
-                    await self._finish(tally.done, "" if tally.done else tally.error)
-                    break
-                return await self._broken(Unavailable("the answer ended before it was whole"), False)
-            passed = tally.events(piece)
-            if passed:
-                return passed
-        raise StopAsyncIteration
-
-    async def _next(self) -> bytes | None:
-        first, self._first = self._first, None
-        if first is not None:
-            return first
-        task = asyncio.current_task()
-        assert task is not None
-        before, self._waiting = task.cancelling(), task
-        try:
-            if self._is_late:
-                raise TimeoutError
-            return await anext(self._source, None)
-        except BaseException as error:
-            # As `asyncio.Timeout` does: where somebody else cancelled as well, that one is to be obeyed.
-            if self._was_cancelled and task.uncancel() <= before and isinstance(error, asyncio.CancelledError):
-                raise TimeoutError from None
-            raise
-        finally:
-            self._waiting = None
-
-    def _late(self) -> None:
-        if self._is_late:
-            return
-        self._is_late = True
-        if self._waiting is not None:
-            self._was_cancelled = True
-            self._waiting.cancel()
-
-    async def athrow(self, *exception: Any) -> bytes:
-        """End the stream with an exception."""
-        await self.aclose()
-        raise exception[1] if len(exception) > 1 and exception[1] is not None else exception[0]
-
-    async def aclose(self) -> None:
-        """Cancel the generation, if it goes on."""
-        await self._finish(None, CANCELLED)
-
-    async def _broken(self, error: HiveError, verdict: bool | None) -> bytes:
-        event = error_event(error)
-        self._flight.tally.events(event)
-        await self._finish(verdict, error.code)
-        return event
-
-    async def _finish(self, verdict: bool | None, code: str) -> None:
-        if self._over:
-            return
-        self._over = True
-        self._timer.cancel()
-        self._flight.on_stop = None
-        tally = self._flight.tally
-        if code == CANCELLED and (tally.done or tally.error):
-            # Its last event has gone out; whoever stops reading after it has the whole answer.
-            verdict, code = tally.done, "" if tally.done else tally.error
-        try:
-            await self._source.aclose()
-        finally:
-            self._waterfall._stream_ended(self._flight, self._place, self._first_byte_s, verdict, code)
-
-
-async def _begun(answer: Answer) -> bytes:
-    """Return the first events of a stream. Raises the error that it begins with."""
-    try:
-        first = await anext(answer.chunks, None)
-        if first is None:
-            raise Unavailable("the answer ended before it began")
-        if b'"error"' in first:
-            raise_error_of(first)
-    except BaseException:
-        await answer.chunks.aclose()
-        raise
-    return first
-
-
-async def _gathered(answer: Answer) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in answer.chunks:
-            size += len(part)
-            if size > ANSWER_BYTES_MAX:
-                raise PayloadTooLarge(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
-            parts.append(part)
-    finally:
-        await answer.chunks.aclose()
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _pieces(body: bytes) -> AsyncGenerator[bytes, None]:
-    for start in range(0, len(body), PIECE_BYTES_MAX):
-        yield body[start : start + PIECE_BYTES_MAX]
 
 
 def _lacks(error: HiveError) -> bool:
@@ -450,11 +342,11 @@ def _lacks(error: HiveError) -> bool:
     return isinstance(error, InvalidArgument) and "need" in error.fields
 
 
-def _verdict(error: HiveError) -> bool | None:
-    """Whether an error speaks for or against the back end: True where it answered as it should."""
-    if isinstance(error, InvalidArgument | NotFound):
-        return True
-    return None if isinstance(error, DeadlineExceeded | RateLimited | BudgetExhausted) else False
+def _perhaps_paid(backend: BackEnd, error: HiveError) -> Unavailable:
+    return Unavailable(
+        f"{error.message}; {backend.name} may have answered and charged for it, so nobody else was asked",
+        reason=REASON_PERHAPS_PAID,
+    )
 
 
 def _offered(name: str, serving: Sequence[tuple[BackEnd, Any]]) -> OfferedModel:

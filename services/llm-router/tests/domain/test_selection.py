@@ -9,7 +9,9 @@ from hive_router.domain.selection import STAGES, Ask, BackEnd, Choice, Circumsta
 from hypothesis import given
 from hypothesis import strategies as st
 
-AT = Circumstances(now_ms=1_000, weights=Weights(), host_executors=frozenset({"host-executor"}))
+AT = Circumstances(
+    now_ms=1_000, weights=Weights(), host_executors=frozenset({"host-executor"}), killed=frozenset({"killed"})
+)
 CHAT = Model(name="m", backend="ollama", context_tokens=100)
 
 
@@ -39,6 +41,7 @@ def chosen(wanted: Ask, *back_ends: BackEnd) -> Choice:
 REJECTED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("origin", {}, {"origin": "x"}, "the call comes from there"),
     ("revoked", {"revoked": True}, {}, "revoked"),
+    ("killed", {"executor": "killed"}, {}, "a kill order stops it"),
     ("pin", {"owner": "other"}, {"pin": "own-devices"}, "not an own device"),
     ("pin", {"region": "us"}, {"pin": "region:eu"}, "its region is us"),
     ("pin", {}, {"pin": "region:eu"}, "not known"),
@@ -87,11 +90,15 @@ def test_each_stage_rejects_by_its_name(
     reason: str, device: dict[str, Any], wanted: dict[str, Any], detail: str
 ) -> None:
     choice = chosen(ask(**wanted), back_end("x", **device), back_end("y", region="eu"))
-    rejected = next(one for one in choice.candidates if one.executor == "x")
+    rejected = next(one for one in choice.candidates if one.backend == "x")
     assert rejected.rejected == reason
     assert detail in rejected.detail
     # Without what stands against it, it is fit: the stage said no more than it had to.
     assert [one.id for one in chosen(ask(), back_end("x")).fit] == ["x"]
+
+
+def test_what_serves_models_beside_a_stopped_executor_of_the_host_goes_on() -> None:
+    assert chosen(ask(), back_end("http://host", executor="killed", is_host=True)).fit
 
 
 def test_every_stage_is_tried_above() -> None:

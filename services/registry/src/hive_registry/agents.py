@@ -18,6 +18,7 @@ from hive_common.artifacts.package import (
 )
 from hive_common.artifacts.signing import Signature, check, read_signature, tag_of
 from hive_common.artifacts.store import ArtifactStore
+from hive_common.artifacts.versions import sort_key
 from hive_common.contracts.events import AgentVersionPublished
 from hive_common.contracts.values import is_digest
 from hive_common.kernel.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, VersionConflict
@@ -26,7 +27,6 @@ from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 
 from hive_registry.callers import actor_of
 from hive_registry.domain import signers
-from hive_registry.domain.versions import sort_key
 from hive_registry.executors import page_limit
 from hive_registry.grants import GrantDesk
 from hive_registry.log_access import TRIES_MAX, Entry, LogAccess

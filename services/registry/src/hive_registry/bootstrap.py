@@ -42,6 +42,7 @@ from hive_registry.key_views import KeyViews
 from hive_registry.keys import KeysServicer
 from hive_registry.kills import ControlServicer, KillDesk
 from hive_registry.kv import KvDesk, ValuesServicer, kv_refused
+from hive_registry.kv_source import KvSource
 from hive_registry.kv_views import KvProjection, KvViews
 from hive_registry.log_access import LogAccess
 from hive_registry.presence import SchedulerPresence
@@ -157,18 +158,20 @@ async def _kept_values(
     background: Callable[[Coroutine[Any, Any, None], str], None],
     stack: contextlib.AsyncExitStack,
 ) -> KvDesk:
-    """A projection of its own: it sees the end of every task, and is in no hurry unless somebody asks."""
+    """A projection of its own: it also reads how tasks end, and is in no hurry unless somebody asks."""
     dsn = config.postgres.dsn()
     wake = asyncio.Event()
     await wake_on_head(client, wake, types=("KvStaged",))
     reader = await stack.enter_async_context(LogReader(dsn))
-    runner = ProjectionRunner(dsn, reader, KvProjection(), SCHEMA, wake=wake, poll_s=KV_POLL_S)
+    views = KvViews(database, config.ns)
+    source = KvSource(reader, views.staged)
+    runner = ProjectionRunner(dsn, source, KvProjection(), SCHEMA, wake=wake, poll_s=KV_POLL_S)
     observe_projection(runner, KvProjection.name, health)
     background(runner.run(), "projection of kept values")
     ends = await stack.enter_async_context(LogReader(dsn))
     log = LogAccess(writer, ends, runner, wake, clock, config.owner, config.ns)
     verifier = Verifier(config.token_public_key) if config.token_public_key else None
-    return KvDesk(KvViews(database, config.ns), log, ends, verifier, clock, config.owner, config.ns)
+    return KvDesk(views, log, ends, verifier, clock, config.owner, config.ns)
 
 
 def _identities(settings: RegistrySettings, views: Views, clock: Clock) -> Identities | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc.aio
@@ -9,11 +10,18 @@ import msgspec
 from hive_common.contracts.events import AttemptFailed, AttemptLost, KvStaged, KvWrite, decode
 from hive_common.contracts.limits import KV_KEYS_MAX
 from hive_common.contracts.messages import KvReply, KvRequest
-from hive_common.eventlog.log import LogReader, Stored
+from hive_common.eventlog.log import LogReader
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, VersionConflict, body_of
 from hive_common.kernel.ids import derive_id
 from hive_common.permissions import check_kv
+from hive_common.permissions.actions import (
+    Action,
+    check_approved,
+    kv_list_action,
+    kv_read_action,
+    kv_write_action,
+)
 from hive_common.permissions.kept import is_key, is_namespace, is_prefix
 from hive_common.permissions.tokens import Claims, Verifier
 from hive_proto.values.v1 import values_pb2, values_pb2_grpc
@@ -21,7 +29,7 @@ from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 from hive_registry.callers import actor_of
 from hive_registry.domain.kv import check_writes, stage
 from hive_registry.kv_views import ENDS, KvViews
-from hive_registry.log_access import LogAccess
+from hive_registry.log_access import Entry, LogAccess
 
 MESSAGE_VERSION: Final = 1
 TRIES_MAX: Final = 5
@@ -66,7 +74,8 @@ class KvDesk:
         """Answer one request.
 
         Raises:
-            PermissionDenied: the token is none, another's, expired, or for another namespace.
+            PermissionDenied: the token is none, another's, expired, or for another namespace; or a person has to be
+                asked, and did not approve of this.
             InvalidArgument: the request.
             BudgetExhausted: the quota.
             FailedPrecondition: the attempt has ended.
@@ -81,6 +90,9 @@ class KvDesk:
             )
         claims = self._verifier.verify(request.token, executor=executor, now_us=self._clock.now_us())
         check_kv(claims.permissions, request.namespace)
+        if "kv" in claims.permissions.asks:
+            for action in _actions(claims.agent, request):
+                check_approved(claims.permissions, claims.approved, action)
         match request.op:
             case "get":
                 return await self.get(request.namespace, request.key)
@@ -151,9 +163,10 @@ class KvDesk:
                 )
                 if not events:
                     return KvReply()
-                await self._check_live(claims)
+                # An end that comes between the look and the write would leave what is staged there for ever.
+                expect = {claims.task: await self._check_live(claims)}
                 try:
-                    await self._log.append(stream, state.version, events, executor)
+                    await self._log.append_all((Entry(stream, state.version, events),), executor, expect)
                 except VersionConflict:
                     if not tries_left:
                         raise
@@ -161,14 +174,14 @@ class KvDesk:
                     return KvReply()
         raise AssertionError("unreachable")
 
-    async def _check_live(self, claims: Claims) -> None:
-        """Refuse what can never count, which would only take room."""
+    async def _check_live(self, claims: Claims) -> int:
+        """Refuse what can never count, which would only take room; return the version of the task's stream."""
+        version = (await self._ends.versions([claims.task]))[claims.task]
         for end in await self._ends.read(0, _ENDS_MAX, types=ENDS, streams=[claims.task]):
-            if (
-                end.type.startswith("Task")
-                or msgspec.json.decode(end.payload or b"{}").get("attempt") == claims.attempt
-            ):
+            event = decode(end.type, end.schema, end.payload or b"")
+            if not isinstance(event, AttemptFailed | AttemptLost) or event.attempt == claims.attempt:
                 raise FailedPrecondition(f"attempt {claims.attempt} of task {claims.task} has ended")
+        return version
 
 
 class ValuesServicer(values_pb2_grpc.ValuesServicer):
@@ -212,9 +225,16 @@ def _check_namespace(namespace: str) -> None:
         )
 
 
-def _attempt_of(end: Stored) -> int:
-    event = decode(end.type, end.schema, end.payload or b"")
-    return event.attempt if isinstance(event, AttemptFailed | AttemptLost) else 0
+def _actions(agent: str, request: KvRequest) -> Iterator[Action]:
+    """Yield what a request wants to do, as a person is asked about it."""
+    match request.op:
+        case "get":
+            yield kv_read_action(agent, request.namespace, request.key)
+        case "list":
+            yield kv_list_action(agent, request.namespace, request.prefix)
+        case "stage":
+            for write in request.writes:
+                yield kv_write_action(agent, request.namespace, write)
 
 
 def kv_refused(error: BaseException) -> KvReply:

@@ -40,6 +40,7 @@ ON CONFLICT (ns, stream, key) DO UPDATE SET
 """
 _DELETE = "DELETE FROM registry.kv_values WHERE ns = %s AND stream = %s AND key = %s"
 _TASKS_STAGED = "SELECT DISTINCT ns, task FROM registry.kv_staged WHERE task = ANY(%s)"
+_ALL_STAGED = "SELECT DISTINCT task FROM registry.kv_staged"
 _OF_ATTEMPT = "SELECT stream, owner, writes FROM registry.kv_staged WHERE ns = %s AND task = %s AND attempt = %s"
 _DROP_ATTEMPT = "DELETE FROM registry.kv_staged WHERE ns = %s AND task = %s AND attempt = %s"
 _DROP_TASK = "DELETE FROM registry.kv_staged WHERE ns = %s AND task = %s"
@@ -74,14 +75,13 @@ class KvProjection:
     types: Sequence[str] | None = ("KvStaged", *ENDS)
 
     async def apply(self, conn: AsyncConnection[Any], batch: Sequence[Stored]) -> None:
-        """Write what `batch` changes. Nearly all tasks that end have staged nothing, and cost one look together."""
+        """Write what `batch` changes. Of tasks that have staged nothing it may have the end, or may not."""
         ended = {stored.stream for stored in batch if stored.type in ENDS}
         found = await conn.execute(_TASKS_STAGED, (list(ended),))
         staged = {(ns, task) for ns, task in await found.fetchall()}
         for stored in batch:
             if stored.type == "KvStaged":
-                event = _decoded(stored)
-                assert isinstance(event, KvStaged)
+                event = staged_of(stored)
                 await self._stage(conn, stored, event)
                 staged.add((stored.ns, event.task))
             elif stored.type not in ENDS:
@@ -125,6 +125,13 @@ async def _write(
             await conn.execute(_PUT, (*key, owner, bytes(write.value), size_of(write), stored.position))
 
 
+def staged_of(stored: Stored) -> KvStaged:
+    """Return what stands in an event of that type. Raises CorruptLog where it is missing, and UnknownEvent."""
+    event = _decoded(stored)
+    assert isinstance(event, KvStaged)
+    return event
+
+
 def _decoded(stored: Stored) -> Event:
     if stored.payload is None:
         raise CorruptLog(f"the payload at position {stored.position} is missing", position=stored.position)
@@ -147,6 +154,10 @@ class KvViews:
         """Return a value as JSON, or None."""
         rows = await self._database.fetch(_VALUE, (self._ns, stream, key))
         return bytes(rows[0][0]) if rows else None
+
+    async def staged(self) -> list[str]:
+        """Return the tasks of which attempts have staged something that is not decided; a quota bounds them."""
+        return [task for (task,) in await self._database.fetch(_ALL_STAGED)]
 
     async def keys(self, stream: str, prefix: str, after: str, limit: int) -> list[str]:
         """Return a page of keys, in the order of their bytes."""

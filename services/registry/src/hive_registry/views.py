@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from hive_common.artifacts.versions import sort_key
 from hive_common.contracts.events import (
     AgentVersionPublished,
     AgentVersionYanked,
@@ -33,7 +34,6 @@ from hive_registry import grant_views
 from hive_registry.domain.executors import ExecutorState
 from hive_registry.domain.signers import SignerState
 from hive_registry.domain.tokens import TokenState
-from hive_registry.domain.versions import sort_key
 from hive_registry.key_views import key_statement
 
 SCHEMA: Final = "registry"

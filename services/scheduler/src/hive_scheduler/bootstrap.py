@@ -7,20 +7,22 @@ from typing import Final
 import msgspec
 from hive_common.artifacts.store import FolderStore
 from hive_common.bus import nats as bus
-from hive_common.contracts.limits import LEASE_MS
+from hive_common.contracts.limits import APPROVAL_MS, LEASE_MS
 from hive_common.kernel.clock import SystemClock
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.ops.config import ServiceConfig, read_secret
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.startup import eventually
 from hive_common.ops.telemetry import Health, OpsServer
-from hive_common.permissions.tokens import Minter
+from hive_common.permissions.tokens import Minter, Verifier, public_key
 from hive_common.rpc.server import RpcServer, key_check
+from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
 from nats.aio.client import Client
 
 from hive_scheduler import metrics
+from hive_scheduler.approvals_rpc import ApprovalsService
 from hive_scheduler.database import PostgresDatabase, prepare_database
 from hive_scheduler.leader import Leader
 from hive_scheduler.leadership import lead
@@ -29,6 +31,7 @@ from hive_scheduler.rpc import IntakeService, JobsService, PresenceService
 log = logging.getLogger(__name__)
 
 LEASE_MIN_MS: Final = 1_000
+APPROVAL_MIN_MS: Final = 1_000
 RPC_GRACE_S: Final = 1.0
 LAG_MAX: Final = 10_000
 """A view that is further behind than this makes the service not ready."""
@@ -38,11 +41,12 @@ class Settings(msgspec.Struct, frozen=True):
     """What `config.extra` may say to the scheduler. `lease_ms` is at least a second.
 
     `token_key_file` (mode 0600) holds the root key of capability tokens; without it agents that ask for permissions
-    cannot be used.
+    cannot be used. `approval_ms` is how long people may take to decide what attempts ask, a second at least.
     """
 
     lease_ms: int = LEASE_MS
     token_key_file: str = ""
+    approval_ms: int = APPROVAL_MS
 
     @classmethod
     def of(cls, config: ServiceConfig) -> "Settings":
@@ -56,6 +60,10 @@ class Settings(msgspec.Struct, frozen=True):
             raise InvalidArgument(f"extra: {error}", path="extra") from error
         if settings.lease_ms < LEASE_MIN_MS:
             raise InvalidArgument(f"extra.lease_ms: expected {LEASE_MIN_MS} at least", path="extra.lease_ms")
+        if settings.approval_ms < APPROVAL_MIN_MS:
+            raise InvalidArgument(
+                f"extra.approval_ms: expected {APPROVAL_MIN_MS} at least", path="extra.approval_ms"
+            )
         return settings
 
 
@@ -138,10 +146,13 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
     try:
         conn, epoch = await lead(dsn, clock, state.stand_by)
         database = PostgresDatabase(conn, dsn)
+        token_key = read_secret(settings.token_key_file) if settings.token_key_file else None
         leader = Leader(
             *(database, epoch, client, store, config.ns, config.owner, clock, stop, settings.lease_ms),
             kill_public_key=config.kill_public_key,
-            minter=Minter(read_secret(settings.token_key_file)) if settings.token_key_file else None,
+            minter=Minter(token_key) if token_key else None,
+            verifier=Verifier(public_key(token_key)) if token_key else None,
+            approval_ms=settings.approval_ms,
         )
         rpc = RpcServer(config.grpc_host, config.grpc_port, key_check(read_secret(config.service_key_file)))
         jobs_pb2_grpc.add_JobsServicer_to_server(
@@ -159,6 +170,7 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
             rpc.server,
         )
         jobs_pb2_grpc.add_IntakeServicer_to_server(IntakeService(leader.submissions), rpc.server)
+        approvals_pb2_grpc.add_ApprovalsServicer_to_server(ApprovalsService(leader.approvals), rpc.server)
         executors_pb2_grpc.add_PresenceServicer_to_server(
             PresenceService(leader.dispatcher, leader.catalogue), rpc.server
         )

@@ -9,6 +9,7 @@ from hive_common.artifacts import manifest as manifests
 from hive_common.contracts import events
 from hive_common.contracts.events import AgentRef, Capabilities
 from hive_common.eventlog.log import LogReader, Stored
+from hive_common.permissions import agent_covers
 from hive_common.permissions.grants import Grant
 
 from hive_scheduler.signers import Signers
@@ -104,6 +105,13 @@ class Catalogue:
     def revoked(self) -> list[str]:
         """Return the ids of all executors that are out."""
         return [known.executor for known in self.executors.values() if known.revoked]
+
+    def versions(self, name: str) -> list[str]:
+        """Return the `name@version`s of an agent that are not yanked; of a `name@version`, itself if it exists."""
+        if "@" in name:
+            return [name] if name in self.agents else []
+        # Looks at all of them: only jobs whose agents may fork ask this.
+        return [one for one in self.agents if agent_covers(name, one) and one not in self.yanked]
 
     def agents_named(self) -> Iterable[str]:
         """Return every `name@version`."""

@@ -401,7 +401,7 @@ class Dispatcher:
         self._catalogue.signers.require(agent)
         if is_plain(agent):
             return ""
-        return self._permits.token(state.id, job, task, attempt, self._permits.permissions(agent))
+        return self._permits.token(state.id, job, task, attempt, self._permits.of_task(job, task))
 
     def _assign(
         self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked, token: str
@@ -497,6 +497,15 @@ class Dispatcher:
         if known is not None:
             until_ms = self._clock.boot_ms() + known.timeout_ms + OVERTIME_MS
             live[task, attempt] = known._replace(until_ms=until_ms)
+
+    def waits(self, executor: str, task: str, attempt: int) -> None:
+        """Count an attempt's time anew: it waits for a person, or has waited until now."""
+        state = self._executors.get(executor)
+        known = None if state is None else state.live.get((task, attempt))
+        if state is not None and known is not None:
+            # It may not have started yet; and it asks again well within this time.
+            until_ms = self._clock.boot_ms() + known.timeout_ms + OVERTIME_MS + START_GRACE_MS
+            state.live[task, attempt] = known._replace(until_ms=until_ms)
 
     def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
         """Forget an attempt (engine.Listener)."""

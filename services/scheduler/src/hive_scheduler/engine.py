@@ -24,6 +24,7 @@ from hive_common.kernel.errors import HiveError, Unavailable
 
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.commits import Committer, Effect
+from hive_scheduler.domain import approval as approvals
 from hive_scheduler.domain import job as jobs
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.inputs import Evaluator
@@ -125,6 +126,9 @@ class Engine:
             for task in job.tasks.values():
                 if task.not_before_us:
                     task.not_before_us += by_us
+            for approval in job.approvals.values():
+                approval.expires_us += by_us
+                approval.until_us += by_us
         self._deadlines = [(due_us + by_us, job_id) for due_us, job_id in self._deadlines]
         self._timers = [(due_us + by_us, number, call) for due_us, number, call in self._timers]
 
@@ -198,8 +202,41 @@ class Engine:
             new.append(self._new_event(job, stream, version, type(event).__name__, payload, actor, now_us))
             task = jobs.evolve(job, stream, event)
             self._react(job, task, event, live, was_ready)
+            if ends and job.approvals:
+                new += self._end_approvals(job, stream)
         self.committer.stage(new, guard, effect)
         return byte_count
+
+    def apply_approval(
+        self, job: JobState, approval: str, decided: list[Event], actor: str = ACTOR, effect: Effect | None = None
+    ) -> None:
+        """Move an approval by the events of one decision, and stage them."""
+        if decided:
+            self.committer.stage(
+                self._approval_events(job, approval, decided, actor), (job.id, job.version), effect
+            )
+        elif effect is not None:
+            self.committer.after(effect)
+
+    def _approval_events(self, job: JobState, approval: str, decided: list[Event], actor: str) -> list[NewEvent]:
+        new: list[NewEvent] = []
+        now_us = self._clock.now_us()
+        for event in decided:
+            found = job.approvals.get(approval)
+            version = 1 if found is None else found.version + 1
+            payload = events.encode(event)
+            new.append(self._new_event(job, approval, version, type(event).__name__, payload, actor, now_us))
+            jobs.evolve(job, approval, event)
+        return new
+
+    def _end_approvals(self, job: JobState, task_id: str) -> list[NewEvent]:
+        """End what still waits for a person when its task ends, in the same decision."""
+        new: list[NewEvent] = []
+        for approval in job.approvals.values():
+            if approval.task == task_id:
+                ended = approvals.expire(approval, approvals.TASK_ENDED)
+                new += self._approval_events(job, approval.id, ended, ACTOR)
+        return new
 
     def report(self, job: JobState, task: TaskState, report: tasks.Report) -> tasks.Verdict:
         """Decide what a report changes, and return what it counted for. The caller settles and waits."""
@@ -256,7 +293,8 @@ class Engine:
             heapq.heappop(self._timers)[2]()
         self.settle()
 
-    def _at(self, due_us: int, call: Callable[[], None]) -> None:
+    def at(self, due_us: int, call: Callable[[], None]) -> None:
+        """Call something at a time, before what is due then is settled."""
         heapq.heappush(self._timers, (due_us, next(self._timer_numbers), call))
 
     def _advance(self, job: JobState) -> None:
@@ -357,7 +395,7 @@ class Engine:
                     # A ready task only ends when its job does: all of its tasks go with it.
                     self.queue.drop_job(job.priority, job.id)
                 state = job.steps[task.step]
-                if state.complete or job.failed is task or not state.open:
+                if state.complete or job.failed is task or not state.open or state.forking:
                     self.poke(job.id)
 
     def _react_job(self, job: JobState) -> None:
@@ -378,7 +416,7 @@ class Engine:
     def enqueue(self, job: JobState, task: TaskState) -> None:
         """Put a ready task into the queue, now or when its pause is over."""
         if task.not_before_us > self.now_us():
-            self._at(task.not_before_us, lambda: self._enqueue_if_ready(job, task))
+            self.at(task.not_before_us, lambda: self._enqueue_if_ready(job, task))
         else:
             self._enqueue_if_ready(job, task)
 

@@ -10,9 +10,12 @@ import psycopg
 from hive_common.artifacts.store import ArtifactStore
 from hive_common.bus import nats as bus
 from hive_common.bus.heads import concerns, head_announcer
+from hive_common.contracts.limits import APPROVAL_MS
 from hive_common.contracts.messages import (
     HEAD_SUBJECT,
     LEADER_SUBJECT,
+    ApproveReply,
+    ApproveRequest,
     LeaderAnnouncement,
     PullReply,
     PullRequest,
@@ -27,11 +30,12 @@ from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import body_of
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
-from hive_common.permissions.tokens import Minter
+from hive_common.permissions.tokens import Minter, Verifier
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from hive_scheduler import metrics
+from hive_scheduler.approvals import Approvals
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
@@ -92,6 +96,8 @@ class Leader:
         lease_ms: how long attempts of an executor stay live without a pull.
         kill_public_key: verifies kill orders.
         minter: makes capability tokens.
+        verifier: reads them.
+        approval_ms: how long people may take to decide what attempts ask.
     """
 
     def __init__(
@@ -107,6 +113,8 @@ class Leader:
         lease_ms: int,
         kill_public_key: str = "",
         minter: Minter | None = None,
+        verifier: Verifier | None = None,
+        approval_ms: int = APPROVAL_MS,
     ) -> None:
         self._database = database
         self._client = client
@@ -122,11 +130,14 @@ class Leader:
         self._catalogue_reader = database.reader()
         self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed, self._signers_changed)
         self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
-        permits = Permits(self.catalogue, clock, minter)
+        permits = Permits(self.catalogue, clock, minter, self.kills)
         self.dispatcher = Dispatcher(
             self.engine, self.fleet, self.catalogue, self.kills, permits, clock, epoch, lease_ms
         )
-        self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked)
+        self.approvals = Approvals(
+            self.engine, self.dispatcher, permits, verifier, self.catalogue.is_revoked, approval_ms
+        )
+        self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked, permits)
         self.submissions = Submissions(
             *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits)
         )
@@ -152,6 +163,7 @@ class Leader:
         fold, position = await recover(self._database.open_jobs(), self.reader, self.specs, self.engine.now_us())
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
+        self.approvals.take_over()
         for executor in self.catalogue.revoked():
             self.dispatcher.executor_changed(executor)
         self._enforce()
@@ -168,6 +180,10 @@ class Leader:
             ),
             await bus.respond(
                 self._client, "hive.exec.*.report", ReportRequest, self.reports.report, _report_error, self._known
+            ),
+            await bus.respond(
+                *(self._client, "hive.exec.*.call.approve", ApproveRequest, self.approvals.ask, _approve_error),
+                self._known,
             ),
         ]
         announcement = msgspec.json.encode(LeaderAnnouncement(epoch=self.epoch))
@@ -268,6 +284,10 @@ class Leader:
 
 def _pull_error(error: BaseException) -> PullReply:
     return PullReply(error=body_of(error))
+
+
+def _approve_error(error: BaseException) -> ApproveReply:
+    return ApproveReply(error=body_of(error))
 
 
 def _report_error(error: BaseException) -> ReportReply:

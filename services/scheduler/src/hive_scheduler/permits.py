@@ -1,18 +1,21 @@
 """What agents may do: decided at submit, looked at again at each assignment, and said in a capability token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from hive_common.contracts.events import AgentRef
+from hive_common.contracts.events import AgentRef, Child
 from hive_common.contracts.limits import CAPABILITY_TOKEN_CHARACTERS_MAX
 from hive_common.contracts.permissions import NONE, Permissions
+from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
+from hive_common.permissions import check_fork, delegated, denied
 from hive_common.permissions.grants import effective
 from hive_common.permissions.tokens import Claims, Minter
 
 from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.domain.forks import all_approved, ancestors
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.task import TaskState
 
@@ -28,12 +31,14 @@ class Permits:
         catalogue: knows grants, and the keys of executors.
         clock: says whether a grant has expired.
         minter: makes tokens; without one, agents that ask for anything cannot be used.
+        kills: what is stopped; a token names the newest order that was known when it was made.
     """
 
-    def __init__(self, catalogue: Catalogue, clock: Clock, minter: Minter | None) -> None:
+    def __init__(self, catalogue: Catalogue, clock: Clock, minter: Minter | None, kills: KillLog) -> None:
         self._catalogue = catalogue
         self._clock = clock
         self._minter = minter
+        self._kills = kills
 
     async def granted(self, agents: Mapping[str, AgentRef]) -> dict[str, AgentRef]:
         """Return the agents of a new job with what each may do.
@@ -71,8 +76,57 @@ class Permits:
         """
         return NONE if is_plain(agent) else self._effective(agent)
 
-    def token(self, executor: str, job: JobState, task: TaskState, attempt: int, permissions: Permissions) -> str:
+    def of_task(self, job: JobState, task: TaskState) -> Permissions:
+        """Return what a task may do now: what its agent may, and all above it where it was forked.
+
+        Raises:
+            PermissionDenied: something was revoked, or has expired, since the job was submitted.
+        """
+        own = self.permissions(job.agents[task.agent])
+        if task.parent is None or own == NONE:
+            return own
+        return delegated(self.of_task(job, job.tasks[task.parent]), own)
+
+    def check_forks(self, job: JobState, task: TaskState, wanted: Sequence[Child]) -> None:
+        """Check that a task may have these children now, whatever its executor let it believe.
+
+        Raises:
+            PermissionDenied: it may not have all of them.
+        """
+        allowed = self.of_task(job, task)
+        if "fork" in allowed.asks and not all_approved(task, wanted, job.approvals.values()):
+            raise denied("fork", "is granted with a question at each use, and nobody approved of just this")
+        for agent in dict.fromkeys(child.agent for child in wanted):
+            check_fork(allowed, agent, made=len(wanted) - 1, depth=1)
+            if agent not in job.agents:
+                raise denied("fork", f"does not cover {agent}, which is none of the agents of this job")
+        for above in (task, *ancestors(task, job.tasks)):
+            fork = self.of_task(job, above).fork
+            below = job.forks.below.get(above.id, 0) + len(wanted)
+            if fork is None or below > fork.max:
+                most = 0 if fork is None else fork.max
+                raise denied("fork", f"is granted to {above.agent} for {most} tasks below it, not for {below}")
+        total = job.task_total() + job.unexpanded() + len(wanted)
+        if total > job.spec.fan_out:
+            raise denied(
+                "fork",
+                f"ends where the job does: it would have {total} tasks or more, and limits.fan_out allows "
+                f"{job.spec.fan_out}",
+            )
+
+    def token(
+        self,
+        executor: str,
+        job: JobState,
+        task: TaskState,
+        attempt: int,
+        permissions: Permissions,
+        approved: tuple[str, ...] = (),
+    ) -> str:
         """Return the token of an attempt; empty where it may do nothing.
+
+        Args:
+            approved: hashes of the actions that a person approved.
 
         Raises:
             PermissionDenied: it cannot be made.
@@ -93,7 +147,11 @@ class Permits:
                 task=task.id,
                 attempt=attempt,
                 agent=task.agent,
+                pin=job.pin,
+                counts_only=job.counts_only,
+                kill_epoch=self._kills.verifier.epoch,
                 permissions=permissions,
+                approved=approved,
                 expires_us=self._clock.now_us() + (task.timeout_ms + TOKEN_GRACE_MS) * 1_000,
             )
         )

@@ -22,7 +22,12 @@ SELECT * FROM scheduler.jobs
  WHERE ns = %(ns)s AND submitted_position < %(before)s AND (%(state)s = '' OR state = %(state)s)
  ORDER BY submitted_position DESC LIMIT %(limit)s
 """
-_POSITION_OF: Final = "SELECT submitted_position FROM scheduler.jobs WHERE ns = %(ns)s AND job_id = %(job)s"
+_JOBS_OF: Final = """
+SELECT * FROM scheduler.jobs
+ WHERE ns = %(ns)s AND caller = %(caller)s AND submitted_position < %(before)s
+   AND (%(state)s = '' OR state = %(state)s)
+ ORDER BY submitted_position DESC LIMIT %(limit)s
+"""
 _STEPS: Final = """
 SELECT * FROM scheduler.steps
  WHERE ns = %(ns)s AND job_id = ANY(%(jobs)s) ORDER BY first_position LIMIT 1000000
@@ -100,15 +105,16 @@ class Queries:
             raise NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
         return rows[0]
 
-    async def jobs(self, after: str, state: str, limit: int) -> list[Row]:
-        """Return rows of jobs, newest first, of those that are older than `after`."""
+    async def jobs(self, after: str, state: str, limit: int, caller: str = "") -> list[Row]:
+        """Return rows of jobs, newest first: those older than `after`, and, if `caller` is given, of that one."""
         before = 2**63 - 1
         if after:
-            found = await self._dicts(_POSITION_OF, {"job": after})
-            if not found:
+            found = await self._dicts(_JOB, {"job": after})
+            if not found or caller not in ("", found[0]["caller"]):
                 raise NotFound(f"after: there is no job {after[:80]}", job=after[:80])
             before = found[0]["submitted_position"]
-        return await self._dicts(_JOBS, {"before": before, "state": state, "limit": limit})
+        parameters = {"before": before, "state": state, "limit": limit, "caller": caller}
+        return await self._dicts(_JOBS_OF if caller else _JOBS, parameters)
 
     async def steps(self, jobs: list[str]) -> dict[str, list[Row]]:
         """Return the rows of steps by job, in the order in which they began."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from hive_common.contracts import events
-from hive_common.contracts.events import JobSubmitted, TaskRetryScheduled
+from hive_common.contracts.events import ApprovalDecided, ApprovalRequested, JobSubmitted, TaskRetryScheduled
 from hive_common.eventlog.envelope import stored_of
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.errors import CorruptLog
@@ -66,7 +66,7 @@ class Fold:
         """
         for stored in batch:
             kind = events.kind_of(stored.type, stored.schema)
-            if kind in ("job", "task"):
+            if kind in ("job", "task", "approval"):
                 self._apply(stored)
 
     def _apply(self, stored: Stored) -> None:
@@ -88,6 +88,10 @@ class Fold:
         task = jobs.evolve(job, stored.stream, event)
         if task is not None and isinstance(event, TaskRetryScheduled):
             task.not_before_us = self._due(stored, event.not_before_us)
+        elif isinstance(event, ApprovalRequested):
+            job.approvals[stored.stream].expires_us = self._due(stored, event.expires_us)
+        elif isinstance(event, ApprovalDecided):
+            job.approvals[stored.stream].until_us = self._due(stored, event.until_us)
         if job.end is not None:
             del self.jobs[job.id]
 

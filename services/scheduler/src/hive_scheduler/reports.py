@@ -1,27 +1,36 @@
 """Reports of attempts: checked against limits, blobs and schemas, decided in batches, answered when committed."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from hive_common.contracts import events, values
-from hive_common.contracts.events import FAILURE_CODES, Event
-from hive_common.contracts.limits import DETAIL_BYTES_MAX, INLINE_BYTES_MAX, KIB, LOG_BYTES_MAX, OUTPUT_BYTES_MAX
+from hive_common.contracts.events import FAILURE_CODES, Child, Event
+from hive_common.contracts.limits import (
+    DETAIL_BYTES_MAX,
+    FORK_STAGED_BYTES_MAX,
+    INLINE_BYTES_MAX,
+    KIB,
+    LOG_BYTES_MAX,
+    OUTPUT_BYTES_MAX,
+)
 from hive_common.contracts.messages import AttemptReport, ReportReply, ReportRequest, ReportResult
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import LogReader, NewEvent
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 from hive_common.kernel.ids import is_id
 
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.dispatch import refused
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.job import JobState
+from hive_scheduler.domain.schemas import Check
 from hive_scheduler.domain.task import TaskState
 from hive_scheduler.engine import Engine
 from hive_scheduler.metrics import REPORTS
+from hive_scheduler.permits import Permits
 
 MESSAGE_CHARACTERS_MAX: Final = 2 * KIB
 """Of the message of a failed attempt; what does not fit is cut."""
@@ -41,11 +50,19 @@ class Reports:
         reader: of the log, for tasks of jobs that ended long ago.
         clock: for the time that goes into commands.
         is_revoked: says whether an executor is out.
+        permits: say what a task may fork.
     """
 
     def __init__(
-        self, engine: Engine, blobs: Blobs, reader: LogReader, clock: Clock, is_revoked: Callable[[str], bool]
+        self,
+        engine: Engine,
+        blobs: Blobs,
+        reader: LogReader,
+        clock: Clock,
+        is_revoked: Callable[[str], bool],
+        permits: Permits,
     ) -> None:
+        self._permits = permits
         self._is_revoked = is_revoked
         self._engine = engine
         self._blobs = blobs
@@ -78,9 +95,31 @@ class Reports:
 
     async def _decide(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
         found = self._engine.find_task(task_id)
-        if found is not None:
-            return self._engine.report(*found, command)
-        return await self._decide_old(task_id, command)
+        if found is None:
+            return await self._decide_old(task_id, command)
+        if isinstance(command, tasks.Succeed) and command.forks:
+            command = self._allowed(*found, command)
+        return self._engine.report(*found, command)
+
+    def _allowed(self, job: JobState, task: TaskState, command: tasks.Succeed) -> tasks.Report:
+        """Return the same, or the failure that it is where it wants children that it may not have.
+
+        Asked at the very decision: siblings in one batch share what is left.
+        """
+        try:
+            self._permits.check_forks(job, task, command.forks)
+        except PermissionDenied as error:
+            return tasks.Fail(
+                attempt=command.attempt,
+                executor=command.executor,
+                session=command.session,
+                code=error.code,
+                now_us=self._engine.now_us(),
+                message=error.message[:MESSAGE_CHARACTERS_MAX],
+                usage=command.usage,
+                log=command.log,
+            )
+        return command
 
     # --- what a report says, once it is checked ---
 
@@ -103,12 +142,12 @@ class Reports:
         found = self._engine.find_task(report.task)
         if report.output is None:
             return await self._failed(executor, report, "invalid_output", "the attempt gave no output")
-        violation = await self._violation(report.output, found)
+        violation = await self._violation(report.output, found) or await self._forks_violation(report.forks, found)
         if violation is not None:
             code, message = violation
             return await self._failed(executor, report, code, message)
         output, log = await self._output(report.output, found), await self._log(report)
-        return tasks.Succeed(report.attempt, executor, report.session, output, report.usage, log)
+        return tasks.Succeed(report.attempt, executor, report.session, output, report.usage, log, report.forks)
 
     async def _output(self, output: Value, found: tuple[JobState, TaskState] | None) -> Value:
         """Return an output as it is kept: as a blob where its job has as much inline as a job may have."""
@@ -153,6 +192,24 @@ class Reports:
         else:
             message = check.violation(raw)
         return None if message is None else ("invalid_output", message)
+
+    async def _forks_violation(
+        self, forks: Sequence[Child], found: tuple[JobState, TaskState] | None
+    ) -> tuple[str, str] | None:
+        """Return the code and the message of what is wrong with the inputs of children, None when they are fine."""
+        total = sum(len(bytes(child.input)) for child in forks)
+        if total > FORK_STAGED_BYTES_MAX:
+            return "output_exceeded", (
+                f"the inputs of all that is forked have {total} bytes, expected {FORK_STAGED_BYTES_MAX} at most"
+            )
+        if found is None or not forks:
+            return None
+        # Whether there may be such a child at all is asked at the decision.
+        agents = {child.agent: found[0].agents.get(child.agent) for child in forks}
+        checks = {name: self._engine.schemas.input_of(agent) for name, agent in agents.items() if agent is not None}
+        if total < THREAD_BYTES_MIN:
+            return _violation_of_forks(forks, checks)
+        return await asyncio.to_thread(_violation_of_forks, forks, checks)
 
     async def _blob_violation(self, output: Value) -> tuple[str, str] | None:
         if output.digest is None:
@@ -224,6 +281,15 @@ class Reports:
         ]
         self._engine.committer.stage(new, (task.job, versions[task.job]))
         await self._engine.committer.settled()
+
+
+def _violation_of_forks(forks: Sequence[Child], checks: Mapping[str, Check]) -> tuple[str, str] | None:
+    for number, child in enumerate(forks):
+        check = checks.get(child.agent)
+        message = None if check is None else check.violation(bytes(child.input))
+        if message is not None:
+            return "invalid_output", f"fork {number}: does not fit the input schema of {child.agent}: {message}"
+    return None
 
 
 def _violation_of_large(check: Callable[[bytes], str | None], raw: bytes) -> str | None:

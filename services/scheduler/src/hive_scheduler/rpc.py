@@ -21,6 +21,7 @@ from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.commits import Committed
 from hive_scheduler.database import Views
 from hive_scheduler.dispatch import Dispatcher
+from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.placement import Fleet
 from hive_scheduler.domain.task import STATUSES
 from hive_scheduler.engine import Engine
@@ -76,28 +77,33 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Cancel(self, request: jobs_pb2.CancelRequest, context: Any) -> jobs_pb2.CancelResponse:
         """Ask for the end of a job."""
+        await self._require_seen_by(context, request.job_id)
         state, position = await self._submissions.cancel(request.job_id, request.reason, request.caller)
         return jobs_pb2.CancelResponse(state=state, position=position)
 
     async def Get(self, request: jobs_pb2.GetRequest, context: Any) -> jobs_pb2.Job:
         """Return one job from the view, which has seen `min_position`."""
         await self._seen(max(request.min_position, 0))
+        await self._require_seen_by(context, request.job_id)
         position = self._views.position
         row = await self._row(request.job_id)
         steps = await self._queries.steps([request.job_id])
         ended = row["ended_position"]
         outputs = await self._queries.outputs([ended]) if row["state"] == "succeeded" else {}
-        return _job(row, steps[request.job_id], position, outputs.get(ended))
+        return _job(row, steps[request.job_id], position, outputs.get(ended), self._open(request.job_id))
 
     async def List(self, request: jobs_pb2.ListRequest, context: Any) -> jobs_pb2.ListResponse:
-        """Return jobs, newest first."""
+        """Return jobs, newest first: all of them, or those of the key that asks."""
         if request.state and request.state not in JOB_STATES:
             raise InvalidArgument(f"state: expected one of {', '.join(sorted(JOB_STATES))}", path="state")
         await self._seen(self._hub.position)
         position = self._views.position
-        rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50))
+        only = rules_of(context.invocation_metadata()).only
+        rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50), only)
         steps = await self._queries.steps([row["job_id"] for row in rows])
-        return jobs_pb2.ListResponse(jobs=[_job(row, steps[row["job_id"]], position, None) for row in rows])
+        return jobs_pb2.ListResponse(
+            jobs=[_job(row, steps[row["job_id"]], position, None, self._open(row["job_id"])) for row in rows]
+        )
 
     async def Tasks(self, request: jobs_pb2.TasksRequest, context: Any) -> jobs_pb2.TasksResponse:
         """Return tasks of a job."""
@@ -105,11 +111,12 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             raise InvalidArgument(f"state: expected one of {', '.join(STATUSES)}", path="state")
         await self._seen(self._hub.position)
         await self._row(request.job_id)
+        await self._require_seen_by(context, request.job_id)
         limit = _limit(request.limit, 100)
         rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
         positions = [row["output_position"] for row in rows if row["state"] == "succeeded"]
         outputs = await self._queries.outputs(positions)
-        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs))
+        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs, self._open(request.job_id)))
 
     async def Logs(self, request: jobs_pb2.LogsRequest, context: Any) -> jobs_pb2.LogsResponse:
         """Return the logs of attempts, as they were reported."""
@@ -118,8 +125,10 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             rows = [await self._queries.task(request.task_id)]
             if request.job_id and rows[0]["job_id"] != request.job_id:
                 raise NotFound(f"job {request.job_id[:80]} has no task {request.task_id[:80]}")
+            await self._require_seen_by(context, rows[0]["job_id"], task=request.task_id)
         else:
             await self._row(request.job_id)
+            await self._require_seen_by(context, request.job_id)
             rows = await self._queries.tasks(request.job_id, "", "", limit, reported=True)
         logs = await self._queries.logs(rows, limit)
         return jobs_pb2.LogsResponse(
@@ -142,16 +151,19 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             await self._reader.read(0, PAGE_EVENTS, streams=[request.task_id]) if is_id(request.task_id) else []
         )
         if not stored or stored[0].type != "TaskCreated":
-            raise NotFound(f"there is no task {request.task_id[:80]}", task=request.task_id[:80])
+            raise _no_task(request.task_id)
         found = self._engine.find_task(request.task_id)
         if found is not None:
+            await self._require_seen_by(context, found[0].id, task=request.task_id)
             await self._catalogue.catch_up()
             state: str = found[1].status
             need = self._engine.need_of(*found)
             candidates = [msgspec.to_builtins(one) for one in self._fleet.explain(need)]
         else:
             await self._seen(stored[-1].position)
-            state = (await self._queries.task(request.task_id))["state"]
+            row = await self._queries.task(request.task_id)
+            await self._require_seen_by(context, row["job_id"], task=request.task_id)
+            state = row["state"]
             candidates = []
         explanation = {
             "task": request.task_id,
@@ -163,22 +175,25 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
 
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvent]:
         """Send the events of a job and its tasks: what is committed, then what comes, until the job has ended."""
-        async with aclosing(self._batches(request)) as batches:
+        async with aclosing(self._batches(request, context)) as batches:
             async for batch in batches:
                 for event in batch:
                     yield event
 
     async def WatchBatches(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvents]:
         """Send the same events in batches: at once while little happens, gathered while much does."""
-        async with aclosing(self._batches(request)) as batches:
+        async with aclosing(self._batches(request, context)) as batches:
             async for batch in batches:
                 for part in _parts(batch):
                     yield jobs_pb2.JobEvents(events=part)
                 if len(batch) >= BUSY_EVENTS:
                     await asyncio.sleep(GATHER_S)
 
-    async def _batches(self, request: jobs_pb2.WatchRequest) -> AsyncGenerator[list[jobs_pb2.JobEvent], None]:
+    async def _batches(
+        self, request: jobs_pb2.WatchRequest, context: Any
+    ) -> AsyncGenerator[list[jobs_pb2.JobEvent], None]:
         """Yield the events of a job, at least one at a time."""
+        await self._require_seen_by(context, request.job_id)
         position = max(request.from_position, 0)
         while True:
             subscription = self._hub.subscribe(request.job_id)
@@ -215,11 +230,30 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             position = page[-1].position
             yield [_stored_event(stored) for stored in page]
 
+    def _open(self, job_id: str) -> list[ApprovalState]:
+        """Return the approvals for which attempts of a job wait; they are in no view."""
+        job = self._engine.jobs.get(job_id)
+        return [] if job is None else [one for one in job.approvals.values() if one.status == "pending"]
+
     async def _seen(self, position: int) -> None:
         """Wait until the views have seen a position of the log."""
         if self._views.position < position:
             self._views_wake.set()
             await self._views.wait_for(position)
+
+    async def _require_seen_by(self, context: Any, job_id: str, task: str = "") -> None:
+        """Refuse a job, or its `task`, that is another key's, in the words for one that does not exist.
+
+        Raises:
+            NotFound: there is no such job, or the key that calls sees its own only, and this is not one of them.
+        """
+        only = rules_of(context.invocation_metadata()).only
+        if not only:
+            return
+        job = self._engine.find_job(job_id)
+        caller = (await self._row(job_id))["caller"] if job is None else job.caller
+        if caller != only:
+            raise _no_task(task) if task else NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
 
     async def _row(self, job_id: str) -> Row:
         """Return a job's row, waiting for the view where the job or its end is newer. Raises `NotFound`."""
@@ -295,6 +329,10 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
                 for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
             ]
         )
+
+
+def _no_task(task_id: str) -> NotFound:
+    return NotFound(f"there is no task {task_id[:80]}", task=task_id[:80])
 
 
 async def _submit(
@@ -386,7 +424,9 @@ def _counts(rows: Iterable[Row]) -> jobs_pb2.TaskCounts:
     return jobs_pb2.TaskCounts(total=sum(totals.values()), **totals)
 
 
-def _job(row: Row, steps: list[Row], position: int, output: Value | None) -> jobs_pb2.Job:
+def _job(
+    row: Row, steps: list[Row], position: int, output: Value | None, approvals: list[ApprovalState]
+) -> jobs_pb2.Job:
     return jobs_pb2.Job(
         job_id=row["job_id"],
         name=row["name"],
@@ -406,10 +446,11 @@ def _job(row: Row, steps: list[Row], position: int, output: Value | None) -> job
         steps=[
             jobs_pb2.StepCounts(step=step["step"], agent=step["agent"], tasks=_counts([step])) for step in steps
         ],
+        approvals_open=len(approvals),
     )
 
 
-def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
+def _page(rows: list[Row], outputs: dict[int, Value], approvals: list[ApprovalState]) -> list[jobs_pb2.Task]:
     """Return tasks with their outputs; not all of them where the outputs would not fit into one answer."""
     page: list[jobs_pb2.Task] = []
     byte_count = 0
@@ -434,6 +475,9 @@ def _page(rows: list[Row], outputs: dict[int, Value]) -> list[jobs_pb2.Task]:
                 output_digest="" if output is None else output.digest or "",
                 created_us=row["created_us"],
                 ended_us=row["ended_us"],
+                agent=row["agent"],
+                parent=row["parent"],
+                approvals_open=[one.id for one in approvals if one.task == row["task_id"]],
             )
         )
     return page

@@ -6,9 +6,8 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 
 import msgspec
-from hive_common.artifacts.documents import nearest
 from hive_common.contracts import events, values
-from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmitted
+from hive_common.contracts.events import JobCancelRequested, JobSubmitted
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
 from hive_common.control.kill_log import KillLog
@@ -17,7 +16,6 @@ from hive_common.inference.calls import narrowest
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import (
     Conflict,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PayloadTooLarge,
@@ -30,9 +28,10 @@ from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.domain.inputs import Evaluator, check_static
 from hive_scheduler.domain.job import BlobsNeeded, JobState
-from hive_scheduler.domain.jobfile import JobSpec, Step, parse_job
+from hive_scheduler.domain.jobfile import JobSpec, parse_job
 from hive_scheduler.engine import Engine
 from hive_scheduler.permits import Permits
+from hive_scheduler.resolution import Resolution
 
 SPECS_MAX: Final = 256
 """Compiled job documents that are kept: the same document is often submitted again and again."""
@@ -97,13 +96,11 @@ class Submissions:
         permits: Permits,
     ) -> None:
         self._engine = engine
-        self._catalogue = catalogue
         self._blobs = blobs
         self._reader = reader
         self._clock = clock
         self._specs = specs
-        self._kills = kills
-        self._permits = permits
+        self._resolution = Resolution(catalogue, kills, permits)
         self._ns = ns
         self._owner = owner
         self._coming: dict[str, asyncio.Lock] = {}
@@ -145,7 +142,7 @@ class Submissions:
         large = len(request.document) + len(request.input) >= THREAD_BYTES_MIN
         spec = await self._parse(request.document, large)
         pin = _pin_of(spec, request.rules)
-        agents = await self._agents_of(spec, pin)
+        agents = await self._resolution.agents_of(spec, pin)
         event = JobSubmitted(
             name=spec.name,
             document=msgspec.Raw(request.document),
@@ -177,43 +174,6 @@ class Submissions:
             return self._specs.parse(document)
         except RecursionError as error:
             raise InvalidArgument("the job document is nested too deeply to be read", path="") from error
-
-    async def _agents_of(self, spec: JobSpec, pin: str) -> dict[str, AgentRef]:
-        missing = spec.agents - self._catalogue.agents.keys()
-        if missing:
-            await self._catalogue.catch_up()
-        for step in spec.steps:
-            if step.agent not in self._catalogue.agents:
-                close = nearest(step.agent, self._catalogue.agents)
-                hint = f"; did you mean {close}?" if close else ""
-                path = _agent_path(step)
-                raise InvalidArgument(
-                    f"{path}: there is no agent {step.agent}{hint}", path=path, expected="a published name@version"
-                )
-        agents = {agent: self._catalogue.agents[agent] for agent in sorted(spec.agents)}
-        for reference, agent in agents.items():
-            await self._require_usable(spec, reference, agent)
-            _check_pins(pin, reference, agent)
-            entry = self._kills.verifier.stopped.agent(agent.name, agent.version)
-            if entry is not None:
-                raise self._kills.refusal(entry)
-        return await self._permits.granted(agents)
-
-    async def _require_usable(self, spec: JobSpec, reference: str, agent: AgentRef) -> None:
-        """Refuse a version that was yanked, or that nobody signed whose key is trusted."""
-        if reference in self._catalogue.yanked:
-            path = next(_agent_path(step) for step in spec.steps if step.agent == reference)
-            raise FailedPrecondition(
-                f"{path}: {reference} was yanked: {self._catalogue.yanked[reference]}; "
-                f"expected another version of it (hive agent list {agent.name})",
-                path=path,
-            )
-        try:
-            self._catalogue.signers.require(agent)
-        except PermissionDenied:
-            # A key that was trusted a moment ago may not be here yet.
-            await self._catalogue.catch_up()
-            self._catalogue.signers.require(agent)
 
     async def _input_of(self, spec: JobSpec, request: Submission) -> Value:
         if request.input_digest:
@@ -286,10 +246,6 @@ class Submissions:
         return STATE_AFTER.get(found[-1].type, "running")
 
 
-def _agent_path(step: Step) -> str:
-    return step.input.path.removesuffix(".input") + ".agent"
-
-
 def check_caller(caller: str) -> None:
     """Refuse a pseudonym that cannot stand in an envelope. Raises `InvalidArgument`."""
     if len(caller) > CALLER_CHARACTERS_MAX or "\x00" in caller:
@@ -312,19 +268,6 @@ def _pin_of(spec: JobSpec, rules: KeyRules) -> str:
     except PermissionDenied as error:
         raise PermissionDenied(
             f"models.pin: {error.message}; the key that submits the job pins to `{rules.pin}`", path="models.pin"
-        ) from error
-
-
-def _check_pins(pin: str, reference: str, agent: AgentRef) -> None:
-    """Refuse a job whose models may be nowhere: each attempt would end with `permission_denied`."""
-    if agent.model is None:
-        return
-    try:
-        narrowest(pin, agent.model.pin)
-    except PermissionDenied as error:
-        raise InvalidArgument(
-            f"models.pin: {error.message}, and `{agent.model.pin}` stands in the manifest of {reference}",
-            path="models.pin",
         ) from error
 
 

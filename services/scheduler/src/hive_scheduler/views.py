@@ -22,6 +22,8 @@ from hive_scheduler.submission import STATE_AFTER
 
 CACHE_ROWS_MAX: Final = 50_000
 """Rows of tasks that have not ended, kept so that they need not be read back for each event."""
+OURS: Final = ("job", "task", "approval")
+"""Kinds of events that belong to a job. Approvals have no rows: what is open is in the leader's memory."""
 TURN_EVENTS: Final = 256
 """After so many events of a batch others have a turn on the loop: leases are kept there."""
 
@@ -43,6 +45,7 @@ _TASK_COLUMNS: Final = (
     ("created_position", "bigint"),
     ("output_position", "bigint"),
     ("report_positions", "bigint[]"),
+    ("parent", "text"),
 )
 _TASK_KEY: Final = ("ns", "task_id")
 _TASK_CHANGES: Final = (
@@ -167,6 +170,7 @@ class TaskRow(msgspec.Struct):
     created_position: int
     output_position: int
     report_positions: list[int]
+    parent: str
 
 
 class _JobChange:
@@ -227,7 +231,7 @@ class JobsProjection:
             # What was cached may be of a transaction that never was committed.
             self._open.clear()
         self._through = batch[-1].position
-        ours = [stored for stored in batch if events.kind_of(stored.type, stored.schema) in ("job", "task")]
+        ours = [stored for stored in batch if events.kind_of(stored.type, stored.schema) in OURS]
         if not ours:
             return
         await self._load(conn, ours)
@@ -238,7 +242,7 @@ class JobsProjection:
             changes.positions[stored.ns, stored.owner, stored.correlation].append(stored.position)
             if stored.stream == stored.correlation:
                 _apply_job(changes, stored)
-            else:
+            elif not stored.type.startswith("Approval"):
                 self._apply_task(changes, stored)
         await _write(conn, changes)
         for rows in (changes.tasks, changes.new_tasks):
@@ -248,7 +252,11 @@ class JobsProjection:
 
     async def _load(self, conn: AsyncConnection[Any], ours: list[Stored]) -> None:
         created = {stored.stream for stored in ours if stored.type == "TaskCreated"}
-        touched = {stored.stream: stored.ns for stored in ours if stored.stream != stored.correlation}
+        touched = {
+            stored.stream: stored.ns
+            for stored in ours
+            if stored.stream != stored.correlation and not stored.type.startswith("Approval")
+        }
         missing = touched.keys() - created - self._open.keys()
         if missing:
             wanted = ([touched[task_id] for task_id in missing], list(missing))
@@ -283,7 +291,7 @@ def _created(stored: Stored) -> TaskRow:
     index = -1 if event.index is None else event.index
     return TaskRow(
         stored.ns, stored.owner, stored.stream, event.job, event.step, index, event.agent, state, 0, "", "", "",
-        stored.ts_us, 0, stored.position, 0, [],
+        stored.ts_us, 0, stored.position, 0, [], event.parent or "",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from hive_common.contracts import events, values
-from hive_common.contracts.events import AgentRef, Event, JobCancelRequested, JobSubmitted
+from hive_common.contracts.events import AgentRef, Child, Event, JobCancelRequested, JobSubmitted
 from hive_common.kernel.errors import FailedPrecondition
 from hive_scheduler.domain import job as jobs
 from hive_scheduler.domain import task as tasks
@@ -30,6 +30,9 @@ WHO = st.sampled_from(["its holder"] * 5 + ["another session", "another executor
 WHICH = st.integers(0, 20)
 RESULTS = st.sampled_from([[], [1], [1, 2], {"no": "list"}])
 """What an attempt may give: the second step forks over these, so that some of them break it."""
+FORKS = st.sampled_from([0, 0, 0, 1, 2])
+TASKS_AIM = 30
+"""Tasks that exist fork no more once there are so many."""
 
 
 def document(max_attempts: int, codes: tuple[str, ...]) -> dict[str, Any]:
@@ -47,18 +50,24 @@ def document(max_attempts: int, codes: tuple[str, ...]) -> dict[str, Any]:
             {"id": "alone", "agent": agent, "retry": retry},
             {"id": "join", "agent": agent, "needs": ["second", "alone"], "input": "${tasks.second.output}"},
         ],
-        "output": {"joined": "${tasks.join.output}", "first": "${tasks.first.output}"},
+        "output": {
+            "joined": "${tasks.join.output}",
+            "first": "${tasks.first.output}",
+            "forked": "${tasks.first.forked}",
+        },
     }
 
 
 def report_of(
-    kind: str, number: int, executor: str, session: str, result: Any, code: str, now_us: int
+    kind: str, number: int, executor: str, session: str, result: Any, code: str, now_us: int, forks: int
 ) -> tasks.Report:
     match kind:
         case "start":
             return tasks.Start(number, executor, session, now_us)
         case "succeed":
-            return tasks.Succeed(number, executor, session, values.inline(values.encode_json(result)))
+            output = values.inline(values.encode_json(result))
+            children = tuple(Child("a@1.0.0", msgspec.Raw(b"%d" % index)) for index in range(forks))
+            return tasks.Succeed(number, executor, session, output, forks=children)
         case "fail":
             return tasks.Fail(number, executor, session, code, now_us)
     return tasks.GiveBack(number, executor, session, now_us)
@@ -72,6 +81,8 @@ class Laws(RuleBasedStateMachine):
         self.log: list[tuple[str, Event]] = []
         self.now_us = 0
         self.cancelled_at: int | None = None
+        # Tasks that had several live attempts at once: while one is live, what becomes of others decides nothing.
+        self.several: set[str] = set()
 
     @initialize(
         size=st.integers(0, 3),
@@ -141,10 +152,12 @@ class Laws(RuleBasedStateMachine):
                 tasks.decide(task, command)
             return
         self.apply(task.id, tasks.decide(task, command))
+        if len(task.live()) > 1:
+            self.several.add(task.id)
 
     @precondition(lambda self: any(task.attempts for task in self.among()))
-    @rule(which=WHICH, number=WHICH, kind=KINDS, result=RESULTS, code=CODES, who=WHO)
-    def report(self, which: int, number: int, kind: str, result: Any, code: str, who: str) -> None:
+    @rule(which=WHICH, number=WHICH, kind=KINDS, result=RESULTS, code=CODES, who=WHO, forks=FORKS)
+    def report(self, which: int, number: int, kind: str, result: Any, code: str, who: str, forks: int) -> None:
         found = [task for task in self.among() if task.attempts]
         task = found[which % len(found)]
         number = 1 + number % len(task.attempts)
@@ -152,7 +165,8 @@ class Laws(RuleBasedStateMachine):
         executor = "z" if who == "another executor" else attempt.executor
         session = "s9" if who == "another session" else attempt.session
         number += 1 if who == "no such attempt" else 0
-        command = report_of(kind, number, executor, session, result, code, self.now_us)
+        forks = forks if len(self.job.tasks) < TASKS_AIM else 0
+        command = report_of(kind, number, executor, session, result, code, self.now_us, forks)
         verdict = tasks.verdict(task, command, self.closing())
         decided = tasks.decide(task, command, self.closing())
         attempt = task.attempts.get(number)
@@ -246,8 +260,30 @@ class Laws(RuleBasedStateMachine):
     @invariant()
     def counters_agree_with_the_tasks(self) -> None:
         for state in self.job.steps.values() if self.log else ():
-            counted = Counter(task.status for task in state.tasks)
+            counted = Counter(task.status for task in (*state.tasks, *state.children))
             assert {name: count for name, count in state.counts.items() if count} == dict(counted)
+
+    @invariant()
+    def children_are_what_the_deciding_attempt_staged_each_made_once(self) -> None:
+        staged: dict[tuple[str, int], int] = {}
+        decided: dict[str, int] = {}
+        made: Counter[str] = Counter()
+        for stream, event in self.log:
+            match event:
+                case events.AttemptSucceeded():
+                    staged[stream, event.attempt] = len(event.forks)
+                case events.TaskSucceeded():
+                    decided[stream] = staged[stream, event.attempt]
+                case events.TaskCreated(parent=str(parent)):
+                    assert event.index == made[parent] < decided[parent]
+                    assert event.step == self.job.tasks[parent].step
+                    made[parent] += 1
+        if self.log and isinstance(self.job.end, events.JobSucceeded):
+            assert made == Counter({parent: size for parent, size in decided.items() if size})
+        for parent, size in decided.items():
+            below = made[parent] + sum(made[one] for one in self.job.forks.descendants(parent))
+            assert below <= self.job.forks.below.get(parent, 0)
+            assert self.job.forks.below.get(parent, 0) >= size
 
     @invariant()
     def a_task_is_active_exactly_while_it_has_live_attempts(self) -> None:
@@ -257,8 +293,9 @@ class Laws(RuleBasedStateMachine):
     @invariant()
     def losses_and_failures_are_bounded(self) -> None:
         for task in self.among():
-            assert task.status != "ready" or task.losses <= tasks.LOST_ATTEMPTS_MAX
-            assert task.status != "ready" or task.failures < task.retry.max_attempts or len(task.attempts) > 1
+            if task.status == "ready" and task.id not in self.several:
+                assert task.losses <= tasks.LOST_ATTEMPTS_MAX
+                assert task.failures < task.retry.max_attempts
 
     def teardown(self) -> None:
         """Whatever happened, the job comes to its end once executors do their work."""
@@ -293,6 +330,12 @@ class Laws(RuleBasedStateMachine):
         outputs = [task.output for task in self.job.steps["first"].tasks]
         assert found["first"] == [msgspec.json.decode(output.raw) for output in outputs if output and output.raw]
         assert len(found["first"]) == len(outputs)
+        below = [one for task in self.job.steps["first"].tasks for one in self.job.forks.descendants(task.id)]
+        assert len(below) == len(set(below)) == len(self.job.steps["first"].children)
+        forked = [self.job.tasks[one].output for one in below]
+        assert [one["output"] for one in found["forked"]] == [
+            msgspec.json.decode(output.raw) for output in forked if output and output.raw
+        ]
 
 
 Laws.TestCase.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)

@@ -121,7 +121,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskCreated(Event, frozen=True):
-    """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once."""
+    """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once.
+
+    `index` is the place in the list that the step forks over. With `parent`, the id of the task that forked this
+    one (`AttemptSucceeded.forks`), it is the place among what that one forked.
+    """
 
     job: str
     step: str
@@ -130,6 +134,7 @@ class TaskCreated(Event, frozen=True):
     input: Value | None = None
     timeout_ms: int = 0
     retry: RetryPolicy = RetryPolicy()
+    parent: str | None = None
 
 
 class TaskReady(Event, frozen=True):
@@ -171,13 +176,24 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
 
 
+class Child(msgspec.Struct, frozen=True):
+    """A task that another one forks: its agent, `name@version`, and its input, JSON."""
+
+    agent: str
+    input: msgspec.Raw
+
+
 class AttemptSucceeded(Event, frozen=True):
-    """An executor's claim of success (law 8); the decision over the task is `TaskSucceeded`."""
+    """An executor's claim of success (law 8); the decision over the task is `TaskSucceeded`.
+
+    `forks` are the tasks that become its children once it has decided its task.
+    """
 
     attempt: int
     output: Value
     usage: Usage = Usage()
     log: Value | None = None
+    forks: tuple[Child, ...] = ()
 
 
 class AttemptFailed(Event, frozen=True):
@@ -252,6 +268,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model that something on the device serves.
 
     `abilities` are `completion`, `tools`, `embedding` and others, by Ollama's names; without any, nobody tells.
+    `digest` is of its weights, where a server tells it.
     """
 
     name: str
@@ -262,6 +279,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     context_tokens: int = 0
     loaded: bool = False
     abilities: tuple[str, ...] = ()
+    digest: str = ""
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -572,6 +590,54 @@ class KvStaged(Event, frozen=True):
     writes: tuple[KvWrite, ...]
 
 
+# --- approval ----------------------------------------------------------------------------------------------
+
+
+class ApprovalRequested(Event, frozen=True):
+    """An attempt waits until a person decides whether it may do something. The stream is that of the task and the
+    action, so that a later attempt which wants the same finds the same decision.
+
+    Args:
+        attempt: the first that asked.
+        agent: `name@version`.
+        permission: one of `PERMISSIONS`.
+        action: what exactly it wants, as canonical JSON (`hive_common.permissions.actions`).
+        hash: SHA-256 of the bytes of `action`, in hex.
+        expires_us: nobody may decide any more from then on.
+    """
+
+    job: str
+    task: str
+    attempt: int
+    agent: str
+    permission: str
+    action: str
+    hash: str
+    expires_us: int
+
+
+class ApprovalDecided(Event, frozen=True):
+    """A person decided. It holds for the action with this hash alone, in attempts of this task.
+
+    Args:
+        verdict: `approved` or `denied`.
+        by: pseudonym of the key that said so.
+        until_us: an approval holds until then.
+    """
+
+    verdict: str
+    hash: str
+    by: str
+    reason: str = ""
+    until_us: int = 0
+
+
+class ApprovalExpired(Event, frozen=True):
+    """Nobody decided in time, or the task ended meanwhile."""
+
+    reason: str = ""
+
+
 # --- log ---------------------------------------------------------------------------------------------------
 
 
@@ -615,6 +681,7 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     "grant": (PermissionGranted, PermissionRevoked),
     "kill": (KillOrdered,),
     "kv": (KvStaged,),
+    "approval": (ApprovalRequested, ApprovalDecided, ApprovalExpired),
 }
 
 TYPES: Final[dict[str, type[Event]]] = {cls.__name__: cls for kind in KINDS.values() for cls in kind}

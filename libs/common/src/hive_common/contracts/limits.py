@@ -60,6 +60,9 @@ MODEL_NAMES_MAX: Final = 100
 MODEL_TOKENS_MAX: Final = 10_000_000
 """What a manifest may name; and the most that the calls of one attempt may generate."""
 
+JOB_AGENTS_MAX: Final = 1_000
+"""Agent versions of one job, with all that its agents may fork."""
+
 HTTP_HOSTS_MAX: Final = 100
 KV_QUOTA_BYTES_MAX: Final = 64 * MIB
 FORK_AGENTS_MAX: Final = 100
@@ -67,6 +70,9 @@ FORK_MAX: Final = 1_000
 FORK_DEPTH_MAX: Final = 8
 SCRATCH_BYTES_MAX: Final = 1024 * MIB
 """What else a manifest may ask for. What is kept stands in the log, so it is small."""
+
+FORK_STAGED_BYTES_MAX: Final = INLINE_BYTES_MAX
+"""Inputs of all the tasks that one attempt forks: they ride in its report, beside an output of the same size."""
 
 KV_KEY_CHARACTERS_MAX: Final = 256
 KV_VALUE_BYTES_MAX: Final = 128 * KIB
@@ -79,6 +85,13 @@ that have written to a namespace and are not decided yet."""
 CAPABILITY_TOKEN_CHARACTERS_MAX: Final = 128 * KIB
 CAPABILITY_TOKEN_BLOCKS_MAX: Final = 16
 """A token is checked before anything else is known of its sender; manifests bound what it has to carry."""
+
+APPROVAL_MS: Final = 60 * 60_000
+"""So long a person may take to decide, and so long an approval holds for later attempts of its task."""
+APPROVAL_ACTION_BYTES_MAX: Final = 64 * KIB
+APPROVALS_PER_TASK_MAX: Final = 32
+APPROVALS_OPEN_PER_JOB_MAX: Final = 100
+"""One action as it is asked about; actions of one task; and what of one job may wait for people at once."""
 
 OUTPUT_BYTES_MAX: Final = 8 * MIB
 LOG_BYTES_MAX: Final = 1 * MIB

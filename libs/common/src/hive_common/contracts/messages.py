@@ -5,7 +5,7 @@ Each body carries `v`. A receiver refuses a version it does not know, with `inva
 
 import msgspec
 
-from hive_common.contracts.events import AgentRef, Capabilities, KvWrite, Usage
+from hive_common.contracts.events import AgentRef, Capabilities, Child, KvWrite, Usage
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import ErrorBody
 
@@ -95,7 +95,8 @@ class PullReply(Message, frozen=True, kw_only=True):
 class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one attempt stands. `status` is `started`, `succeeded`, `failed`, or `cancelled` (given back unrun).
 
-    `session` is the one the attempt was assigned to, which after a restart is not the one that reports.
+    `session` is the one the attempt was assigned to, which after a restart is not the one that reports. `forks` are
+    the tasks that an attempt which succeeded wants to have made.
     """
 
     task: str
@@ -110,6 +111,7 @@ class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     usage: Usage = Usage()
     log: Value | None = None
+    forks: tuple[Child, ...] = ()
 
 
 class ReportRequest(Message, frozen=True, kw_only=True):
@@ -260,6 +262,30 @@ class KvReply(Message, frozen=True, kw_only=True):
     value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     keys: tuple[str, ...] = ()
     more: bool = False
+    error: ErrorBody | None = None
+
+
+class ApproveRequest(Message, frozen=True, kw_only=True):
+    """`hive.exec.<id>.call.approve`: an attempt may do something only if a person says so. A long poll.
+
+    `token` says whose attempt it is; it may have expired while that waited. `action` is canonical JSON.
+    """
+
+    token: str
+    action: str
+
+
+class ApproveReply(Message, frozen=True, kw_only=True):
+    """Answer to `call.approve`: `status` is `pending` (ask again), `approved`, `denied` or `expired`.
+
+    `token` comes with `approved`: that of the attempt made anew, which names the hash of this action too. `id` is
+    the approval's, `reason` that of whoever denied it.
+    """
+
+    status: str = ""
+    id: str = ""
+    token: str = ""
+    reason: str = ""
     error: ErrorBody | None = None
 
 

@@ -52,9 +52,9 @@ class ForkPermission(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which child tasks an agent may make.
 
     Args:
-        agents: `name` or `name@version`.
-        max: children of one task.
-        depth: 1: its children may have none.
+        agents: `name` or `name@version`; in a job each with the version that it got when the job was submitted.
+        max: tasks below one task: its children, and all of theirs.
+        depth: how deep: 1: its children may have none.
     """
 
     agents: tuple[str, ...]

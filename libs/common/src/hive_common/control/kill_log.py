@@ -7,7 +7,7 @@ from typing import Final
 
 from hive_common.contracts import events
 from hive_common.contracts.messages import KillOrder
-from hive_common.control.orders import Order, in_words, options_of
+from hive_common.control.orders import ALL, Order, in_words, options_of
 from hive_common.control.verifier import Verifier
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.errors import FailedPrecondition, HiveError
@@ -41,6 +41,7 @@ class KillLog:
         self.on_order = on_order
         self._lock = asyncio.Lock()
         self._reasons: dict[str, Order] = {}
+        self._killed: dict[str, int] = {}
         self.verifier = Verifier(key)
         self.version = 0
         """At which the stream stands, as far as it was read."""
@@ -52,6 +53,11 @@ class KillLog:
     def standing(self) -> dict[str, Order]:
         """Return what is stopped, each with the order that stopped it, in order of their epochs."""
         return dict(self._reasons)
+
+    def ended(self, executor: str, name: str, version: str, job: str, epoch: int) -> str | None:
+        """Return the entry by which an attempt was stopped since the order of `epoch`, also if that was lifted."""
+        entries = (ALL, f"executor:{executor}", f"agent:{name}", f"agent:{name}@{version}", f"job:{job}")
+        return next((entry for entry in entries if self._killed.get(entry, 0) > epoch), None)
 
     def words(self, entry: str) -> str:
         """Return which order an entry stands by, and its reason, for people."""
@@ -103,4 +109,5 @@ class KillLog:
     def _remember(self, order: Order) -> None:
         if order.action == "kill":
             self._reasons[order.entry] = order
+            self._killed[order.entry] = order.epoch
         self._reasons = {entry: by for entry, by in self._reasons.items() if entry in order.standing}

@@ -198,6 +198,11 @@ class Stopped:
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
+    @property
+    def executors(self) -> frozenset[str]:
+        """The executors that are stopped by an order of their own."""
+        return frozenset(target for scope, target in map(target_of, self._entries) if scope == "executor")
+
     def executor(self, executor: str) -> str | None:
         """Return the entry by which an executor is stopped: its own, or all; None where it is not."""
         return self._first(f"executor:{executor}")

@@ -7,7 +7,7 @@ position never misses one.
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -176,19 +176,12 @@ class LogReader:
         poll_s: float = 1.0,
     ) -> AsyncIterator[Scan]:
         """Like `follow`, and also yields scans that found nothing but got further."""
-        while True:
-            if wake is not None:
-                wake.clear()
-            try:
-                scan = await self.scan(after, limit, types=types, known=known)
-            except Unavailable:
-                await asyncio.sleep(BACKOFF_S)
-                continue
-            if scan.through > after:
-                after = scan.through
-                yield scan
-            if len(scan.events) < limit:
-                await woken(wake, poll_s)
+
+        async def scan(after: int) -> Scan:
+            return await self.scan(after, limit, types=types, known=known)
+
+        async for found in scans_of(scan, after, wake=wake, limit=limit, poll_s=poll_s):
+            yield found
 
     async def _connection(self) -> AsyncConnection[Any]:
         async with self._opening:
@@ -214,6 +207,38 @@ class LogReader:
                 if last_try:
                     raise Unavailable(f"the log's database went away: {error}") from error
         raise AssertionError("unreachable")
+
+
+async def scans_of(
+    scan: Callable[[int], Awaitable[Scan]],
+    after: int,
+    *,
+    wake: asyncio.Event | None,
+    limit: int,
+    poll_s: float,
+) -> AsyncIterator[Scan]:
+    """Yield what `scan` finds after a position, and after that again, for ever (LogReader.scans).
+
+    Args:
+        scan: returns at least `limit` events where there may be more already. Raises `Unavailable`.
+        after: 0 for the beginning.
+        wake: set by whoever hears of a new head.
+        limit: from so many events on the next scan follows at once.
+        poll_s: how often to look without being woken.
+    """
+    while True:
+        if wake is not None:
+            wake.clear()
+        try:
+            found = await scan(after)
+        except Unavailable:
+            await asyncio.sleep(BACKOFF_S)
+            continue
+        if found.through > after:
+            after = found.through
+            yield found
+        if len(found.events) < limit:
+            await woken(wake, poll_s)
 
 
 async def woken(wake: asyncio.Event | None, poll_s: float) -> None:

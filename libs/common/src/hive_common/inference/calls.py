@@ -55,6 +55,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
         job, task, attempt: of the guest that calls; empty and 0 for a program.
         agent: `name@version` of that guest, where its token says so.
         tokens_max: what this call may generate, 0 without such a limit.
+        attempt_tokens_max: what all calls of its attempt may generate together, 0 without such a limit.
         token: capability token of the attempt whose guest calls; it stays between executor and router.
         cloud: the key may use providers outside, within a budget.
     """
@@ -75,6 +76,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     agent: str = ""
     tokens_max: int = 0
+    attempt_tokens_max: int = 0
     token: str = ""
     cloud: bool = False
 

@@ -15,3 +15,17 @@ class BackEndConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
     key_file: str = ""
     ca_file: str = ""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cache of answers in a configuration.
+
+    Attributes:
+        url: of a server that speaks Redis's protocol: `redis://host:port/db`, `rediss://…` with TLS, or `unix://…`.
+        ttl: seconds for which an answer is kept.
+        key_file: file of mode 0600 with the password, where it wants one.
+    """
+
+    url: str
+    ttl: int = 3_600
+    key_file: str = ""

@@ -177,6 +177,7 @@ class Discovery:
                     context_tokens=about.context_tokens,
                     loaded=model.name in loaded,
                     abilities=about.capabilities,
+                    digest=model.digest,
                 )
             )
         return models
@@ -251,7 +252,8 @@ class Discovery:
             response = await self._pool.request("GET", path)
         else:
             encoded = msgspec.json.encode(body)
-            response = await self._pool.request("POST", path, encoded, {"content-type": "application/json"})
+            headers = {"content-type": "application/json"}
+            response = await self._pool.request("POST", path, encoded, headers, repeats=True)
         data = bytearray()
         try:
             # An error's text is read as well, so that the connection can be used again.

@@ -6,6 +6,7 @@ It speaks to back ends, which may be anything: what comes is bounded, and what d
 """
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -177,6 +178,7 @@ class Connection(asyncio.Protocol):
         self._gone = gone
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
+        self._arrivals = select.poll()
         self._response: Response | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._is_paused = False
@@ -193,6 +195,14 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether a request may be sent."""
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is open and nothing has come over it unasked, of which its end is the most likely.
+
+        Asks the system: what came since the loop looked last, the loop does not know yet.
+        """
+        return self.is_open and not self._arrivals.poll(0)
 
     def send(self, request: bytes) -> Response:
         """Write a request, and return what will be its answer. Nothing may run on this connection."""
@@ -232,6 +242,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        if (made := transport.get_extra_info("socket")) is not None:
+            self._arrivals.register(made.fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Cut the answer."""

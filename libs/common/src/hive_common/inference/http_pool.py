@@ -19,8 +19,12 @@ CONNECT_S: Final = 2.0
 CONNECT_TLS_S: Final = 5.0
 """With TLS a connection takes two round trips and some computing more, and such servers are further away."""
 
-IDLE_S: Final = 15.0
-"""A connection that nothing was asked over for so long is closed; servers do the same, uvicorn's after 5 s."""
+IDLE_S: Final = 4.0
+"""A connection that nothing was asked over for so long is closed, before the server does it: uvicorn, llama.cpp and
+Node wait for 5 s. What is sent just when a server closes may not be sent again."""
+
+IDLE_TLS_S: Final = 15.0
+"""A new one costs more with TLS, and what stands in front of such servers waits for a minute and longer."""
 
 _NO_HEADERS: Final[dict[str, str]] = {}
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -61,25 +65,34 @@ class Pool:
         self._tls = _tls(ca_file) if self._is_tls else None
         fixed = {"host": _host_header(host, port), "accept-encoding": "identity", "user-agent": "hive", **headers}
         self._fixed = b" HTTP/1.1\r\n" + _lines(fixed)
+        self._idle_s = IDLE_TLS_S if self._is_tls else IDLE_S
         self._idle: dict[Connection, float] = {}
         self._all: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     async def request(
-        self, method: Literal["GET", "POST"], path: str, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = _NO_HEADERS,
+        *,
+        repeats: bool = False,
     ) -> Response:
         """Make a request, and return once the head of its answer is there.
 
-        A connection that had been kept may have been closed by the server just when it was used again. Where not
-        a byte of an answer came over it, the request is made once more, over a new one. Being cancelled closes the
-        connection, by which the server hears of it.
+        A connection that the server has closed since it was kept is not written to. It may close one just when it
+        is used again: then nobody can tell whether the request came there. One that changes nothing there is made
+        once more, over a new connection, where not a byte of an answer has come (RFC 9110, section 9.2.2); any
+        other fails. Being cancelled closes the connection, by which the server hears of it.
 
         Args:
             method: whose answers may have a body.
             path: below the base URL.
             body: all of it.
             headers: of this request.
+            repeats: it changes nothing there and costs nothing, although it is a POST. A GET always is so.
 
         Raises:
             InvalidArgument: a header has control characters.
@@ -99,14 +112,16 @@ class Pool:
         while self._idle:
             # The one that was used last is the least likely to be closed.
             connection, _ = self._idle.popitem()
-            if connection.is_open:
-                try:
-                    return await _begun(connection.send(request))
-                except Unavailable:
-                    if connection.has_answered or self._is_closed:
-                        raise
-                    reached = True
-                break
+            if not connection.is_quiet:
+                connection.abort(CLOSED_HERE)
+                continue
+            try:
+                return await _begun(connection.send(request))
+            except Unavailable:
+                if not (repeats or method == "GET") or connection.has_answered or self._is_closed:
+                    raise
+                reached = True
+            break
         return await _begun((await self._connected(reached)).send(request))
 
     def close(self) -> None:
@@ -155,7 +170,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         self._idle[connection] = loop.time()
         if self._sweeping is None:
-            self._sweeping = loop.call_later(IDLE_S, self._sweep)
+            self._sweeping = loop.call_later(self._idle_s, self._sweep)
 
     def _gone(self, connection: Connection) -> None:
         self._idle.pop(connection, None)
@@ -165,11 +180,11 @@ class Pool:
         """Close what was idle for too long, and come again when the next one will have been."""
         self._sweeping = None
         loop = asyncio.get_running_loop()
-        until_s = loop.time() - IDLE_S
+        until_s = loop.time() - self._idle_s
         # In the order in which they became idle.
         for connection, since_s in tuple(self._idle.items()):
             if since_s > until_s:
-                self._sweeping = loop.call_at(since_s + IDLE_S, self._sweep)
+                self._sweeping = loop.call_at(since_s + self._idle_s, self._sweep)
                 break
             del self._idle[connection]
             connection.abort(CLOSED_HERE)

@@ -66,7 +66,7 @@ def refused(url: str, call: ModelCall, status: int, told: Told, retry_after_s: i
     if status in (429, 503):
         fields = {"status": status} | ({"retry_after_s": retry_after_s} if retry_after_s else {})
         return (RateLimited if status == 429 else Unavailable)(f"{url}: {message}", **fields)
-    if status in (408, 504):
+    if status in (408, 504, 524):
         return DeadlineExceeded(f"{url}: {message}")
     if status in (401, 403):
         return Unavailable(f"{url}: it refuses the key that is configured for it: {message}", status=status)

@@ -83,6 +83,20 @@ def model_covers(wide: str, narrow: str) -> bool:
     return wide in (ANY_MODEL, narrow)
 
 
+def delegated(parent: Permissions, own: Permissions) -> Permissions:
+    """Return what a task may do that another one forked: no more than that one, and one level less of forking.
+
+    Args:
+        parent: what the task that forked it may do.
+        own: what its agent may do alone.
+    """
+    fork = parent.fork
+    if fork is not None:
+        less = msgspec.structs.replace(fork, depth=fork.depth - 1) if fork.depth > 1 else None
+        parent = msgspec.structs.replace(parent, fork=less)
+    return meet(parent, own)
+
+
 def agent_covers(wide: str, narrow: str) -> bool:
     """Say whether `name` or `name@version` stands for another one too."""
     return wide == narrow or ("@" not in wide and narrow.partition("@")[0] == wide)

@@ -39,7 +39,7 @@ _KEY: Final = re.compile(r"[0-9a-f]{64}\Z")
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
+class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a token says, after all of its blocks.
 
     Attributes:
@@ -47,8 +47,13 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
         key: that executor's public nkey.
         job, task, attempt: whose token it is.
         agent: `name@version` of what runs in it.
+        pin: where data of its job may go; empty: anywhere.
+        counts_only: of model calls of its job no prompt and no completion are kept.
+        kill_epoch: newest kill order that was known when it was made. What a later one has stopped is over, also
+            when that is lifted.
         permissions: what that attempt may do.
         expires_us: from then on it says nothing.
+        approved: hashes of the actions that a person approved (`hive_common.permissions.actions`).
     """
 
     executor: str
@@ -59,6 +64,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     permissions: Permissions
     expires_us: int
     agent: str = ""
+    pin: str = ""
+    counts_only: bool = False
+    kill_epoch: int = 0
+    approved: tuple[str, ...] = ()
 
 
 class _Narrowed(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What a key allows model calls, beside a call that the gateway passes on as the bytes it is."""
+"""What a key allows and lets see, beside a call that the gateway passes on as the bytes it is."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -20,12 +20,14 @@ class KeyRules(msgspec.Struct, frozen=True, omit_defaults=True):
         counts_only: keep no prompt and no completion of them.
         cloud: they may go to providers, as far as budgets let them.
         key: its name, by which budgets know it.
+        only: pseudonym of the key that sees nothing but its own jobs and model calls; empty is one that sees all.
     """
 
     pin: str = PIN_ANY
     counts_only: bool = False
     cloud: bool = False
     key: str = ""
+    only: str = ""
 
 
 NO_RULES: Final = KeyRules()

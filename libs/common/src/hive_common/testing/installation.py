@@ -19,6 +19,7 @@ import psutil
 from hive_common.testing.faults import enter_network
 
 HIVE = Path(sys.executable).with_name("hive")
+APPROVAL_ENDS = {"ApprovalDecided", "ApprovalExpired"}
 TERMINAL = {"TaskSucceeded", "TaskFailed", "TaskCancelled", "JobSucceeded", "JobFailed", "JobCancelled"}
 
 
@@ -56,9 +57,9 @@ class Installation:
         """Run a command with `--json` and return what it printed."""
         return json.loads(self.hive(*arguments, "--json", check=check, timeout_s=timeout_s).stdout)
 
-    def submit(self, document: dict[str, Any]) -> str:
-        """POST a job, and return its id."""
-        submitted = self._ask("/v1/jobs", json.dumps(document).encode())
+    def submit(self, document: dict[str, Any], key: str = "") -> str:
+        """POST a job, with the owner's key or another one, and return its id."""
+        submitted = self._ask("/v1/jobs", json.dumps(document).encode(), key)
         job: str = submitted["job_id"]
         return job
 
@@ -70,9 +71,9 @@ class Installation:
         """
         return self._ask(f"{path}?{urllib.parse.urlencode(params)}")
 
-    def _ask(self, path: str, body: bytes | None = None) -> Any:
+    def _ask(self, path: str, body: bytes | None = None, key: str = "") -> Any:
         endpoint = json.loads((self.home / "hive.json").read_text())["endpoints"]["http"]
-        key = (self.home / "api-key").read_text().strip()
+        key = key or (self.home / "api-key").read_text().strip()
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         request = urllib.request.Request(endpoint + path, body, headers)  # noqa: S310 - of this home
 
@@ -198,6 +199,6 @@ def assert_exactly_once(events: Iterable[dict[str, Any]]) -> None:
     streams = set()
     for event in events:
         streams.add(event["stream"])
-        terminal[event["stream"]] += event["type"] in TERMINAL
+        terminal[event["stream"]] += event["type"] in TERMINAL | APPROVAL_ENDS
     wrong = {stream: terminal[stream] for stream in streams if terminal[stream] != 1}
     assert not wrong, f"terminal events by stream: {wrong}"

@@ -131,7 +131,7 @@ def _reading(api: APIRouter, peers: Peers, store: ArtifactStore) -> None:
     async def list_jobs(
         upstream: UpstreamDep, limit: PageLimit = 50, after: After = "", state: JobState | None = None
     ) -> Response:
-        """List jobs, newest first."""
+        """List jobs, newest first: those that the key has submitted, or all of them for the owner and admins."""
         message = jobs_pb2.ListRequest(limit=limit, after=after, state=state or "")
         page = (await upstream.ask(peers.scheduler, peers.jobs.List, message)).jobs
         following = page[-1].job_id if len(page) == limit else None

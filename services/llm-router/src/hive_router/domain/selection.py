@@ -132,11 +132,14 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Circumstances(msgspec.Struct, frozen=True):
-    """What is true of all back ends at once: the time, the weights, and the executors on the gateway's host."""
+    """What is true of all back ends at once: the time, the weights, the executors on the gateway's host, and what
+    executors a kill order stops.
+    """
 
     now_ms: int
     weights: Weights
     host_executors: frozenset[str] = frozenset()
+    killed: frozenset[str] = frozenset()
 
 
 _Stage = Callable[[Ask, BackEnd, Circumstances], str | CloudRefusal | None]
@@ -187,6 +190,11 @@ def _revoked(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
     return "it was revoked" if backend.revoked else None
 
 
+def _killed(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
+    # What serves models on the gateway's host is none of the executor's there.
+    return "a kill order stops it" if not backend.is_host and backend.executor in at.killed else None
+
+
 def _offline(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
     return None if backend.online else "it does not pull"
 
@@ -230,6 +238,7 @@ def _queue(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
 STAGES: Final[tuple[tuple[str, _Stage], ...]] = (
     (REASON_ORIGIN, _origin),
     ("revoked", _revoked),
+    ("killed", _killed),
     (REASON_PIN, _pin),
     (REASON_CLOUD_OFF, _outside),
     ("offline", _offline),

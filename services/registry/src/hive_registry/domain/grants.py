@@ -66,7 +66,9 @@ def grant(
         InvalidArgument: not asked for, wider than that, or over already; says the path, and what would be right.
     """
     if not wanted:
-        refuse("grant", "permissions", "is empty", f"one of {_listed(named(asking.asked))}")
+        refuse(
+            "grant", "permissions", "is empty", f"{_one_of(named(asking.asked))}a version that asks for something"
+        )
     if until_us and not now_us < until_us <= YEAR_9999_US:
         refuse("grant", "until", "lies in the past, or too far ahead", "a time to come")
     found: list[Event] = []
@@ -94,8 +96,8 @@ def _asked(asking: Asking, name: str) -> Permissions:
         refuse(
             "grant",
             f"permissions.{name}",
-            f"{asking.reference} does not ask for it",
-            f"one of {_listed(named(asking.asked))}, or a version whose manifest.yaml asks for `{name}`",
+            f"{asking.reference} does not ask for {'it' if named(asking.asked) else 'anything'}",
+            f"{_one_of(named(asking.asked))}a version whose manifest.yaml asks for `{name}`",
         )
     return only(asking.asked, name)
 
@@ -136,5 +138,5 @@ def _check_known(name: str) -> None:
         refuse("grant", f"permissions.{name[:80]}", "unknown permission", expected)
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "none, since it asks for nothing"
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"one of {', '.join(names)}, or " if names else ""

@@ -48,8 +48,8 @@ def create(state: KeyState, key: KeyCreated) -> tuple[Event, ...]:
     if state.created is not None:
         if state.created == key and not state.revoked:
             return ()
-        was = "was, and is revoked" if state.revoked else "is"
-        raise Conflict(f"name: a key `{key.name}` there {was}; expected a name that was never used", path="name")
+        said = f"key `{key.name}` was revoked" if state.revoked else f"there is a key `{key.name}` already"
+        raise Conflict(f"name: {said}; expected a name that was never used", path="name")
     return (key,)
 
 

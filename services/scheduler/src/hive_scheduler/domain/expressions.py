@@ -101,6 +101,7 @@ class Template:
     Attributes:
         path: where it stands in the job file.
         steps: ids of the tasks whose output it reads.
+        forked: those of them of which it may read more than their `output`: what they forked.
         roots: which of `input`, `tasks`, `item`, `index` it reads.
         whole_output_of: the task id where the template is exactly `${tasks.<id>.output}`, else None; such a
             value can be passed on without being looked at.
@@ -111,8 +112,9 @@ class Template:
         self.path = path
         self._compiled = compiled
         reads = [read for expression in expressions for read in _reads(expression.ast)]
-        self.roots = frozenset(root for root, _ in reads)
-        self.steps = frozenset(step for _, step in reads if step is not None)
+        self.roots = frozenset(root for root, _, _ in reads)
+        self.steps = frozenset(step for _, step, _ in reads if step is not None)
+        self.forked = frozenset(step for _, step, field in reads if step is not None and field != "output")
         self.constant = not expressions
         self.whole_output_of = _whole_output(compiled)
 
@@ -202,7 +204,7 @@ def _expression(source: str, path: str, allowed: frozenset[str]) -> _Expression:
     except jmespath.exceptions.JMESPathError as error:
         reason = str(error).splitlines()[0].removesuffix(":")
         raise ExpressionError(f"{path}: `${{{source}}}` does not compile: {reason}", path=path) from error
-    for root, step in _reads(expression.ast):
+    for root, step, _ in _reads(expression.ast):
         if root not in allowed:
             names = ", ".join(sorted(allowed))
             raise ExpressionError(
@@ -219,16 +221,16 @@ _FIRST_CHILD_ONLY = frozenset(
 """Nodes whose first child sees the scope and whose other children see what that child gave."""
 
 
-def _reads(node: _Node) -> Iterator[tuple[str, str | None]]:
-    """Yield (root, task id) for everything an expression reads of its scope."""
+def _reads(node: _Node) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield (root, task id, field of that task) for everything an expression reads of its scope."""
     kind, children = node["type"], node.get("children", [])
     if kind == "field":
-        yield node["value"], None
+        yield node["value"], None, None
     elif kind == "current":
-        yield "@", None
+        yield "@", None, None
     elif kind == "subexpression" and children[0] == {"type": "field", "children": [], "value": "tasks"}:
         step = children[1]["value"] if children[1]["type"] == "field" else None
-        yield "tasks", step
+        yield "tasks", step, children[2].get("value") if len(children) > 2 else None
     elif kind in _FIRST_CHILD_ONLY:
         yield from _reads(children[0])
     elif kind not in {"expref", "slice"}:

@@ -57,6 +57,10 @@ class Evaluator(Inputs):
             self._check(check, value, state, index)
         return value
 
+    def forked_input(self, job: JobState, given: bytes) -> Value:
+        """Return the input of a task that another one forked (job.Inputs); it was checked with the report."""
+        return self._value(given, job.takes_inline(len(given)))
+
     def output_of(self, job: JobState) -> Value:
         """Return the output of a job, null where its document asks for none (job.Inputs)."""
         template = job.spec.output
@@ -97,21 +101,33 @@ class Evaluator(Inputs):
     def _scope(self, job: JobState, templates: Iterable[Template]) -> dict[str, Any]:
         roots = frozenset[str]().union(*(template.roots for template in templates))
         steps = frozenset[str]().union(*(template.steps for template in templates))
+        forked = frozenset[str]().union(*(template.forked for template in templates))
         read: list[Value] = [job.input] if "input" in roots else []
         for step in steps:
             read += [_output_of(task) for task in job.steps[step].tasks]
+            if step in forked:
+                read += [_output_of(task) for task in job.steps[step].children]
         self._require(read)
         scope: dict[str, Any] = {}
         if "input" in roots:
             scope["input"] = self._plain(job.input)
         if steps:
             scope["tasks"] = {step: {"output": self._step_output(job.steps[step])} for step in steps}
+            for step in forked:
+                scope["tasks"][step]["forked"] = self._forked(job, job.steps[step])
         return scope
 
     def _step_output(self, state: StepState) -> Any:
         if state.step.fork is None:
             return self._plain(_output_of(state.tasks[0]))
         return [self._plain(_output_of(task)) for task in state.tasks]
+
+    def _forked(self, job: JobState, state: StepState) -> list[dict[str, Any]]:
+        """Return what the tasks of a step forked: each child followed by what it forked itself."""
+        if not state.children:
+            return []
+        below = (job.tasks[one] for task in state.tasks for one in job.forks.descendants(task.id))
+        return [{"agent": task.agent, "output": self._plain(_output_of(task))} for task in below]
 
     def _require(self, read: list[Value]) -> None:
         if sum(value.size_bytes for value in read) > SCOPE_BYTES_MAX:

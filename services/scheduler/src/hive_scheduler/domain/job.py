@@ -6,12 +6,16 @@ fan-out which was interrupted, by a chunk limit or by a crash, goes on where the
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from hive_common.contracts import values
 from hive_common.contracts.events import (
     AgentRef,
+    ApprovalDecided,
+    ApprovalExpired,
+    ApprovalRequested,
     AttemptSucceeded,
     Event,
     JobCancelled,
@@ -23,6 +27,7 @@ from hive_common.contracts.events import (
     TaskCreated,
     TaskFailed,
     TaskReady,
+    TaskSucceeded,
 )
 from hive_common.contracts.limits import KIB, MIB
 from hive_common.contracts.values import Value
@@ -30,11 +35,16 @@ from hive_common.inference.calls import narrowest
 from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
 
+from hive_scheduler.domain import approval as approvals
 from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.approval import ApprovalState
+from hive_scheduler.domain.forks import Forks, child_id_of
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.domain.task import STATUSES, TERMINAL, TaskState
 
 Closing = Literal["job_cancelled", "job_failed", "deadline"]
+
+APPROVALS: Final = (ApprovalRequested, ApprovalDecided, ApprovalExpired)
 
 DEADLINE_CODE: Final = "deadline_exceeded"
 
@@ -56,8 +66,11 @@ class StepState:
     """One step of the job file and the tasks that were made of it, in order of the fork.
 
     Attributes:
-        size: how many tasks the step has in all; None before its list is known.
-        counts: tasks by status.
+        size: how many tasks the step has by the job file; None before its list is known.
+        forked: how many more its tasks have forked, made or not.
+        children: those of them that are made.
+        forking: ids of tasks whose children are not all made.
+        counts: tasks by status, children too.
         items, scope: what inputs are made from while the step expands; dropped afterwards.
     """
 
@@ -66,14 +79,17 @@ class StepState:
         self.tasks: list[TaskState] = []
         self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self.size: int | None = None
+        self.forked = 0
+        self.children: list[TaskState] = []
+        self.forking: dict[str, None] = {}
         self.items: list[Any] | None = None
         self.scope: dict[str, Any] | None = None
         self.cursor = 0
 
     @property
     def complete(self) -> bool:
-        """Every task of the step has succeeded."""
-        return self.size is not None and self.counts["succeeded"] == self.size
+        """Every task of the step has succeeded, and every one that they forked."""
+        return self.size is not None and self.counts["succeeded"] == self.size + self.forked
 
     @property
     def open(self) -> int:
@@ -95,11 +111,14 @@ class JobState:
         self.priority = submitted.priority
         self.deadline_us = submitted.deadline_us
         self.request_digest = submitted.request_digest
+        self.caller = submitted.caller
         self.agents: dict[str, AgentRef] = submitted.agents
         self.pin = narrowest(spec.pin, submitted.pin)
         self.counts_only = submitted.counts_only
         self.steps = {step.id: StepState(step) for step in spec.steps}
         self.tasks: dict[str, TaskState] = {}
+        self.approvals: dict[str, ApprovalState] = {}
+        self.forks = Forks()
         self.cancel_reason: str | None = None
         self.aborted = False
         self.expired = False
@@ -128,7 +147,11 @@ class JobState:
 
     def task_total(self) -> int:
         """How many tasks the job is known to have."""
-        return sum(state.size or 0 for state in self.steps.values())
+        return sum((state.size or 0) + state.forked for state in self.steps.values())
+
+    def unexpanded(self) -> int:
+        """How many steps wait for the list that they fork over; each will have a task or none."""
+        return sum(1 for state in self.steps.values() if state.size is None)
 
 
 class BlobsNeeded(Exception):
@@ -149,6 +172,10 @@ class Inputs:
 
     def input_of(self, job: JobState, state: StepState, index: int) -> Value:
         """Return the input of one task. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
+    def forked_input(self, job: JobState, given: bytes) -> Value:
+        """Return the input of a task that another one forked. Raises `BlobsNeeded`."""
         raise NotImplementedError
 
     def output_of(self, job: JobState) -> Value:
@@ -229,6 +256,8 @@ def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[
             yield _make_ready(job, state, task, state.cursor, inputs)
         state.cursor += 1
     state.items = state.scope = None
+    while state.forking:
+        yield _create_child(job, state, next(iter(state.forking)), inputs)
 
 
 def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -> bool:
@@ -244,8 +273,7 @@ def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -
     except InvalidArgument as error:
         job.broken = JobFailed("invalid_fork", error.message)
         return False
-    rest = sum(1 for other in job.steps.values() if other.size is None and other is not state)
-    if job.task_total() + size + rest > job.spec.fan_out:
+    if job.task_total() + size + job.unexpanded() - 1 > job.spec.fan_out:
         job.broken = JobFailed(
             "fan_out_exceeded",
             f"{fork.path}: a list of {size} would give the job more than limits.fan_out = {job.spec.fan_out} tasks",
@@ -282,6 +310,23 @@ def _create(job: JobState, state: StepState, index: int, inputs: Inputs, needs_d
     return Decision(stream, [event] if failure is None else [event, failure])
 
 
+def _create_child(job: JobState, state: StepState, parent: str, inputs: Inputs) -> Decision:
+    family = job.forks.families[parent]
+    index = len(family.children)
+    child = family.staged[index]
+    event = TaskCreated(
+        job=job.id,
+        step=state.step.id,
+        agent=child.agent,
+        index=index,
+        input=inputs.forked_input(job, bytes(child.input)),
+        timeout_ms=state.step.timeout_ms or job.agents[child.agent].timeout_ms,
+        retry=state.step.retry,
+        parent=parent,
+    )
+    return Decision(child_id_of(parent, index), [event])
+
+
 def _make_ready(job: JobState, state: StepState, task: TaskState, index: int, inputs: Inputs) -> Decision:
     try:
         return Decision(task.id, [TaskReady(inputs.input_of(job, state, index))])
@@ -301,7 +346,7 @@ def _close(job: JobState, closing: Closing, inputs: Inputs, needed: _Needed) -> 
     for state in job.steps.values():
         if not state.open:
             continue
-        for task in state.tasks:
+        for task in chain(state.tasks, state.children):
             if task.status not in TERMINAL:
                 yield Decision(task.id, tasks.decide(task, tasks.Cancel(closing)))
     if closing == "job_cancelled":
@@ -332,7 +377,7 @@ def _failure_of(job: JobState, inputs: Inputs) -> JobFailed:
 
 
 def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
-    """Apply one event of the job or of one of its tasks; return the task where it was one.
+    """Apply one event of the job, of one of its tasks or approvals; return the task where it was one.
 
     Raises:
         CorruptLog: the event does not follow from the state.
@@ -343,35 +388,58 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
     if isinstance(event, TaskCreated):
         return _add_task(job, tasks.created(stream, event))
     task = job.tasks.get(stream)
+    if task is None and isinstance(event, APPROVALS):
+        approvals.evolve(job.approvals, stream, event)
+        return None
     if task is None:
         raise CorruptLog(f"job {job.id}: {type(event).__name__} of an unknown task {stream}", job=job.id)
     before, given = task.status, task.input
     tasks.evolve(task, event)
     if isinstance(event, AttemptSucceeded):
         job.inline_bytes += values.inline_bytes(event.output)
+        if event.forks:
+            job.forks.claims[task.id, event.attempt] = event.forks
     if task.input is not given:
         job.inline_bytes += values.inline_bytes(task.input) - values.inline_bytes(given)
     if task.status != before:
-        counts = job.steps[task.step].counts
-        counts[before] -= 1
-        counts[task.status] += 1
+        state = job.steps[task.step]
+        state.counts[before] -= 1
+        state.counts[task.status] += 1
         if isinstance(event, TaskCancelled):
             job.expired = job.expired or event.reason == "deadline"
             job.aborted = job.aborted or event.reason == "job_failed"
         elif task.status == "failed" and job.failed is None:
             job.failed = task
+        elif job.forks.claims and isinstance(event, TaskSucceeded):
+            forked = job.forks.decide(task, event.attempt, job.tasks)
+            if forked:
+                state.forked += forked
+                state.forking[task.id] = None
     return task
 
 
 def _add_task(job: JobState, task: TaskState) -> TaskState:
     state = job.steps[task.step]
-    if job.end is not None or (task.index or 0) != len(state.tasks) or task.id in job.tasks:
+    if task.parent is not None:
+        _add_child(job, state, task, task.parent)
+    elif job.end is not None or (task.index or 0) != len(state.tasks) or task.id in job.tasks:
         raise CorruptLog(f"job {job.id}: task {task.id} is not the next of step {task.step}", job=job.id)
-    state.tasks.append(task)
+    else:
+        state.tasks.append(task)
     state.counts[task.status] += 1
     job.tasks[task.id] = task
     job.inline_bytes += values.inline_bytes(task.input)
     return task
+
+
+def _add_child(job: JobState, state: StepState, task: TaskState, parent: str) -> None:
+    family = job.forks.families.get(parent)
+    if job.end is not None or parent not in state.forking or family is None or task.index != len(family.children):
+        raise CorruptLog(f"job {job.id}: task {task.id} is not the next child of {parent}", job=job.id)
+    family.add(task.id)
+    state.children.append(task)
+    if family.complete:
+        del state.forking[parent]
 
 
 def _evolve_job(job: JobState, event: Event) -> None:
@@ -392,6 +460,7 @@ def _evolve_job(job: JobState, event: Event) -> None:
 def forget_values(job: JobState) -> None:
     """Drop the values of a job that has ended: only who held which attempt is of interest from here on."""
     job.input, job.inline_bytes = values.inline(b"null"), 0
+    job.forks.forget_values()
     for task in job.tasks.values():
         task.outputs.clear()
     for state in job.steps.values():
@@ -412,6 +481,8 @@ def snapshot(job: JobState) -> dict[str, Any]:
             name: ([task.id for task in state.tasks], dict(state.counts)) for name, state in job.steps.items()
         },
         "tasks": {task_id: _plain(task) for task_id, task in job.tasks.items()},
+        "approvals": {approval_id: _plain(one) for approval_id, one in job.approvals.items()},
+        "forks": job.forks.snapshot(),
     }
 
 

@@ -20,6 +20,7 @@ from hive_common.contracts.events import (
     AttemptLost,
     AttemptStarted,
     AttemptSucceeded,
+    Child,
     Event,
     Placement,
     RetryPolicy,
@@ -82,6 +83,7 @@ class TaskState(msgspec.Struct):
         losses: ended attempts that count against `LOST_ATTEMPTS_MAX` instead.
         not_before_us: a ready task is not assigned before this time.
         output: what each successful attempt gave; the task's is that of `decided`.
+        parent: id of the task that forked this one.
     """
 
     id: str
@@ -101,6 +103,7 @@ class TaskState(msgspec.Struct):
     outputs: dict[int, Value] = {}
     decided: int | None = None
     failure: TaskFailed | None = None
+    parent: str | None = None
 
     @property
     def output(self) -> Value | None:
@@ -146,7 +149,7 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Succeed(msgspec.Struct, frozen=True):
-    """The executor says that the attempt succeeded."""
+    """The executor says that the attempt succeeded; `forks` are the children that it wants."""
 
     attempt: int
     executor: str
@@ -154,6 +157,7 @@ class Succeed(msgspec.Struct, frozen=True):
     output: Value
     usage: Usage = Usage()
     log: Value | None = None
+    forks: tuple[Child, ...] = ()
 
 
 class Fail(msgspec.Struct, frozen=True):
@@ -279,7 +283,7 @@ def _decide_accepted(task: TaskState, report: Report) -> list[Event]:
             return [AttemptStarted(number, report.started_us)]
         case Succeed():
             return [
-                AttemptSucceeded(number, report.output, report.usage, report.log),
+                AttemptSucceeded(number, report.output, report.usage, report.log, report.forks),
                 TaskSucceeded(number),
             ]
         case Fail():
@@ -337,6 +341,7 @@ def created(task_id: str, event: TaskCreated) -> TaskState:
         input=event.input,
         attempts={},
         outputs={},
+        parent=event.parent,
     )
 
 

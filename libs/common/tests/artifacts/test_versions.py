@@ -1,8 +1,8 @@
 from random import Random
 
 import pytest
+from hive_common.artifacts.versions import sort_key
 from hive_common.kernel.errors import InvalidArgument
-from hive_registry.domain.versions import sort_key
 from hypothesis import given
 from hypothesis import strategies as st
 
