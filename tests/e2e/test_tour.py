@@ -35,8 +35,9 @@ PROCESSES = {"postgres", "nats", "registry", "scheduler", "router", "audit", "ga
 
 def test_status_names_every_process_and_both_executors(hive_home: Installation) -> None:
     status = hive_home.json("status")
-    assert set(status) == {"state", "services", "endpoints", "executors", "public", "joined"}
+    assert set(status) == {"state", "services", "endpoints", "executors", "public", "joined", "kills"}
     assert status["public"] is None and status["joined"] is None
+    assert status["kills"] == []
     assert status["state"] == "ready"
     assert {one["name"] for one in status["services"]} == PROCESSES
     for one in status["services"]:
