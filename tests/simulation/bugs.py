@@ -121,7 +121,7 @@ BUGS = (
         "a fork may have as many tasks as it likes",
         4,
         "services/scheduler/src/hive_scheduler/domain/job.py",
-        "    if job.task_total() + size + rest > job.spec.fan_out:\n",
+        "    if job.task_total() + size + job.unexpanded() - 1 > job.spec.fan_out:\n",
         "    if False:\n",
     ),
     _bug(

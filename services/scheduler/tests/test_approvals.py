@@ -30,7 +30,7 @@ from hive_scheduler.dispatch import OVERTIME_MS, START_GRACE_MS
 from hive_scheduler.domain.job import JobState, snapshot
 from hive_scheduler.domain.jobfile import parse_job
 from hive_scheduler.permits import Permits
-from hive_scheduler.recovery import recover, replay
+from hive_scheduler.recovery import PostgresOpenJobs, recover, replay
 from hive_scheduler.submission import Specs
 
 from .conftest import KEY, REQUEST_S, TOKEN_KEY, agent
@@ -394,7 +394,7 @@ async def test_a_new_leader_knows_what_a_replay_knows(cluster, control, asking, 
     await Person(control).waiting(job)
     await control.shut_down()
     async with await psycopg.AsyncConnection.connect(cluster.database.role_dsn("scheduler")) as conn:
-        recovered, _ = await recover(conn, cluster.reader, Specs(), time.time_ns() // 1_000)
+        recovered, _ = await recover(PostgresOpenJobs(conn), cluster.reader, Specs(), time.time_ns() // 1_000)
     replayed, _ = await replay(cluster.reader, Specs(), time.time_ns() // 1_000)
     known = snapshot(recovered.jobs[job])
     assert known == snapshot(replayed.jobs[job])
