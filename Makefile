@@ -46,8 +46,8 @@ up: setup ## start an installation in the background (HIVE_HOME, or ~/.hivefabri
 down: ## stop it
 	@$(BIN)/hive down
 
-bench: setup ## measure, each figure beside its reference in the same run (ONLY="models kill": these, printed and not kept)
-	@$(BIN)/python -m benchmarks $(ONLY)
+bench: setup ## measure, each figure beside its reference in the same run (a part: python -m benchmarks.models)
+	@$(BIN)/python -m benchmarks
 
 bench-long: setup ## 100,000 tasks in the log beside 1,000, and restarts with them; some fifteen minutes
 	@$(BIN)/python -m benchmarks.long

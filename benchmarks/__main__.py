@@ -8,9 +8,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import uvloop
 
@@ -55,58 +54,40 @@ def progress(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-class Part(NamedTuple):
-    """One group of rows: what is said while it is measured, and what measures it, over a database or alone."""
-
-    beside: str
-    over_log: Callable[[str], Awaitable[Any]] | None = None
-    alone: Callable[[], Awaitable[Any]] | None = None
-
-
-PARTS: Final[dict[str, Part]] = {
-    "log_append": Part("log appends, beside psycopg COPY and the stock eventsourcing recorder", log_append.run),
-    "verify": Part("verification, beside plain reading of the rows", verify.run),
-    "budgets": Part("budgets, beside an append for each call", budgets.run),
-    "sandbox": Part("sandbox, beside raw wasmtime", alone=sandbox.run),
-    "signing": Part("signatures of agents, beside starts without the check", alone=signing.run),
-    "tokens": Part("capability tokens, beside bare signatures", alone=tokens.run),
-    "kill": Part("kill orders, with fifty executors connected", alone=kill.run),
-    "stack": Part("the whole stack, beside the sandbox alone, the peers and raw NATS", alone=stack.run),
-    "models": Part("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway", alone=models.run),
-}
-
-
-async def run(names: Collection[str]) -> dict[str, Any]:
-    """Run the named benchmarks, one after the other in their order here."""
+async def run() -> dict[str, Any]:
+    """Run all benchmarks, one after the other."""
     results: dict[str, Any] = {"about": about()}
-    wanted = {name: part for name, part in PARTS.items() if name in names}
-    if any(part.over_log for part in wanted.values()):
-        async with scratch_log() as dsn:
-            for name, part in wanted.items():
-                if part.over_log is not None:
-                    progress(part.beside)
-                    results[name] = await part.over_log(dsn)
-    for name, part in wanted.items():
-        if part.alone is not None:
-            progress(part.beside)
-            results[name] = await part.alone()
+    async with scratch_log() as dsn:
+        progress("log appends, beside psycopg COPY and the stock eventsourcing recorder")
+        results["log_append"] = await log_append.run(dsn)
+        progress("verification, beside plain reading of the rows")
+        results["verify"] = await verify.run(dsn)
+        progress("budgets, beside an append for each call")
+        results["budgets"] = await budgets.run(dsn)
+    progress("sandbox, beside raw wasmtime")
+    results["sandbox"] = await sandbox.run()
+    progress("signatures of agents, beside starts without the check")
+    results["signing"] = await signing.run()
+    progress("capability tokens, beside bare signatures")
+    results["tokens"] = await tokens.run()
+    progress("kill orders, with fifty executors connected")
+    results["kill"] = await kill.run()
+    progress("the whole stack, beside the sandbox alone, the peers and raw NATS")
+    results["stack"] = await stack.run()
+    progress("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway")
+    results["models"] = await models.run()
     results["about"]["load_average_after"] = [round(load, 1) for load in os.getloadavg()]
     return results
 
 
 def main() -> None:
-    """Run and print; where all of it ran, keep the results and write the table of the documentation."""
+    """Run, print and keep the results, and write the table of the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="*", help=f"only this, which is printed and not kept: {', '.join(PARTS)}")
-    asked = parser.parse_args().part
-    if unknown := set(asked) - PARTS.keys():
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    parser.epilog = "Some fifteen minutes. By themselves: python -m benchmarks.log_append, .verify, .models."
+    parser.parse_args()
     if peer_runs.interpreter() is None:
         progress("the peers are not installed, their rows stay empty: make bench-peers")
-    results = uvloop.run(run(asked or PARTS))
-    if asked:
-        print(json.dumps(results, indent=2))
-        return
+    results = uvloop.run(run())
     RESULTS.mkdir(exist_ok=True)
     newest = max(RESULTS.glob("*.json"), default=None)
     if newest is not None and "long" in (kept := json.loads(newest.read_text())):
