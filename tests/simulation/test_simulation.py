@@ -115,3 +115,19 @@ def test_a_killed_process_does_nothing_more_and_a_stopped_one_does_it_later(loop
         *(("killed", 0, 1), ("stopped", 0, 1)),
         *(("stopped", 1, 10), ("stopped", 2, 11), ("stopped", "ended", 11)),
     ]
+
+
+def test_a_closed_loop_leaves_nothing_to_clean_up(loop):
+    """A gauge of the last log writer holds a world for longer: its clean-up ran in tests that were not its own."""
+
+    async def work():
+        try:
+            await loop.create_future()
+        finally:
+            await asyncio.sleep(1)
+
+    tasks = [Process(loop, name).spawn(work()) for name in ("killed", "alive")]
+    loop.run_until_complete(asyncio.sleep(1))
+    Process(loop, "killed").kill()
+    loop.close()
+    assert [task.get_coro().cr_frame for task in tasks] == [None, None]

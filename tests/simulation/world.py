@@ -141,6 +141,10 @@ class World:
         if self._lines is not None:
             self.trace("network", f"{way}  {subject}  {message.data[:300].decode(errors='replace')}")
 
+    def silence(self) -> None:
+        """Say nothing more: it is over."""
+        self._lines = None
+
     def run(self) -> None:
         """Let it begin, go wrong, heal and end."""
         for node in (*self.schedulers, *self.executors):
@@ -266,20 +270,21 @@ def run_seed(seed: int, shape: Shape = DRAWN, lines: Callable[[str], None] | Non
             log = world.server.log
             return Outcome(
                 seed,
-                world.oracle.problems,
+                list(world.oracle.problems),
                 world.loop.time(),
                 time.process_time() - begun,
                 log.head,
                 world.bus.sent,
                 log.rows[-1][5].hex(),
-                world.oracle.counts,
+                dict(world.oracle.counts),
             )
         finally:
             logger.removeHandler(handler)
             for node in (*world.schedulers, *world.executors):
                 node.process.kill()
-            world.loop.close()
+            world.silence()
             logging.disable()
+            world.loop.close()
             del world
             gc.collect()
             logging.disable(logging.NOTSET)
