@@ -3,10 +3,11 @@
 Stored payloads change by addition only. A type that is not here stops its reader (law 11).
 """
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from hive_common.contracts.judgement import Decision, JudgeKind
 from hive_common.contracts.permissions import (
     ForkPermission,
     HttpPermission,
@@ -89,6 +90,36 @@ class JobCancelRequested(Event, frozen=True):
     reason: str = ""
 
 
+class StepJoined(Event, frozen=True):
+    """What became of the results of a step, for all that read its output.
+
+    Results are numbered by their place in the fork; those of a single task that keeps all, by attempt.
+
+    Args:
+        kind: `all`, `rank`, `vote` or `integrator`.
+        order: numbers of the results that go on, in their order; under `vote` the winner alone.
+        votes: numbers of those that voted for the winner.
+        tied: one of each answer that has as many votes.
+        missing, defaulted: numbers of those of which there is nothing, and of those for which the default stands.
+        partial: not everything succeeded.
+        closed: the time of the job was running out, and what had not ended was not waited for.
+        task: the integrator; its output is the step's.
+        by: the rule of equality under `vote`, as in a job document.
+    """
+
+    step: str
+    kind: str
+    order: tuple[int, ...] = ()
+    votes: tuple[int, ...] = ()
+    tied: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    defaulted: tuple[int, ...] = ()
+    partial: bool = False
+    closed: bool = False
+    task: str = ""
+    by: str = ""
+
+
 class JobSucceeded(Event, frozen=True):
     """All tasks succeeded and the job's output is known."""
 
@@ -120,11 +151,28 @@ class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     codes: tuple[str, ...] = ()
 
 
+class Judging(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a task is for that judges results of another one, or joins those of a step.
+
+    Attributes:
+        kind: how it judges; `integrator` joins the results of its step.
+        task: whose results it judges; empty for an integrator.
+        attempts: which of them, as it is given them; two under `pairs`.
+    """
+
+    kind: JudgeKind | Literal["integrator"]
+    task: str = ""
+    attempts: tuple[int, ...] = ()
+
+
 class TaskCreated(Event, frozen=True):
     """A task of a job. Without `input` it is blocked until `TaskReady`; with it, it is ready at once.
 
     `index` is the place in the list that the step forks over. With `parent`, the id of the task that forked this
     one (`AttemptSucceeded.forks`), it is the place among what that one forked.
+
+    With `replicas`, its results are judged (`TaskDecided`), and so many attempts are made to begin with; 0: the
+    first success decides. `judging` says of a task that it is a judge.
     """
 
     job: str
@@ -135,6 +183,8 @@ class TaskCreated(Event, frozen=True):
     timeout_ms: int = 0
     retry: RetryPolicy = RetryPolicy()
     parent: str | None = None
+    replicas: int = 0
+    judging: Judging | None = None
 
 
 class TaskReady(Event, frozen=True):
@@ -152,13 +202,18 @@ class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TaskAssigned(Event, frozen=True):
-    """An attempt was given to a session of an executor. Attempt numbers start at 1 and are never reused."""
+    """An attempt was given to a session of an executor. Attempt numbers start at 1 and are never reused.
+
+    `device` and `owner` are those of the executor: of attempts that are judged, and of judges.
+    """
 
     attempt: int
     executor: str
     session: str
     lease_ms: int
     placement: Placement | None = None
+    device: str = ""
+    owner: str = ""
 
 
 class AttemptStarted(Event, frozen=True):
@@ -227,8 +282,36 @@ class TaskRetryScheduled(Event, frozen=True):
     not_before_us: int
 
 
+class TaskExtended(Event, frozen=True):
+    """More attempts of a task whose results are judged.
+
+    Args:
+        attempts: how many more.
+        reason: `retry` and `lost`: in place of one that failed or was lost; `hedge`: the first is slow; `check`:
+            its executor is not trusted, or is looked at again; `extend`: the results do not agree.
+        not_before_us: none is assigned before.
+    """
+
+    attempts: int
+    reason: str
+    not_before_us: int = 0
+
+
+class TaskDecided(Event, frozen=True):
+    """What was decided over the results of a task, and from what; the end of the task follows from it.
+
+    `trust`: valid results in a row of the executor, for which its result was taken without another one.
+    """
+
+    decision: Decision
+    trust: int = 0
+
+
 class TaskSucceeded(Event, frozen=True):
-    """The decision: the output of `attempt` is the task's output."""
+    """The decision: the output of `attempt` is the task's output.
+
+    Where all valid results are kept (`Decision.outcome`), its output is the list of them; `attempt` is the first.
+    """
 
     attempt: int
 
@@ -283,7 +366,11 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a device can do, as its executor reports it. `scratch`: it can give guests folders of a limited size."""
+    """What a device can do, as its executor reports it. `scratch`: it can give guests folders of a limited size.
+
+    `device` names the machine, for results of distinct machines: executors on one have one. `tier` is `edge`,
+    `worker` or `core`.
+    """
 
     os: str
     arch: str
@@ -298,6 +385,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[Model, ...] = ()
     labels: dict[str, str] = {}
     scratch: bool = False
+    device: str = ""
+    tier: str = "worker"
 
 
 class ExecutorRegistered(Event, frozen=True):
@@ -649,7 +738,7 @@ class LogCreated(Event, frozen=True):
 
 KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     "log": (LogCreated,),
-    "job": (JobSubmitted, JobCancelRequested, JobSucceeded, JobFailed, JobCancelled),
+    "job": (JobSubmitted, JobCancelRequested, StepJoined, JobSucceeded, JobFailed, JobCancelled),
     "task": (
         TaskCreated,
         TaskReady,
@@ -660,6 +749,8 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
         AttemptLost,
         AttemptLate,
         TaskRetryScheduled,
+        TaskExtended,
+        TaskDecided,
         TaskSucceeded,
         TaskFailed,
         TaskCancelled,

@@ -42,6 +42,23 @@ class Word(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what stands in a job document."""
 
 
+class Budget(Word, frozen=True):
+    """What its model calls may cost at most."""
+
+    usd: Annotated[float | None, _said("US dollars.", minimum=0)] = None
+    tokens: Annotated[int | None, _said("Tokens, those of prompts and of completions.", minimum=0)] = None
+
+
+class Place(Word, frozen=True):
+    """Where attempts may run."""
+
+    tier: Annotated[
+        Literal["edge", "worker", "core"] | None, _said("The class of the machine, as its owner has set it.")
+    ] = None
+    executors: Annotated[tuple[str, ...], _said("Names or ids of executors; none: any.")] = ()
+    labels: Annotated[dict[str, str], _said("Labels that the executor has to have.")] = {}
+
+
 class Limits(Word, frozen=True):
     """What bounds the job."""
 
@@ -49,6 +66,7 @@ class Limits(Word, frozen=True):
         None
     )
     fan_out: Annotated[int, _between("Tasks of the job in all.", 1, FAN_OUT_MAX)] = FAN_OUT_DEFAULT
+    budget: Annotated[Budget | None, _said("Of all model calls of the job.")] = None
 
 
 class Retry(Word, frozen=True):
@@ -70,9 +88,10 @@ class Speculate(Word, frozen=True):
         Literal["first", "all"], _said("`all`: every result that passes goes to the join, with its score.")
     ] = "first"
     hedge_after: Annotated[
-        Duration | None,
+        Duration | Literal["p95"] | None,
         _said(
-            "Further replicas start only when the first is slower than this; unless it is said, all start at once."
+            "Further replicas start only when the first is slower than this; `p95`: than 95 % of the last attempts "
+            "of its agent. Unless it is said, all start at once."
         ),
     ] = None
 
@@ -123,6 +142,9 @@ class Quorum(Word, frozen=True):
     extend_to: Annotated[
         int | None, _between("Attempts that `extend` makes in all; twice `of` unless it is said.", 1, REPLICAS_MAX)
     ] = None
+    adaptive: Annotated[
+        bool, _said("One attempt is enough of an executor whose results were valid; it is checked now and then.")
+    ] = False
 
 
 class Critic(Word, frozen=True):
@@ -154,12 +176,25 @@ class Vote(Word, frozen=True):
     equal: Equal = "json"
 
 
+class Integrator(Word, frozen=True):
+    """An agent that is given all results."""
+
+    agent: AgentName
+    reserve: Annotated[
+        Duration | None,
+        _said(
+            "So long before the job's deadline it gets what there is by then; unless it is said the timeout of the "
+            "agent, and half of the time that the job has at most."
+        ),
+    ] = None
+
+
 class JoinBy(Word, frozen=True):
     """One of these makes one output of the results."""
 
     rank: Rank | UnsetType = UNSET
     vote: Vote | UnsetType = UNSET
-    integrator: Annotated[AgentWord | UnsetType, _said("An agent that is given all results.")] = UNSET
+    integrator: Integrator | UnsetType = UNSET
 
 
 class Task(Word, frozen=True):
@@ -178,6 +213,18 @@ class Task(Word, frozen=True):
     retry: Retry = Retry()
     speculate: Speculate | None = None
     verify: Verify | None = None
+    on_failure: Annotated[
+        Literal["fail", "skip", "default"],
+        _said("When a task fails for good: the job fails, it is left out, or `default` stands in its place."),
+    ] = "fail"
+    default: Annotated[
+        Any, _said("What stands in the place of a task that failed, under `on_failure: default`.")
+    ] = UNSET
+    minimum: Annotated[
+        int, _said("Tasks of the fork that have to succeed, whatever `on_failure` says.", minimum=0)
+    ] = 0
+    place: Place | None = None
+    budget: Annotated[Budget | None, _said("Of the model calls of each task.")] = None
 
 
 class Models(Word, frozen=True):

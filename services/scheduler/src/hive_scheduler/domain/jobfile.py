@@ -12,7 +12,9 @@ from hive_common.contracts.jobdocument import (
     NAME_PATTERN,
     STEP_PATTERN,
     STEPS_MAX,
+    Budget,
     Job,
+    Place,
     Priority,
     Task,
 )
@@ -24,11 +26,14 @@ from hive_common.contracts.limits import (
     JOB_BYTES_MAX,
     TIMEOUT_MAX_MS,
 )
+from hive_common.contracts.values import encode_json
 from hive_common.inference.calls import PINS, is_pin
+from hive_common.judgement.joins import OnFailure
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
+from msgspec import UNSET
 
 from hive_scheduler.domain.expressions import Template, compile_template
-from hive_scheduler.domain.judging import judging_of, refuse_unsupported
+from hive_scheduler.domain.judging import PLAIN_JOIN, Join, Judging, judging_of
 from hive_scheduler.domain.words import duration_ms, require, require_agent
 
 _NAME = re.compile(NAME_PATTERN)
@@ -39,7 +44,16 @@ _IN_FORK = _EVERYWHERE | {"item", "index"}
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One entry under `tasks`: a task, or with `fork` one task for each element of a list."""
+    """One entry under `tasks`: a task, or with `fork` one task for each element of a list.
+
+    Attributes:
+        judging: how results of its tasks are judged; None where the first success decides.
+        join: what becomes of several results.
+        default: JSON that stands in the place of a task that failed, under `on_failure: default`.
+        minimum: tasks that have to succeed.
+        place: where attempts may run.
+        budget: of the model calls of each task.
+    """
 
     id: str
     agent: str
@@ -48,6 +62,20 @@ class Step(msgspec.Struct, frozen=True):
     input: Template
     timeout_ms: int | None
     retry: RetryPolicy
+    judging: Judging | None = None
+    join: Join = PLAIN_JOIN
+    on_failure: OnFailure = "fail"
+    default: bytes = b"null"
+    minimum: int = 0
+    place: Place = Place()
+    budget: Budget | None = None
+
+    @property
+    def agents(self) -> frozenset[str]:
+        """The `name@version` of every agent that it names."""
+        asked = frozenset[str]() if self.judging is None else self.judging.agents
+        joins = {self.join.integrator} if self.join.integrator else set()
+        return asked | joins | {self.agent}
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -64,11 +92,12 @@ class JobSpec(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     output: Template | None
     pin: str = ""
+    budget: Budget | None = None
 
     @property
     def agents(self) -> frozenset[str]:
         """The `name@version` of every agent that the job uses."""
-        return frozenset(step.agent for step in self.steps)
+        return frozenset[str]().union(*(step.agents for step in self.steps))
 
 
 def parse_job(document: bytes) -> JobSpec:
@@ -105,6 +134,7 @@ def parse_job(document: bytes) -> JobSpec:
         steps=_ordered(steps),
         output=_output(job.output, steps),
         pin=_pin(job.models.pin),
+        budget=job.limits.budget,
     )
 
 
@@ -141,8 +171,8 @@ def _step(task: Task, path: str) -> Step:
     )
     for code in retry.codes:
         require(code in FAILURE_CODES, f"{path}.retry.codes", f"codes out of {sorted(FAILURE_CODES)}", code)
-    if judging_of(task, path) is not None:
-        refuse_unsupported(task, path)
+    judging = judging_of(task, path)
+    _check_failure(task, path)
     return Step(
         id=task.id,
         agent=task.agent,
@@ -155,7 +185,24 @@ def _step(task: Task, path: str) -> Step:
             backoff_ms=duration_ms(retry.backoff, f"{path}.retry.backoff", TIMEOUT_MAX_MS) or 0,
             codes=retry.codes,
         ),
+        judging=judging if judging is not None and judging.planned else None,
+        join=PLAIN_JOIN if judging is None else judging.join,
+        on_failure=task.on_failure,
+        default=b"null" if task.default is UNSET else encode_json(task.default),
+        minimum=task.minimum,
+        place=task.place or Place(),
+        budget=task.budget,
     )
+
+
+def _check_failure(task: Task, path: str) -> None:
+    by_default = task.on_failure == "default"
+    if by_default and task.default is UNSET:
+        refuse("", f"{path}.on_failure", "nothing is said to stand in its place", "`default` beside it")
+    if task.default is not UNSET and not by_default:
+        refuse("", f"{path}.default", "nothing ever takes it", "`on_failure: default` beside it")
+    require(task.minimum >= 0, f"{path}.minimum", "0 or more", task.minimum)
+    require(task.minimum <= 1 or task.fork is not None, f"{path}.minimum", "1 at most without `fork`", task.minimum)
 
 
 def _ordered(steps: list[Step]) -> tuple[Step, ...]:

@@ -5,7 +5,7 @@ Whether there are as many devices or owners as `distinct` needs changes with eve
 known here.
 """
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from hive_common.artifacts.documents import refuse
@@ -21,13 +21,13 @@ from hive_common.contracts.judgement import (
     PairCritic,
     Rule,
 )
-from hive_common.contracts.limits import TIMEOUT_MAX_MS
+from hive_common.contracts.limits import DEADLINE_MAX_MS, TIMEOUT_MAX_MS
 from msgspec import UNSET
 
 from hive_scheduler.domain.words import duration_ms, require, require_agent
 
 JoinKind = Literal["all", "rank", "vote", "integrator"]
-WORDS = ("speculate", "verify", "join")
+MIN_SCORE_DEFAULT: Final = 0.0
 
 
 class EqualityWords(msgspec.Struct, frozen=True):
@@ -39,25 +39,51 @@ class EqualityWords(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True):
-    """What becomes of several results."""
+    """What becomes of several results.
+
+    Attributes:
+        top: how many go on under `rank`; None: all.
+        reserve_ms: so long before the job's deadline the integrator gets what there is; None: its timeout.
+    """
 
     kind: JoinKind = "all"
     top: int | None = None
     equal: EqualityWords | None = None
     integrator: str = ""
+    reserve_ms: int | None = None
+
+
+PLAIN_JOIN = Join()
 
 
 class Judging(msgspec.Struct, frozen=True):
-    """How the results of a task are judged. Agents are `name@version`, empty where none is asked."""
+    """How the results of a task are judged. Agents are `name@version`, empty where none is asked.
+
+    Attributes:
+        hedged: further replicas start only when the first is slow: than `hedge_after_ms`, or than the 95th percentile.
+        adaptive: one result of an executor that is trusted is enough.
+        schema: JSON Schema of the results.
+    """
 
     rule: Rule
     join: Join
+    hedged: bool = False
     hedge_after_ms: int | None = None
+    adaptive: bool = False
+    schema: dict[str, Any] | None = None
     critic: str = ""
     test: str = ""
     pair_critic: str = ""
     senior: str = ""
     embedding_model: str = ""
+
+    @property
+    def planned(self) -> int:
+        """How many attempts are made to begin with; 0 where nothing is judged, and the first success decides."""
+        rule = self.rule
+        if rule.of == 1 and rule.min_score is None and not rule.tested:
+            return 0
+        return 1 if self.hedged or self.adaptive else rule.of
 
     @property
     def agents(self) -> frozenset[str]:
@@ -97,20 +123,18 @@ def judging_of(task: Task, path: str) -> Judging | None:
     return Judging(
         rule=rule,
         join=join,
-        hedge_after_ms=duration_ms(speculate.hedge_after, f"{path}.speculate.hedge_after", TIMEOUT_MAX_MS),
+        hedged=speculate.hedge_after is not None,
+        hedge_after_ms=None
+        if speculate.hedge_after == "p95"
+        else duration_ms(speculate.hedge_after, f"{path}.speculate.hedge_after", TIMEOUT_MAX_MS),
+        adaptive=verify.quorum is not None and verify.quorum.adaptive,
+        schema=verify.schema,
         critic=judges[f"{path}.verify.critic.agent"],
         test=judges[f"{path}.verify.test.agent"],
         pair_critic=equal.agent,
         senior=judges[f"{path}.verify.senior.agent"],
         embedding_model=equal.model,
     )
-
-
-def refuse_unsupported(task: Task, path: str) -> None:
-    """Refuse words that nothing executes yet, rather than run the task as if they were not there."""
-    for word in WORDS:
-        if getattr(task, word) not in (None, "all"):
-            refuse("", f"{path}.{word}", f"`{word}` is not supported yet", f"a task without `{word}`")
 
 
 def _rule(speculate: Speculate, verify: Verify, path: str) -> tuple[Rule, EqualityWords]:
@@ -146,9 +170,15 @@ def _rule(speculate: Speculate, verify: Verify, path: str) -> tuple[Rule, Equali
         distinct=speculate.distinct,
         on_none=on_none,
         keep=speculate.keep,
-        min_score=verify.critic.min_score if verify.critic else None,
+        min_score=_min_score(verify),
         tested=verify.test is not None,
     ), equal
+
+
+def _min_score(verify: Verify) -> float | None:
+    if verify.critic is None:
+        return None
+    return MIN_SCORE_DEFAULT if verify.critic.min_score is None else verify.critic.min_score
 
 
 def _check_quorum(quorum: Quorum, verify: Verify, path: str) -> None:
@@ -202,12 +232,21 @@ def _join(task: Task, path: str) -> Join:
     if words.vote is not UNSET:
         return Join("vote", equal=_equality(words.vote.equal, f"{path}.vote.equal"))
     assert words.integrator is not UNSET
-    return Join("integrator", integrator=require_agent(words.integrator.agent, f"{path}.integrator.agent"))
+    said_by = words.integrator
+    return Join(
+        "integrator",
+        integrator=require_agent(said_by.agent, f"{path}.integrator.agent"),
+        reserve_ms=duration_ms(said_by.reserve, f"{path}.integrator.reserve", DEADLINE_MAX_MS),
+    )
 
 
 def _check_join(task: Task, join: Join, speculate: Speculate, verify: Verify, path: str) -> None:
     if join.kind == "all":
         return
+    if task.fork is not None and speculate.keep == "all":
+        refuse(
+            "", path, f"each task of the fork keeps several results, and `{join.kind}` takes one of each", "`all`"
+        )
     if task.fork is None and speculate.keep != "all":
         refuse(
             "",
