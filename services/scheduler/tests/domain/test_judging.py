@@ -145,19 +145,3 @@ def test_what_cannot_be_meant_is_refused_with_its_path(words: dict[str, Any], pa
     error = refused(**words)
     assert error.fields["path"] == f"tasks[0].{path}", error.message
     assert "not supported yet" not in error.message
-
-
-@pytest.mark.parametrize(
-    ("words", "word"),
-    [
-        ({"speculate": {"replicas": 2}}, "speculate"),
-        ({"speculate": {}}, "speculate"),
-        ({"verify": quorum()}, "verify"),
-        ({"verify": {"schema": {"type": "object"}}}, "verify"),
-        ({"join": "vote", "fork": [1, 2]}, "join"),
-    ],
-)
-def test_words_that_nothing_executes_yet_are_refused_and_not_passed_over(words: dict[str, Any], word: str) -> None:
-    error = refused(**words)
-    assert error.fields["path"] == f"tasks[0].{word}"
-    assert f"`{word}` is not supported yet" in error.message

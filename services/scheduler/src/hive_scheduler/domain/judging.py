@@ -60,7 +60,7 @@ class Judging(msgspec.Struct, frozen=True):
     """How the results of a task are judged. Agents are `name@version`, empty where none is asked.
 
     Attributes:
-        hedged: further replicas start only when the first is slow: than `hedge_after_ms`, or than the 95th percentile.
+        hedged: further replicas start only when the first is slow: than `hedge_after_ms`, or than 95 % were.
         adaptive: one result of an executor that is trusted is enough.
         schema: JSON Schema of the results.
     """
