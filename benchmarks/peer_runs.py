@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from hive_common.testing.nats import EmbeddedNats
@@ -16,7 +17,10 @@ from benchmarks import model_peers
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements-peers.txt"
-PACKAGES = ("pgqueuer", "asyncpg", "procrastinate", "dbos", "taskiq", "taskiq-nats", "nats-py", "psycopg")
+PACKAGES = (
+    *("pgqueuer", "asyncpg", "procrastinate", "dbos", "taskiq", "taskiq-nats", "nats-py", "psycopg"),
+    *("langgraph", "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite"),
+)
 SYSTEMS = ("pgqueuer", "procrastinate", "dbos_queue", "dbos_direct", "taskiq_lazy", "taskiq_always")
 TIMEOUT_S = 120
 TASKS = 1_000
@@ -82,36 +86,57 @@ class PeerServers:
         postgres.start()
         nats.start()
         try:
-            return await self._run(system, postgres, nats)
+            settings = {"HIVE_BENCH_DSN": _database(postgres), "HIVE_BENCH_NATS": nats.url}
+            figures: dict[str, float] = await _run("peers.py", system, str(TASKS), str(TRIPS), settings=settings)
+            return figures
         finally:
             nats.stop()
             postgres.stop()
 
-    async def _run(self, system: str, postgres: EmbeddedPostgres, nats: EmbeddedNats) -> dict[str, float]:
-        postgres.create_database("bench")
-        dsn = f"postgresql://hive:{quote(postgres.password)}@127.0.0.1:{postgres.port}/bench"
-        python = interpreter()
-        assert python is not None
-        process = await asyncio.create_subprocess_exec(
-            python,
-            HERE / "peers.py",
-            system,
-            str(TASKS),
-            str(TRIPS),
-            env={**os.environ, "HIVE_BENCH_DSN": dsn, "HIVE_BENCH_NATS": nats.url},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+    async def graphs(self, system: str, graphs: list[Any], model_url: str) -> list[float]:
+        """Run the graphs once, calls of which go to the scripted model at this address. Raises as `measure`."""
+        self._runs += 1
+        folder = self._folder / f"{self._runs}-{system}"
+        postgres = EmbeddedPostgres(folder / "postgres")
+        postgres.start()
         try:
-            out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+            settings = {"HIVE_BENCH_DSN": _database(postgres), "HIVE_BENCH_FOLDER": str(folder)}
+            settings |= {"HIVE_BENCH_MODEL": model_url, "LANGSMITH_TRACING": "false"}
+            given = json.dumps(graphs).encode()
+            found: list[float] = await _run("graph_peers.py", system, settings=settings, given=given)
+            return found
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise RuntimeError(f"{system}: exit code {process.returncode}\n{err.decode(errors='replace')[-2000:]}")
-        figures: dict[str, float] = json.loads(out)
-        return figures
+            postgres.stop()
+
+
+def _database(postgres: EmbeddedPostgres) -> str:
+    postgres.create_database("bench")
+    return f"postgresql://hive:{quote(postgres.password)}@127.0.0.1:{postgres.port}/bench"
+
+
+async def _run(script: str, *arguments: str, settings: dict[str, str], given: bytes = b"") -> Any:
+    """Run a script in the peers' environment, and return the JSON that it prints."""
+    python = interpreter()
+    assert python is not None
+    process = await asyncio.create_subprocess_exec(
+        python,
+        HERE / script,
+        *arguments,
+        env={**os.environ, **settings},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(given), TIMEOUT_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        said = err.decode(errors="replace")[-2000:]
+        raise RuntimeError(f"{script} {' '.join(arguments)}: exit code {process.returncode}\n{said}")
+    return json.loads(out)
 
 
 if __name__ == "__main__":
