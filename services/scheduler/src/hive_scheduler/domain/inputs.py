@@ -5,13 +5,17 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.contracts import values
+from hive_common.contracts.events import Judging
+from hive_common.contracts.judgement import Producer
 from hive_common.contracts.limits import MIB, TASK_INPUT_BYTES_MAX
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
+from hive_scheduler.domain import verdicts
 from hive_scheduler.domain.expressions import Template
 from hive_scheduler.domain.job import BlobsNeeded, Inputs, JobState, StepState
 from hive_scheduler.domain.schemas import Check, Schemas
+from hive_scheduler.domain.task import TaskState
 
 SCOPE_BYTES_MAX: Final = 256 * MIB
 """What the expressions of one step may look at in all, decoded in memory."""
@@ -72,6 +76,33 @@ class Evaluator(Inputs):
         data = values.encode_json(template.resolve(self._scope(job, (template,))))
         return self._value(data, values.fits_inline(data))
 
+    def payload(self, value: Value) -> bytes:
+        """Return the bytes of a value (job.Inputs)."""
+        return self._bytes_of(value)
+
+    def question(self, job: JobState, task: TaskState, judging: Judging, agent: str) -> Value:
+        """Return what a judge is given (job.Inputs)."""
+        assert task.input is not None and judging.kind != "integrator"
+        read = [task.input, *(task.outputs[attempt] for attempt in judging.attempts)]
+        self._require(read)
+        given, *outputs = [msgspec.Raw(self._bytes_of(value)) for value in read]
+        data = values.encode_json(verdicts.question(judging.kind, given, outputs))
+        where = f"what {agent} ({judging.kind}) is given"
+        if len(data) > TASK_INPUT_BYTES_MAX:
+            raise InvalidArgument(f"{where}: has {len(data)} bytes; expected at most {TASK_INPUT_BYTES_MAX}")
+        violation = self._schemas.input_of(job.agents[agent]).violation(data)
+        if violation is not None:
+            raise InvalidArgument(f"{where}: does not fit its input schema: {violation}")
+        return self._value(data, values.fits_inline(data) and job.takes_inline(len(data)))
+
+    def trust(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
+        """Check every result (job.Inputs): nothing is known of executors here."""
+        return None
+
+    def may_extend(self, job: JobState, task: TaskState) -> bool:
+        """Suppose that somebody can (job.Inputs)."""
+        return True
+
     def _resolved_input(self, job: JobState, state: StepState, index: int) -> Value:
         template = state.step.input
         if state.scope is None:
@@ -104,7 +135,8 @@ class Evaluator(Inputs):
         forked = frozenset[str]().union(*(template.forked for template in templates))
         read: list[Value] = [job.input] if "input" in roots else []
         for step in steps:
-            read += [_output_of(task) for task in job.steps[step].tasks]
+            for task in job.steps[step].tasks:
+                read += [task.outputs[attempt] for attempt in task.kept] or [_output_of(task)]
             if step in forked:
                 read += [_output_of(task) for task in job.steps[step].children]
         self._require(read)
@@ -119,8 +151,14 @@ class Evaluator(Inputs):
 
     def _step_output(self, state: StepState) -> Any:
         if state.step.fork is None:
-            return self._plain(_output_of(state.tasks[0]))
-        return [self._plain(_output_of(task)) for task in state.tasks]
+            return self._plain_output(state.tasks[0])
+        return [self._plain_output(task) for task in state.tasks]
+
+    def _plain_output(self, task: TaskState) -> Any:
+        """Return the output of a task that has succeeded; where several results are kept, the list of them."""
+        if task.kept:
+            return [self._plain(task.outputs[attempt]) for attempt in task.kept]
+        return self._plain(_output_of(task))
 
     def _forked(self, job: JobState, state: StepState) -> list[dict[str, Any]]:
         """Return what the tasks of a step forked: each child followed by what it forked itself."""
@@ -174,7 +212,8 @@ def _passed_on(job: JobState, template: Template) -> Value | None:
     whole = template.whole_output_of
     if whole is None or job.steps[whole].step.fork is not None:
         return None
-    return _output_of(job.steps[whole].tasks[0])
+    task = job.steps[whole].tasks[0]
+    return None if task.kept else _output_of(task)
 
 
 def _output_of(task: Any) -> Value:

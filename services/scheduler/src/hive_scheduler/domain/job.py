@@ -23,12 +23,14 @@ from hive_common.contracts.events import (
     JobFailed,
     JobSubmitted,
     JobSucceeded,
+    Judging,
     TaskCancelled,
     TaskCreated,
     TaskFailed,
     TaskReady,
     TaskSucceeded,
 )
+from hive_common.contracts.judgement import Producer
 from hive_common.contracts.limits import KIB, MIB
 from hive_common.contracts.values import Value
 from hive_common.inference.calls import narrowest
@@ -36,8 +38,10 @@ from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
 
 from hive_scheduler.domain import approval as approvals
+from hive_scheduler.domain import deciding
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.approval import ApprovalState
+from hive_scheduler.domain.deciding import Known
 from hive_scheduler.domain.forks import Forks, child_id_of
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.domain.task import STATUSES, TERMINAL, TaskState
@@ -70,7 +74,12 @@ class StepState:
         forked: how many more its tasks have forked, made or not.
         children: those of them that are made.
         forking: ids of tasks whose children are not all made.
-        counts: tasks by status, children too.
+        counts: tasks by status, children too; judges are not counted.
+        judges: tasks that judge results of the others, or join them.
+        judges_of: the former by the task whose results they judge.
+        judges_open: how many of all these have not ended.
+        undecided: ids of judged tasks of which something may be due.
+        known: what was made of the results of judged tasks so that they can be compared.
         items, scope: what inputs are made from while the step expands; dropped afterwards.
     """
 
@@ -78,6 +87,11 @@ class StepState:
         self.step = step
         self.tasks: list[TaskState] = []
         self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self.judges: list[TaskState] = []
+        self.judges_of: dict[str, list[TaskState]] = {}
+        self.judges_open = 0
+        self.undecided: dict[str, None] = {}
+        self.known: dict[str, Known] = {}
         self.size: int | None = None
         self.forked = 0
         self.children: list[TaskState] = []
@@ -88,14 +102,16 @@ class StepState:
 
     @property
     def complete(self) -> bool:
-        """Every task of the step has succeeded, and every one that they forked."""
-        return self.size is not None and self.counts["succeeded"] == self.size + self.forked
+        """Every task of the step has succeeded, and every one that they forked; no judge is at it any more."""
+        if self.size is None or self.judges_open:
+            return False
+        return self.counts["succeeded"] == self.size + self.forked
 
     @property
     def open(self) -> int:
         """How many tasks have not ended."""
         counts = self.counts
-        return counts["blocked"] + counts["ready"] + counts["active"]
+        return counts["blocked"] + counts["ready"] + counts["active"] + self.judges_open
 
 
 class JobState:
@@ -182,6 +198,22 @@ class Inputs:
         """Return the job's output. Raises `InvalidArgument`, `BlobsNeeded`."""
         raise NotImplementedError
 
+    def payload(self, value: Value) -> bytes:
+        """Return the bytes of a value. Raises `InvalidArgument` where it is not there any more, `BlobsNeeded`."""
+        raise NotImplementedError
+
+    def question(self, job: JobState, task: TaskState, judging: Judging, agent: str) -> Value:
+        """Return what a judge of results of `task` is given. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
+    def trust(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
+        """Return for how many valid results in a row a result counts without another; None: it is checked."""
+        raise NotImplementedError
+
+    def may_extend(self, job: JobState, task: TaskState) -> bool:
+        """Say whether anybody could make one more independent result."""
+        raise NotImplementedError
+
 
 # --- what is due -------------------------------------------------------------------------------------------
 
@@ -250,6 +282,7 @@ def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[
         yield _create(job, state, len(state.tasks), inputs, needs_done)
     if not needs_done:
         return
+    yield from _decide(job, state, inputs)
     while state.cursor < state.size:
         task = state.tasks[state.cursor]
         if task.status == "blocked":
@@ -258,6 +291,19 @@ def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[
     state.items = state.scope = None
     while state.forking:
         yield _create_child(job, state, next(iter(state.forking)), inputs)
+
+
+def _decide(job: JobState, state: StepState, inputs: Inputs) -> Iterator[Decision]:
+    """Let the tasks decide whose results are judged; those that need blobs do not hold up the others."""
+    needed = _Needed()
+    for task_id in list(state.undecided):
+        try:
+            yield from deciding.progress(job, state, job.tasks[task_id], inputs)
+        except BlobsNeeded as error:
+            needed.add(error)
+        else:
+            del state.undecided[task_id]
+    needed.check()
 
 
 def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -> bool:
@@ -306,6 +352,7 @@ def _create(job: JobState, state: StepState, index: int, inputs: Inputs, needs_d
         input=given,
         timeout_ms=step.timeout_ms or job.agents[step.agent].timeout_ms,
         retry=step.retry,
+        replicas=0 if step.judging is None else step.judging.planned,
     )
     return Decision(stream, [event] if failure is None else [event, failure])
 
@@ -346,7 +393,7 @@ def _close(job: JobState, closing: Closing, inputs: Inputs, needed: _Needed) -> 
     for state in job.steps.values():
         if not state.open:
             continue
-        for task in chain(state.tasks, state.children):
+        for task in chain(state.tasks, state.children, state.judges):
             if task.status not in TERMINAL:
                 yield Decision(task.id, tasks.decide(task, tasks.Cancel(closing)))
     if closing == "job_cancelled":
@@ -401,8 +448,14 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
             job.forks.claims[task.id, event.attempt] = event.forks
     if task.input is not given:
         job.inline_bytes += values.inline_bytes(task.input) - values.inline_bytes(given)
+    state = job.steps[task.step]
+    if task.judging is not None:
+        if task.ended and before not in TERMINAL:
+            _end_judge(job, state, task)
+        return task
+    if task.judged is not None:
+        state.undecided[task.id] = None
     if task.status != before:
-        state = job.steps[task.step]
         state.counts[before] -= 1
         state.counts[task.status] += 1
         if isinstance(event, TaskCancelled):
@@ -420,6 +473,9 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
 
 def _add_task(job: JobState, task: TaskState) -> TaskState:
     state = job.steps[task.step]
+    if task.judging is not None:
+        _add_judge(job, state, task, task.judging)
+        return task
     if task.parent is not None:
         _add_child(job, state, task, task.parent)
     elif job.end is not None or (task.index or 0) != len(state.tasks) or task.id in job.tasks:
@@ -430,6 +486,26 @@ def _add_task(job: JobState, task: TaskState) -> TaskState:
     job.tasks[task.id] = task
     job.inline_bytes += values.inline_bytes(task.input)
     return task
+
+
+def _add_judge(job: JobState, state: StepState, task: TaskState, judging: Judging) -> None:
+    if job.end is not None or task.id in job.tasks:
+        raise CorruptLog(f"job {job.id}: judge {task.id} is none that is asked", job=job.id)
+    state.judges.append(task)
+    state.judges_open += 1
+    if judging.task:
+        state.judges_of.setdefault(judging.task, []).append(task)
+    job.tasks[task.id] = task
+    job.inline_bytes += values.inline_bytes(task.input)
+
+
+def _end_judge(job: JobState, state: StepState, task: TaskState) -> None:
+    assert task.judging is not None
+    state.judges_open -= 1
+    judged = job.tasks.get(task.judging.task)
+    if judged is not None and judged.judged is not None:
+        deciding.judge_ended(task, judged.judged)
+        state.undecided[judged.id] = None
 
 
 def _add_child(job: JobState, state: StepState, task: TaskState, parent: str) -> None:
@@ -465,6 +541,7 @@ def forget_values(job: JobState) -> None:
         task.outputs.clear()
     for state in job.steps.values():
         state.items = state.scope = None
+        state.known.clear()
 
 
 def snapshot(job: JobState) -> dict[str, Any]:
@@ -478,7 +555,8 @@ def snapshot(job: JobState) -> dict[str, Any]:
         "failed": None if job.failed is None else job.failed.id,
         "end": _plain(job.end),
         "steps": {
-            name: ([task.id for task in state.tasks], dict(state.counts)) for name, state in job.steps.items()
+            name: ([task.id for task in state.tasks], dict(state.counts), [judge.id for judge in state.judges])
+            for name, state in job.steps.items()
         },
         "tasks": {task_id: _plain(task) for task_id, task in job.tasks.items()},
         "approvals": {approval_id: _plain(one) for approval_id, one in job.approvals.items()},

@@ -32,6 +32,7 @@ from hive_common.judgement.joins import OnFailure
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 from msgspec import UNSET
 
+from hive_scheduler.domain.budgets import check_budget
 from hive_scheduler.domain.expressions import Template, compile_template
 from hive_scheduler.domain.judging import PLAIN_JOIN, Join, Judging, judging_of
 from hive_scheduler.domain.words import duration_ms, require, require_agent
@@ -51,6 +52,7 @@ class Step(msgspec.Struct, frozen=True):
         join: what becomes of several results.
         default: JSON that stands in the place of a task that failed, under `on_failure: default`.
         minimum: tasks that have to succeed.
+        schema: JSON Schema of the results, besides that of the agent.
         place: where attempts may run.
         budget: of the model calls of each task.
     """
@@ -69,6 +71,7 @@ class Step(msgspec.Struct, frozen=True):
     minimum: int = 0
     place: Place = Place()
     budget: Budget | None = None
+    schema: dict[str, Any] | None = None
 
     @property
     def agents(self) -> frozenset[str]:
@@ -134,7 +137,7 @@ def parse_job(document: bytes) -> JobSpec:
         steps=_ordered(steps),
         output=_output(job.output, steps),
         pin=_pin(job.models.pin),
-        budget=job.limits.budget,
+        budget=check_budget(job.limits.budget, "limits.budget"),
     )
 
 
@@ -191,7 +194,8 @@ def _step(task: Task, path: str) -> Step:
         default=b"null" if task.default is UNSET else encode_json(task.default),
         minimum=task.minimum,
         place=task.place or Place(),
-        budget=task.budget,
+        budget=check_budget(task.budget, f"{path}.budget"),
+        schema=None if task.verify is None else task.verify.schema,
     )
 
 

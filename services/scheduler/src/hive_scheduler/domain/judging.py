@@ -5,7 +5,7 @@ Whether there are as many devices or owners as `distinct` needs changes with eve
 known here.
 """
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from hive_common.artifacts.documents import refuse
@@ -14,7 +14,6 @@ from hive_common.contracts.jobdocument import EqualBy, JoinBy, Quorum, Speculate
 from hive_common.contracts.judgement import (
     REPLICAS_MAX,
     CanonicalJson,
-    Embedding,
     Equality,
     Exact,
     Numeric,
@@ -62,7 +61,6 @@ class Judging(msgspec.Struct, frozen=True):
     Attributes:
         hedged: further replicas start only when the first is slow: than `hedge_after_ms`, or than 95 % were.
         adaptive: one result of an executor that is trusted is enough.
-        schema: JSON Schema of the results.
     """
 
     rule: Rule
@@ -70,7 +68,6 @@ class Judging(msgspec.Struct, frozen=True):
     hedged: bool = False
     hedge_after_ms: int | None = None
     adaptive: bool = False
-    schema: dict[str, Any] | None = None
     critic: str = ""
     test: str = ""
     pair_critic: str = ""
@@ -84,6 +81,11 @@ class Judging(msgspec.Struct, frozen=True):
         if rule.of == 1 and rule.min_score is None and not rule.tested:
             return 0
         return 1 if self.hedged or self.adaptive else rule.of
+
+    @property
+    def replicated(self) -> bool:
+        """Whether a task may have several attempts that run beside each other."""
+        return max(self.rule.of, self.rule.extend_to) > 1
 
     @property
     def agents(self) -> frozenset[str]:
@@ -128,7 +130,6 @@ def judging_of(task: Task, path: str) -> Judging | None:
         if speculate.hedge_after == "p95"
         else duration_ms(speculate.hedge_after, f"{path}.speculate.hedge_after", TIMEOUT_MAX_MS),
         adaptive=verify.quorum is not None and verify.quorum.adaptive,
-        schema=verify.schema,
         critic=judges[f"{path}.verify.critic.agent"],
         test=judges[f"{path}.verify.test.agent"],
         pair_critic=equal.agent,
@@ -214,7 +215,7 @@ def _equality(words: Literal["exact", "json"] | EqualBy, path: str) -> EqualityW
         least = words.embedding.min
         require(-1 <= least <= 1, f"{path}.embedding.min", "a cosine: -1 to 1", least)
         require(words.embedding.model, f"{path}.embedding.model", "the name of a model", words.embedding.model)
-        return EqualityWords(Embedding(least), model=words.embedding.model)
+        refuse("", f"{path}.embedding", "nothing makes vectors of results yet", "`numeric` or `critic`")
     assert words.critic is not UNSET
     return EqualityWords(PairCritic(), agent=words.critic.agent)
 

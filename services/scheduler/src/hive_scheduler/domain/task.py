@@ -5,6 +5,9 @@
                          └────────┘ every attempt ended without a decision, and retries are left
     attempt   assigned → running → succeeded | failed | lost | cancelled
 
+Where results are judged (`JudgedState`), a task has several attempts, and none of them ends it: it stays active
+until `domain/deciding.py` has applied the rule.
+
 `decide` takes a command and answers with events, `evolve` applies one event. `evolve` changes the state it is
 given: a job may have 100,000 tasks, and copying one for each event would be most of the scheduler's work.
 Everything that depends on time or chance comes in with the command.
@@ -22,17 +25,21 @@ from hive_common.contracts.events import (
     AttemptSucceeded,
     Child,
     Event,
+    Judging,
     Placement,
     RetryPolicy,
     TaskAssigned,
     TaskCancelled,
     TaskCreated,
+    TaskDecided,
+    TaskExtended,
     TaskFailed,
     TaskReady,
     TaskRetryScheduled,
     TaskSucceeded,
     Usage,
 )
+from hive_common.contracts.judgement import Decision, Judge, Pair
 from hive_common.contracts.limits import LOST_ATTEMPTS_MAX
 from hive_common.contracts.values import Value
 from hive_common.kernel.errors import CorruptLog, FailedPrecondition
@@ -48,8 +55,11 @@ LIVE: Final = frozenset({"assigned", "running"})
 BACKOFF_MAX_MS: Final = 5 * 60_000
 """The pause between attempts doubles up to this."""
 
-NEVER_RETRIED: Final = frozenset({"invalid_module", "invalid_input", "permission_denied", "killed"})
-"""Codes that another attempt cannot change: they depend on the agent, its grants or the task's input alone."""
+NEVER_RETRIED: Final = frozenset(
+    {"invalid_module", "invalid_input", "permission_denied", "budget_exhausted", "killed"}
+)
+"""Codes that another attempt cannot change: they depend on the agent, its grants, what its job may spend, or the
+task's input alone."""
 
 KILLED: Final = "killed"
 """Why an attempt is lost when a kill order stops its executor; the task waits for another, however often. And the
@@ -65,12 +75,39 @@ _LOST_BECAUSE: Final = {
 
 
 class AttemptState(msgspec.Struct):
-    """One attempt. `late`: its one late event has been written."""
+    """One attempt. `late`: its one late event has been written. `device`, `owner`: where results are judged."""
 
     executor: str
     session: str
     status: AttemptStatus = "assigned"
     late: bool = False
+    device: str = ""
+    owner: str = ""
+
+
+class JudgedState(msgspec.Struct):
+    """What a task whose results are judged has besides.
+
+    Attributes:
+        planned: attempts that were made or are to be made.
+        replaced: those of them that stand in for one that failed or was lost.
+        scores, passed, pairs: what judges said.
+        choice: the attempt that a senior agent took; 0: none of them. None while it has not said.
+        judges: who said it.
+        failure: why a judge could not say anything.
+        last: code and message of the last attempt that failed.
+    """
+
+    planned: int
+    replaced: int = 0
+    scores: dict[int, float] = {}
+    passed: dict[int, bool] = {}
+    pairs: list[Pair] = []
+    choice: int | None = None
+    judges: list[Judge] = []
+    failure: str = ""
+    last: tuple[str, str] | None = None
+    decision: Decision | None = None
 
 
 class TaskState(msgspec.Struct):
@@ -84,6 +121,8 @@ class TaskState(msgspec.Struct):
         not_before_us: a ready task is not assigned before this time.
         output: what each successful attempt gave; the task's is that of `decided`.
         parent: id of the task that forked this one.
+        judged: where its results are judged.
+        judging: where it is itself a judge, or joins.
     """
 
     id: str
@@ -104,6 +143,26 @@ class TaskState(msgspec.Struct):
     decided: int | None = None
     failure: TaskFailed | None = None
     parent: str | None = None
+    judged: JudgedState | None = None
+    judging: Judging | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many attempts have to be given to executors now."""
+        if self.judged is None:
+            return 1 if self.status == "ready" else 0
+        return self.judged.planned - len(self.attempts) if self.status in ("ready", "active") else 0
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided over its results, None where nothing was or is."""
+        return None if self.judged is None else self.judged.decision
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The attempts whose results are its output, where several are kept."""
+        decision = self.decision
+        return decision.votes if decision is not None and decision.outcome == "kept" else ()
 
     @property
     def output(self) -> Value | None:
@@ -137,6 +196,8 @@ class Assign(msgspec.Struct, frozen=True):
     lease_ms: int
     now_us: int
     placement: Placement | None = None
+    device: str = ""
+    owner: str = ""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -241,6 +302,9 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
         case Assign():
             if task.status not in ("ready", "active") or command.now_us < task.not_before_us:
                 raise _misfit(task, command)
+            if task.judged is not None and not task.wanted:
+                raise _misfit(task, command)
+            is_seen = task.judged is not None or task.judging is not None
             return [
                 TaskAssigned(
                     attempt=len(task.attempts) + 1,
@@ -248,6 +312,8 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
                     session=command.session,
                     lease_ms=command.lease_ms,
                     placement=command.placement,
+                    device=command.device if is_seen else "",
+                    owner=command.owner if is_seen else "",
                 )
             ]
         case MakeReady():
@@ -258,6 +324,8 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
             if task.ended or task.attempts[command.attempt].status not in LIVE:
                 return []
             lost: Event = AttemptLost(command.attempt, command.reason)
+            if command.reason == KILLED and task.judged is not None:
+                return [lost, TaskExtended(1, "lost", command.now_us)]
             if command.reason == KILLED:
                 return [lost, *([] if len(task.live()) > 1 else [TaskRetryScheduled(command.now_us)])]
             return [lost, *_after(task, command.attempt, "lost", _lost_message(command.reason), command.now_us)]
@@ -282,10 +350,8 @@ def _decide_accepted(task: TaskState, report: Report) -> list[Event]:
         case Start():
             return [AttemptStarted(number, report.started_us)]
         case Succeed():
-            return [
-                AttemptSucceeded(number, report.output, report.usage, report.log, report.forks),
-                TaskSucceeded(number),
-            ]
+            claim = AttemptSucceeded(number, report.output, report.usage, report.log, report.forks)
+            return [claim] if task.judged is not None else [claim, TaskSucceeded(number)]
         case Fail():
             failed: Event = AttemptFailed(
                 number, report.code, report.message, report.detail, report.usage, report.log
@@ -302,20 +368,36 @@ def _lost_message(reason: str) -> str:
 
 def _after(task: TaskState, ended: int, code: str, message: str, now_us: int) -> list[Event]:
     """Decide what follows when attempt `ended` ends without success: wait for others, retry, or fail."""
+    if task.judged is not None:
+        return _replacement(task, code, now_us)
     if any(number != ended for number in task.live()):
         return []
     if code in NOT_COUNTED_CODES:
         if task.losses < LOST_ATTEMPTS_MAX:
             return [TaskRetryScheduled(now_us)]
         return [TaskFailed(code, message, ended)]
-    failures = task.failures + 1
-    policy = task.retry
-    wanted = code not in NEVER_RETRIED and (not policy.codes or code in policy.codes)
-    if failures < policy.max_attempts and wanted:
-        # The exponent is bounded as well: with 100 attempts the power alone would be astronomic.
-        pause_ms = min(policy.backoff_ms << min(failures - 1, 20), BACKOFF_MAX_MS)
+    pause_ms = _pause_ms(task, code)
+    if pause_ms is not None:
         return [TaskRetryScheduled(now_us + pause_ms * 1_000)]
     return [TaskFailed(code, message, ended)]
+
+
+def _replacement(task: TaskState, code: str, now_us: int) -> list[Event]:
+    """Return the attempt that is made in place of one that ended without a result, if one is."""
+    if code in NOT_COUNTED_CODES:
+        return [TaskExtended(1, "lost", now_us)] if task.losses < LOST_ATTEMPTS_MAX else []
+    pause_ms = _pause_ms(task, code)
+    return [] if pause_ms is None else [TaskExtended(1, "retry", now_us + pause_ms * 1_000)]
+
+
+def _pause_ms(task: TaskState, code: str) -> int | None:
+    """Return the pause before another attempt after one more failure; None: there is none."""
+    failures = task.failures + 1
+    policy = task.retry
+    if failures >= policy.max_attempts or code in NEVER_RETRIED or (policy.codes and code not in policy.codes):
+        return None
+    # The exponent is bounded as well: with 100 attempts the power alone would be astronomic.
+    return min(policy.backoff_ms << min(failures - 1, 20), BACKOFF_MAX_MS)
 
 
 def _misfit(task: TaskState, command: Command) -> FailedPrecondition:
@@ -342,6 +424,8 @@ def created(task_id: str, event: TaskCreated) -> TaskState:
         attempts={},
         outputs={},
         parent=event.parent,
+        judged=JudgedState(event.replicas) if event.replicas else None,
+        judging=event.judging,
     )
 
 
@@ -357,7 +441,8 @@ def evolve(task: TaskState, event: Event) -> None:
         case TaskAssigned():
             if event.attempt != len(task.attempts) + 1:
                 raise CorruptLog(f"task {task.id}: attempt {event.attempt} out of order", task=task.id)
-            task.attempts[event.attempt] = AttemptState(event.executor, event.session)
+            attempt = AttemptState(event.executor, event.session, device=event.device, owner=event.owner)
+            task.attempts[event.attempt] = attempt
             task.status = "active"
         case AttemptStarted():
             task.attempts[event.attempt].status = "running"
@@ -367,6 +452,8 @@ def evolve(task: TaskState, event: Event) -> None:
         case AttemptFailed():
             task.attempts[event.attempt].status = "failed"
             _count(task, event.code)
+            if task.judged is not None:
+                task.judged.last = (event.code, event.message)
         case AttemptLost():
             task.attempts[event.attempt].status = "lost"
             if event.reason != KILLED:
@@ -377,6 +464,12 @@ def evolve(task: TaskState, event: Event) -> None:
             task.status, task.input = "ready", event.input
         case TaskRetryScheduled():
             task.status, task.not_before_us = "ready", event.not_before_us
+        case TaskExtended():
+            _extend(task, event)
+        case TaskDecided():
+            if task.judged is None:
+                raise CorruptLog(f"task {task.id} is not judged and got TaskDecided", task=task.id)
+            task.judged.decision = event.decision
         case TaskSucceeded():
             task.status, task.decided = "succeeded", event.attempt
             _end_live(task)
@@ -389,6 +482,15 @@ def evolve(task: TaskState, event: Event) -> None:
         case _:
             raise CorruptLog(f"task {task.id}: {type(event).__name__} is not an event of a task", task=task.id)
     task.version += 1
+
+
+def _extend(task: TaskState, event: TaskExtended) -> None:
+    if task.judged is None:
+        raise CorruptLog(f"task {task.id} is not judged and got TaskExtended", task=task.id)
+    task.judged.planned += event.attempts
+    if event.reason in ("retry", "lost"):
+        task.judged.replaced += event.attempts
+    task.not_before_us = event.not_before_us
 
 
 def _count(task: TaskState, code: str) -> None:

@@ -1,0 +1,318 @@
+"""What is due of a task whose results are judged: judges to ask, more attempts, or the decision.
+
+The rule itself is `hive_common.judgement.quorum`. Here stands what it is given, and what follows from what it says.
+Nothing here depends on when it is asked: asked again after a crash, it goes on where the log says it stood.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from hive_common.contracts.events import (
+    Event,
+    Judging,
+    RetryPolicy,
+    TaskCreated,
+    TaskDecided,
+    TaskExtended,
+    TaskFailed,
+    TaskSucceeded,
+)
+from hive_common.contracts.judgement import (
+    Candidate,
+    Exact,
+    Judge,
+    JudgeKind,
+    Numeric,
+    Pair,
+    Producer,
+    Rule,
+)
+from hive_common.contracts.values import Value, digest_of
+from hive_common.judgement.equality import Comparable, comparable, has_keys, key_of, pair, pairs_with
+from hive_common.judgement.quorum import Decided, Escalate, Extend, Failed, Kept, Wait, judge
+from hive_common.judgement.record import decision_of
+from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.ids import derive_child_id
+
+from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain import verdicts
+from hive_scheduler.domain.judging import Judging as JudgingWords
+from hive_scheduler.domain.task import JudgedState, TaskState
+
+if TYPE_CHECKING:
+    from hive_scheduler.domain.job import Decision, Inputs, JobState, StepState
+
+JUDGE_ATTEMPTS: Final = 3
+"""A judge that failed is tried so often at least: without it, all that was paid for its candidates is lost."""
+NO_LONGER_NEEDED: Final = "decided"
+
+JUDGE_FAILED: Final = "judge_failed"
+
+
+class Known:
+    """Keys and pairs of a task's results, made from values and not kept in the log."""
+
+    def __init__(self) -> None:
+        self.digests: dict[int, str] = {}
+        self.keys: dict[int, str] = {}
+        self.forms: dict[int, tuple[str, Comparable]] = {}
+        self.pairs: list[Pair] = []
+
+
+def judge_id_of(judging: Judging) -> str:
+    """Return the id that a judge always has, however often its creation is tried."""
+    return derive_child_id(judging.task, judging.kind, *(str(attempt) for attempt in judging.attempts))
+
+
+def producer_of(task: TaskState, attempt: int) -> Producer:
+    """Return where an attempt of a judged task, or of a judge, was made."""
+    at = task.attempts[attempt]
+    return Producer(attempt, at.executor, at.device, at.owner)
+
+
+def progress(job: "JobState", state: "StepState", task: TaskState, inputs: "Inputs") -> "Iterator[Decision]":
+    """Yield what is due of a task; each MUST be applied before the next is asked for.
+
+    Raises:
+        BlobsNeeded: results that are blobs have to be at hand first.
+    """
+    from hive_scheduler.domain.job import Decision
+
+    judged, words = task.judged, state.step.judging
+    assert judged is not None and words is not None
+    if not task.ended:
+        for decision in _progress_open(job, state, task, judged, words, inputs):
+            yield Decision(*decision)
+    if task.ended:
+        state.known.pop(task.id, None)
+        for one in state.judges_of.get(task.id, ()):
+            if not one.ended:
+                yield Decision(one.id, tasks.decide(one, tasks.Cancel(NO_LONGER_NEEDED)))
+
+
+def _progress_open(
+    job: "JobState",
+    state: "StepState",
+    task: TaskState,
+    judged: JudgedState,
+    words: JudgingWords,
+    inputs: "Inputs",
+) -> Iterator[tuple[str, list[Event]]]:
+    if judged.failure:
+        yield task.id, [TaskFailed(JUDGE_FAILED, judged.failure)]
+        return
+    try:
+        rule, trust = words.rule, 0
+        candidates, pairs = _known(state, task, judged, rule, inputs)
+        if words.adaptive and len(candidates) == 1 and judged.planned - judged.replaced == 1 and not task.wanted:
+            trusted = inputs.trust(job, task, candidates[0])
+            if trusted is None:
+                more = rule.k - 1 if rule.on_none == "extend" else rule.of - 1
+                yield task.id, [TaskExtended(more, "check")]
+                return
+            rule, trust = msgspec.structs.replace(rule, k=1, of=1, extend_to=0), trusted
+        yield from _apply(job, state, task, judged, words, rule, trust, candidates, pairs, inputs)
+    except InvalidArgument as error:
+        yield task.id, [TaskFailed(JUDGE_FAILED, error.message)]
+
+
+def _apply(
+    job: "JobState",
+    state: "StepState",
+    task: TaskState,
+    judged: JudgedState,
+    words: JudgingWords,
+    rule: Rule,
+    trust: int,
+    candidates: list[Candidate],
+    pairs: list[Pair],
+    inputs: "Inputs",
+) -> Iterator[tuple[str, list[Event]]]:
+    running = [producer_of(task, number) for number in task.live()]
+    ended = sum(1 for attempt in task.attempts.values() if attempt.status in ("failed", "lost"))
+    coming, spent = task.wanted, ended - judged.replaced
+
+    outcome = judge(rule, candidates, pairs, running, coming, spent)
+    if isinstance(outcome, Extend):
+        if inputs.may_extend(job, task):
+            yield task.id, [TaskExtended(1, "extend")]
+            return
+        # Nobody is left who could make an independent one: the rule as it could be applied here.
+        made = len(candidates) + len(running) + coming + spent
+        rule = msgspec.structs.replace(rule, of=max(rule.k, made), extend_to=0, on_none="fail")
+        outcome = judge(rule, candidates, pairs, running, coming, spent)
+    if isinstance(outcome, Wait):
+        yield from _ask_judges(job, state, task, words, outcome, inputs)
+        return
+    assert not isinstance(outcome, Extend)
+    if isinstance(outcome, Escalate) and outcome.candidates and judged.choice is None:
+        yield from _ask(job, state, task, words, Judging("senior", task.id, outcome.candidates), inputs)
+        return
+    chosen = judged.choice or None
+    record = decision_of(
+        task.id,
+        rule,
+        outcome,
+        candidates=candidates,
+        pairs=pairs,
+        judges=judged.judges,
+        running=running,
+        coming=coming,
+        spent=spent,
+        chosen=chosen if isinstance(outcome, Escalate) else None,
+    )
+    yield task.id, [TaskDecided(record, trust), _end(judged, outcome, chosen, bool(candidates))]
+
+
+def _end(judged: JudgedState, outcome: Decided | Kept | Escalate | Failed, chosen: int | None, any_: bool) -> Event:
+    match outcome:
+        case Decided():
+            return TaskSucceeded(outcome.winner)
+        case Kept():
+            return TaskSucceeded(outcome.votes[0])
+        case Escalate() if chosen is not None:
+            return TaskSucceeded(chosen)
+    last = judged.last
+    if not any_ and last is not None:
+        return TaskFailed(last[0], last[1])
+    if isinstance(outcome, Escalate):
+        return TaskFailed("no_quorum", "the results do not agree, and the senior agent took none of them")
+    return TaskFailed(outcome.reason, _WHY.get(outcome.reason, outcome.reason))
+
+
+_WHY: Final = {
+    "no_quorum": "too few results agree, and no more attempts are made",
+    "contested": "two answers have as many votes",
+    "no_valid_result": "no attempt gave a result that passed",
+}
+
+
+# --- judges ------------------------------------------------------------------------------------------------
+
+
+def _ask_judges(
+    job: "JobState", state: "StepState", task: TaskState, words: JudgingWords, wait: Wait, inputs: "Inputs"
+) -> Iterator[tuple[str, list[Event]]]:
+    asked: list[tuple[JudgeKind, tuple[int, ...]]] = [("critic", (one,)) for one in wait.scores]
+    asked += [("test", (one,)) for one in wait.tests]
+    asked += [("pairs", pair) for pair in wait.pairs]
+    for kind, attempts in asked:
+        yield from _ask(job, state, task, words, Judging(kind, task.id, attempts), inputs)
+
+
+def _ask(
+    job: "JobState",
+    state: "StepState",
+    task: TaskState,
+    words: JudgingWords,
+    judging: Judging,
+    inputs: "Inputs",
+) -> Iterator[tuple[str, list[Event]]]:
+    stream = judge_id_of(judging)
+    if stream in job.tasks:
+        return
+    agents = {"critic": words.critic, "test": words.test, "pairs": words.pair_critic, "senior": words.senior}
+    agent = agents[judging.kind]
+    yield (
+        stream,
+        [
+            TaskCreated(
+                job=job.id,
+                step=state.step.id,
+                agent=agent,
+                index=task.index,
+                input=inputs.question(job, task, judging, agent),
+                timeout_ms=job.agents[agent].timeout_ms,
+                retry=RetryPolicy(max(JUDGE_ATTEMPTS, state.step.retry.max_attempts)),
+                judging=judging,
+            )
+        ],
+    )
+
+
+def judge_ended(judge_task: TaskState, judged: JudgedState) -> None:
+    """Take over what a judge said, or that it cannot. For `job.evolve`.
+
+    Raises:
+        InvalidArgument: its output is none that a judge may give; a report like that is not accepted.
+    """
+    judging = judge_task.judging
+    assert judging is not None and judging.kind != "integrator"
+    if judge_task.failure is not None:
+        failure = judge_task.failure
+        judged.failure = f"{judge_task.agent} ({judging.kind}) failed: {failure.code}: {failure.message}"
+    if judge_task.decided is None or judge_task.output is None:
+        return
+    said = verdicts.read(judging, judge_task.output.raw or b"")
+    match judging.kind:
+        case "critic":
+            judged.scores[judging.attempts[0]] = float(said or 0.0)
+        case "test":
+            judged.passed[judging.attempts[0]] = bool(said)
+        case "pairs":
+            a, b = judging.attempts
+            judged.pairs.append(pair(a, b, bool(said)))
+        case "senior":
+            judged.choice = int(said or 0)
+    by = producer_of(judge_task, judge_task.decided)
+    judged.judges.append(Judge(judging.kind, judge_task.agent, judge_task.id, by, judging.attempts))
+
+
+# --- what is known of results ------------------------------------------------------------------------------
+
+
+def _known(
+    state: "StepState", task: TaskState, judged: JudgedState, rule: Rule, inputs: "Inputs"
+) -> tuple[list[Candidate], list[Pair]]:
+    known = state.known.setdefault(task.id, Known())
+    numbers = [number for number, attempt in task.attempts.items() if attempt.status == "succeeded"]
+    # Values are looked at where they are compared, and not loaded for nothing.
+    looked_at = rule.k > 1
+    for number in numbers:
+        value = task.outputs[number]
+        if number not in known.digests:
+            known.digests[number] = _digest_of(value)
+        if looked_at and has_keys(rule.equal) and number not in known.keys:
+            known.keys[number] = _key(rule, value, known.digests[number], inputs)
+    candidates = [_candidate(task, number, judged, known) for number in numbers]
+    pairs = [*judged.pairs]
+    if looked_at and isinstance(rule.equal, Numeric):
+        pairs += _numeric_pairs(rule.equal, task, numbers, known, inputs)
+    return candidates, pairs
+
+
+def _candidate(task: TaskState, number: int, judged: JudgedState, known: Known) -> Candidate:
+    at = task.attempts[number]
+    return Candidate(
+        number,
+        at.executor,
+        at.device,
+        at.owner,
+        digest=known.digests[number],
+        key=known.keys.get(number, ""),
+        score=judged.scores.get(number),
+        passed=judged.passed.get(number),
+    )
+
+
+def _digest_of(value: Value) -> str:
+    return value.digest or digest_of(value.raw or b"")
+
+
+def _key(rule: Rule, value: Value, digest: str, inputs: "Inputs") -> str:
+    if isinstance(rule.equal, Exact) and value.raw is None:
+        return digest
+    return key_of(rule.equal, inputs.payload(value))
+
+
+def _numeric_pairs(
+    equal: Numeric, task: TaskState, numbers: list[int], known: Known, inputs: "Inputs"
+) -> list[Pair]:
+    """Compare what came with all that came before it, once."""
+    for number in numbers:
+        if number not in known.forms:
+            form = comparable(equal, inputs.payload(task.outputs[number]))
+            known.pairs += pairs_with(equal, number, known.digests[number], form, known.forms)
+            known.forms[number] = known.digests[number], form
+    return known.pairs
