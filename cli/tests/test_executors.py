@@ -43,6 +43,7 @@ def test_a_row_says_whose_it_is_what_it_can_do_and_when_it_was_seen() -> None:
         "id": "e-1",
         "owner": "you",
         "state": "online",
+        "tier": "worker",
         "version": "0.1.0",
         "cores": "8",
         "memory": "16 GiB",
@@ -62,6 +63,7 @@ def test_the_owner_of_another_machine_is_named_where_the_name_is_known() -> None
 
 def test_who_never_said_hello_is_shown_without_what_is_not_known() -> None:
     shown = row(capabilities=None, last_seen_us=None)
+    assert shown["tier"] == "?"
     unknown = {name: shown[name] for name in ("version", "cores", "memory", "runtimes", "models", "power")}
     assert unknown == dict.fromkeys(("version", "cores", "memory", "runtimes", "power"), "?") | {"models": "-"}
     assert shown["last seen"] == "never"

@@ -3,11 +3,16 @@ import socket
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from hive_cli.home import Home, HomeInUse, find_home
+from hive_cli.placing import chosen_labels, chosen_tier
 from hive_cli.supervisor import ports
+from hive_cli.supervisor.configs import write_configs
 from hive_cli.supervisor.provision import active_executors, provision, write_private
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
+from hive_common.ops.config import load_config, write_config
+from hive_executor.config import ExecutorConfig
 
 
 def test_home_is_chosen_by_option_then_variable_then_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +43,36 @@ def test_a_second_provision_changes_nothing(tmp_path: Path) -> None:
     contents = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert provision(home, None) == first
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == contents
+
+
+def test_tier_and_labels_are_kept_by_every_executor_until_another_wish(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    provision(home, 2, tier=chosen_tier("edge"), labels=chosen_labels(["room=attic", "gpu=no"]))
+    settings = provision(home, 2, labels=chosen_labels(["gpu="]))
+    assert settings == provision(home, None) == home.settings()
+    assert [(one.tier, one.labels) for one in settings.executors] == [("edge", {"room": "attic"})] * 2
+    write_configs(home, settings, settings.executors, tmp_path / "cache")
+    config = load_config(home.config_file("executor-1"), ExecutorConfig)
+    assert (config.tier, config.labels, config.device) == ("edge", {"room": "attic"}, "")
+
+
+@pytest.mark.parametrize("said", ["moon", ""])
+def test_a_tier_that_is_none_is_refused(said: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"--tier.*edge, worker, core"):
+        chosen_tier(said)
+
+
+@pytest.mark.parametrize("said", ["room", "=attic"])
+def test_a_label_that_is_none_is_refused(said: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"--label.*NAME=VALUE"):
+        chosen_labels([said])
+
+
+def test_what_is_set_in_the_file_alone_is_kept(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    settings = msgspec.structs.replace(provision(home, 1), approval_ms=5_000)
+    write_config(home.settings_file, settings)
+    assert provision(home, None) == settings == home.settings()
 
 
 def test_more_executors_get_ids_and_ports_and_the_others_keep_theirs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from hive_common.contracts.events import Tier
 from hive_common.contracts.limits import APPROVAL_MS
 from hive_common.inference.config import BackEndConfig, CacheConfig
 from hive_common.inference.providers import ProviderConfig
@@ -37,10 +38,16 @@ class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecutorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An executor of this machine: its process name and its id, made once."""
+    """An executor of this machine: its process name and its id, made once, and what it says for placement.
+
+    `device` names another machine than the one that it runs on (`ExecutorConfig.device`).
+    """
 
     name: str
     id: str
+    tier: Tier = "worker"
+    labels: dict[str, str] = {}
+    device: str = ""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,10 +99,10 @@ class JoinedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         gateway: base URL of REST there.
         nats: URL of NATS there.
         owner: pseudonym of who owns this machine.
-        executor: its name, for people, and its id.
+        executor: its name, for people, its id, and its tier.
         ports: that this home listens on, on the loopback.
         slots: guests that run at the same time; 0 is as many as there are cores.
-        labels: for placement.
+        labels: for placement, besides those of `executor`.
         model_urls: where servers of models may answer, as in `ModelSettings.urls`; empty takes Ollama's.
         counts_only: of model calls of this machine no prompt and no answer are kept in the log.
         small_model: a small real model is served on this machine.

@@ -68,7 +68,13 @@ class Executor:
         self._cache = cache
         session = new_id()
         self._session = session
-        self._device = Device(slots=config.slots, memory_bytes=config.memory_bytes, labels=dict(config.labels))
+        self._device = Device(
+            slots=config.slots,
+            memory_bytes=config.memory_bytes,
+            labels=dict(config.labels),
+            device=config.device,
+            tier=config.tier,
+        )
         slots = self._device.slots
         self._lock = FolderLock(state)
         self._spool = Spool(state / "spool", reports_max=config.spool_reports_max, bytes_max=config.spool_bytes_max)

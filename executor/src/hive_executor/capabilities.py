@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 import psutil
-from hive_common.contracts.events import Capabilities, Gpu, Model, Power
+from hive_common.contracts.events import Capabilities, Gpu, Model, Power, Tier
 
+from hive_executor import machine
 from hive_executor.agents import RUNTIMES
 from hive_executor.sandbox.engine import engine_version
 
@@ -31,7 +32,12 @@ _VENDORS: Final = {"0x1002": "AMD", "0x10de": "NVIDIA", "0x8086": "Intel", "0x10
 class Device:
     """The parts of the capabilities that do not change while this process runs."""
 
-    def __init__(self, *, slots: int, memory_bytes: int, labels: dict[str, str]) -> None:
+    def __init__(
+        self, *, slots: int, memory_bytes: int, labels: dict[str, str], device: str = "", tier: Tier = "worker"
+    ) -> None:
+        """Args: `device` names the machine where its own id is not to."""
+        self._device = device or machine.device()
+        self._tier = tier
         self.slots = slots or cores()
         self.memory_bytes = memory_bytes or psutil.virtual_memory().total // 2
         self._labels = labels
@@ -58,6 +64,8 @@ class Device:
             models=tuple(models),
             labels={"sandbox": self.sandbox, **self._labels} if self.sandbox else self._labels,
             scratch=self.has_scratch,
+            device=self._device,
+            tier=self._tier,
         )
 
 

@@ -3,6 +3,7 @@
 from typing import Final
 
 import msgspec
+from hive_common.contracts.events import Tier
 from hive_common.contracts.limits import MIB
 from hive_common.inference.config import BackEndConfig
 from hive_common.kernel.ids import is_id
@@ -30,6 +31,9 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         slots: guests that run at the same time; 0 takes the number of cores.
         memory_bytes: what guests may use together; 0 takes half of the machine's memory.
         labels: shown in the capabilities, for placement.
+        tier: class of the machine, for placement: `edge`, `worker` or `core`.
+        device: names the machine in place of a hash of its id (`hive_executor.machine`): executors with one name
+            count as one machine, and those with different names as several.
         battery_floor_percent: on battery at or below this, no new attempts are taken.
         model_urls: what may serve models on this device, Ollama or anything that speaks OpenAI's API: base URLs, or
             objects (`BackEndConfig`) where a key has to be shown or a CA of its own is to be trusted.
@@ -63,6 +67,8 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     slots: int = 0
     memory_bytes: int = 0
     labels: dict[str, str] = {}
+    tier: Tier = "worker"
+    device: str = ""
     battery_floor_percent: int = 20
     model_urls: tuple[str | BackEndConfig, ...] = (OLLAMA_URL,)
     models_port: int = 0

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, NotFo
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import load_config
 from hive_common.ops.ports import free_port
-from hive_executor import capabilities
+from hive_executor import capabilities, machine
 from hive_executor.blobs import BlobClient, Flights, FolderCache
 from hive_executor.capabilities import Device, is_news
 from hive_executor.config import ExecutorConfig
@@ -239,6 +240,43 @@ async def test_the_device_describes_itself():
     assert found.runtimes == ("python", "component", "command")
     assert found.engine.startswith("wasmtime ")
     assert found.labels == {"room": "attic"}
+    assert found.tier == "worker"
+
+
+async def test_executors_of_one_machine_are_one_device_unless_they_say_otherwise():
+    def device(**more):
+        return Device(slots=1, memory_bytes=1, labels={}, **more)
+
+    first, second = [await device().capabilities(()) for _ in range(2)]
+    assert first.device == second.device == machine.device()
+    simulated = await device(device="another", tier="core").capabilities(())
+    assert (simulated.device, simulated.tier) == ("another", "core")
+
+
+def test_the_machines_id_does_not_leave_it(tmp_path):
+    file, missing = tmp_path / "machine-id", tmp_path / "none"
+    file.write_text("4C4C4544004E3810805AB4C04F4B3333\n")
+    found = machine._linux_id((missing, file))
+    assert found == "4c4c4544004e3810805ab4c04f4b3333"
+    told = machine.digest_of(found)
+    assert len(told) == 32
+    assert told not in (found, hashlib.sha256(found.encode()).hexdigest()[:32])
+    assert told == machine.digest_of(found) != machine.digest_of(found[:-1] + "4")
+
+
+@pytest.mark.parametrize("text", ["", "uninitialized\n"])
+def test_a_machine_id_that_is_none_gives_way_to_the_boots(tmp_path, text):
+    empty, boot = tmp_path / "machine-id", tmp_path / "boot_id"
+    empty.write_text(text)
+    boot.write_text("0b7f1d1e-6d0c-4a6c-9d39-5a0c7c3b1f00\n")
+    assert machine._linux_id((empty, boot)) == "0b7f1d1e-6d0c-4a6c-9d39-5a0c7c3b1f00"
+    assert machine._linux_id((empty,)) == ""
+
+
+def test_the_platforms_uuid_is_read_from_what_macos_prints():
+    printed = '+-o J314sAP  <class IOPlatformExpertDevice>\n    {\n      "IOPlatformUUID" = "1BA6-AA"\n    }\n'
+    assert machine.uuid_in(printed) == "1ba6-aa"
+    assert machine.uuid_in("") == ""
 
 
 def test_graphics_processors_are_read_from_what_the_system_says(tmp_path: Path):
@@ -296,6 +334,7 @@ async def test_a_folder_belongs_to_one_executor_at_a_time(tmp_path):
         ({"spool_reports_max": 0}, "spool_reports_max"),
         ({"slots": -1}, "must not be negative"),
         ({"colour": "red"}, "colour"),
+        ({"tier": "moon"}, "tier"),
         ({"name": ""}, "name is empty"),
     ],
 )

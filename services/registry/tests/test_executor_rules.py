@@ -185,6 +185,7 @@ def test_who_never_said_hello_cannot_be_drained() -> None:
         ({"models": (Model(name="\x00", backend="b"),)}, "capabilities.models[0].name"),
         ({"power": Power(battery_percent=101)}, "capabilities.power.battery_percent"),
         ({"labels": {str(n): "x" * 250 for n in range(500)}}, "capabilities"),
+        ({"tier": "moon"}, "capabilities.tier"),
     ],
 )
 def test_what_an_executor_says_is_bounded(change: dict[str, object], path: str) -> None:

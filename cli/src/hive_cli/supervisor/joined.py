@@ -13,6 +13,7 @@ from hive_executor.config import ExecutorConfig
 from hive_executor.small_model import NAME, require_small_model
 
 from hive_cli.home import Home, JoinedSettings
+from hive_cli.placing import with_labels
 from hive_cli.supervisor import names, ports, runtime
 from hive_cli.supervisor.plan import executor_spec
 from hive_cli.supervisor.process import Child
@@ -70,6 +71,11 @@ def _wanted(settings: JoinedSettings, wishes: Wishes) -> JoinedSettings:
     wanted = msgspec.structs.replace(
         settings, **{name: value for name, value in changes.items() if value is not None}
     )
+    wanted = msgspec.structs.replace(
+        wanted,
+        executor=msgspec.structs.replace(wanted.executor, tier=wishes.tier or wanted.executor.tier),
+        labels=with_labels(wanted.labels, wishes.labels),
+    )
     missing = [name for name in SMALL_MODEL_PORTS if wanted.small_model and name not in settings.ports]
     return msgspec.structs.replace(wanted, ports={**settings.ports, **ports.pick(missing, settings.ports)})
 
@@ -88,7 +94,9 @@ def executor_config(home: Home, settings: JoinedSettings) -> ExecutorConfig:
         owner=settings.owner,
         slots=settings.slots,
         memory_bytes=psutil.virtual_memory().total // 2,
-        labels=settings.labels,
+        labels={**settings.labels, **settings.executor.labels},
+        tier=settings.executor.tier,
+        device=settings.executor.device,
         models_port=settings.ports.get(MODELS, 0),
         token_public_key=settings.token_public_key,
         kill_public_key=settings.kill_public_key,

@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
+from hive_common.contracts.events import Tier
+from hive_common.contracts.limits import APPROVAL_MS
 from hive_common.inference.config import BackEndConfig
 from hive_common.inference.providers import check_providers
 from hive_common.kernel.errors import FailedPrecondition
@@ -17,6 +19,7 @@ from hive_executor.small_model import require_small_model
 
 from hive_cli.author_keys import ensure_author
 from hive_cli.home import Endpoints, ExecutorEntry, Home, ModelSettings, Settings, providers_of
+from hive_cli.placing import with_labels
 from hive_cli.supervisor import names, ports
 from hive_cli.supervisor.network import LOOPBACK, Network
 
@@ -44,6 +47,8 @@ def provision(
     model_urls: tuple[str | BackEndConfig, ...] | None = None,
     counts_only: bool | None = None,
     small_model: bool | None = None,
+    tier: Tier | None = None,
+    labels: dict[str, str] | None = None,
     preferred_ports: bool = True,
     network: Network = LOOPBACK,
 ) -> Settings:
@@ -57,6 +62,8 @@ def provision(
         model_urls: where servers of models may answer; None is as last time.
         counts_only: whether the log keeps no prompt and no answer; None is as last time.
         small_model: whether a small real model is served here; None is as last time.
+        tier: of every executor here; None is as last time.
+        labels: for every executor here, besides those it has; empty values take labels away.
         preferred_ports: take 8500, 8501 and 4222 where they are free; else any free ones.
         network: decides about ports, and about the addresses that are recorded.
 
@@ -92,6 +99,11 @@ def provision(
 
         addresses = listened(public)
     settings = _settle(home, known, executors, models, public, preferred_ports, network, addresses)
+    placed = tuple(
+        msgspec.structs.replace(entry, tier=tier or entry.tier, labels=with_labels(entry.labels, labels))
+        for entry in settings.executors
+    )
+    settings = msgspec.structs.replace(settings, executors=placed)
     ports.check_public(settings.ports, addresses, home.settings_file)
     if public:
         # Loaded where it is used: every command passes here, and few need the cryptography.
@@ -161,6 +173,7 @@ def _settle(
         public=public,
         models=models,
         providers=known.providers if known else (),
+        approval_ms=known.approval_ms if known else APPROVAL_MS,
     )
 
 

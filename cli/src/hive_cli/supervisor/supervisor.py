@@ -52,6 +52,8 @@ def supervise(home: Home, wishes: Wishes, report: Reporter) -> int:
                 model_urls=wishes.model_urls,
                 counts_only=wishes.counts_only,
                 small_model=wishes.small_model,
+                tier=wishes.tier,
+                labels=wishes.labels,
             )
             if settings.public and (problem := problem_of(settings.public)):
                 report(Report("note", f"{problem}: other machines may not get through to this one"))

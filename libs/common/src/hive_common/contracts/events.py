@@ -333,6 +333,11 @@ class TaskCancelled(Event, frozen=True):
 # --- executor ----------------------------------------------------------------------------------------------
 
 
+Tier = Literal["edge", "worker", "core"]
+"""Class of a machine, as its owner has set it; the later, the more it can do."""
+TIERS: Final[tuple[Tier, ...]] = ("edge", "worker", "core")
+
+
 class Power(msgspec.Struct, frozen=True, omit_defaults=True):
     """Power state of a device. `battery_percent` is None where there is no battery."""
 
@@ -430,6 +435,12 @@ class ExecutorRevoked(Event, frozen=True):
     reason: str = ""
 
 
+class ExecutorTrusted(Event, frozen=True):
+    """A person trusts the executor again, or anew: its records begin with nothing, and its quarantine has ended."""
+
+    reason: str = ""
+
+
 # --- token -------------------------------------------------------------------------------------------------
 
 
@@ -468,8 +479,8 @@ class ModelCallFinished(Event, frozen=True):
 
     `request` and `response` are kept unless the key says `counts_only`; the envelope's subject is the caller.
     `nano_usd` is what it cost on priced routes, failed tries included; `estimated`: some of that is what was
-    reserved for it, since an answer did not say what it used. `block` is whose blocks of money paid for it.
-    `agent` is the guest's.
+    reserved for it, since an answer did not say what it used. `block` is whose blocks of money, or of tokens, paid
+    for it. `agent` is the guest's. `core`: an executor of tier `core`, or a provider, has answered it.
     """
 
     endpoint: str
@@ -494,6 +505,7 @@ class ModelCallFinished(Event, frozen=True):
     nano_usd: int = 0
     estimated: bool = False
     block: str = ""
+    core: bool = False
 
 
 # --- key ---------------------------------------------------------------------------------------------------
@@ -544,7 +556,7 @@ class BudgetLimit(msgspec.Struct, frozen=True):
 
 class BudgetSet(Event, frozen=True):
     """The limits of a subject are these now, in place of all earlier ones. `subject` is `total`, `key:<name>`,
-    `job:<id>`, `agent:<name>`, or one of the last three with `*`: each one that has no limits of its own.
+    `job:<id>`, `task:<id>`, `agent:<name>`, or a key, job or agent with `*`: each one that has no limits of its own.
     """
 
     subject: str
@@ -762,6 +774,7 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
         ExecutorUndrained,
         ExecutorEnrolled,
         ExecutorRevoked,
+        ExecutorTrusted,
     ),
     "token": (JoinTokenIssued, JoinTokenUsed),
     "model": (ModelCallFinished,),
@@ -794,6 +807,7 @@ FAILURE_CODES: Final = frozenset(
         "trap",
         "invalid_module",
         "permission_denied",
+        "budget_exhausted",
         "killed",
         "runner_died",
         "lost",

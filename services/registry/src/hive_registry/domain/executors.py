@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.events import (
+    TIERS,
     Capabilities,
     Event,
     ExecutorCapabilitiesChanged,
@@ -206,6 +207,8 @@ def check_capabilities(capabilities: Capabilities) -> None:
             f"capabilities: {size} bytes; expected at most {CAPABILITIES_BYTES_MAX}", path="capabilities"
         )
     _check_value("capabilities", msgspec.to_builtins(capabilities))
+    if capabilities.tier not in TIERS:
+        raise InvalidArgument(f"capabilities.tier: expected one of {', '.join(TIERS)}", path="capabilities.tier")
     battery = capabilities.power.battery_percent
     if battery is not None and battery > 100:
         raise InvalidArgument(
