@@ -256,6 +256,10 @@ class Votes:
             first.setdefault(self._units[attempt], attempt)
         return tuple(sorted(first.values()))
 
+    def equal_to(self, winner: int) -> frozenset[int]:
+        """Return the attempts whose results are equal to this one, itself among them, also of units that voted."""
+        return self._for[winner]
+
     def decided(self, open_units: set[str]) -> Decided | None:
         """Return the winner, unless there is none or what may still come could make it another."""
         leaders = self.leaders()
