@@ -362,6 +362,10 @@ class Dispatcher:
                     if not self._place_one(priority, need):
                         refused.add(need)
 
+    def may_place(self, need: Need) -> bool:
+        """Say whether any executor could ever take a task that needs this (engine.Listener)."""
+        return self._fleet.possible(need)
+
     def _place_one(self, priority: str, need: Need) -> bool:
         picked = self._fleet.place(need)
         if picked is None:
@@ -369,10 +373,14 @@ class Dispatcher:
         state = self._executors[picked.executor]
         popped = self._engine.queue.pop(priority, need)
         found = None if popped is None else self._engine.find_task(popped[1])
-        if found is None or found[1].status != "ready":
+        if found is None or not found[1].wanted:
             self._sync(state)
             return popped is not None
         job, task = found
+        if task.judged is not None and self._engine.need_of(job, task) != need:
+            # What it needs has changed since it was put there, and then it was put there again.
+            self._sync(state)
+            return True
         if self._engine.fail_if_stopped(job, task, self._kills):
             self._sync(state)
             return True
@@ -407,7 +415,16 @@ class Dispatcher:
         self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked, token: str
     ) -> None:
         assert state.session is not None
-        command = tasks.Assign(state.id, state.session, self._lease_ms, self._engine.now_us(), picked.placement)
+        known = self._catalogue.executors[state.id]
+        command = tasks.Assign(
+            executor=state.id,
+            session=state.session,
+            lease_ms=self._lease_ms,
+            now_us=self._engine.now_us(),
+            placement=picked.placement,
+            device=known.capabilities.device,
+            owner=known.owner,
+        )
         number = len(task.attempts) + 1
         self.hold(state.id, state.session, task, number)
         assignment = self._assignment(job, task, number, token)

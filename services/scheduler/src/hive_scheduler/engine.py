@@ -10,11 +10,12 @@ import heapq
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 from hive_common.contracts import events
 from hive_common.contracts.events import Event
+from hive_common.contracts.judgement import Producer
 from hive_common.contracts.limits import CHUNK_EVENTS_MAX, MIB
 from hive_common.control.kill_log import KillLog
 from hive_common.control.orders import in_words
@@ -33,6 +34,7 @@ from hive_scheduler.domain.placement import Need
 from hive_scheduler.domain.queue import ReadyQueue
 from hive_scheduler.domain.schemas import Schemas
 from hive_scheduler.domain.task import TaskState
+from hive_scheduler.hedges import Hedges
 
 log = logging.getLogger(__name__)
 A = TypeVar("A")
@@ -53,6 +55,14 @@ ACTOR: Final = "scheduler"
 TASK_ENDS: Final = (events.TaskSucceeded, events.TaskFailed, events.TaskCancelled)
 
 
+Trust = Callable[[JobState, TaskState, Producer], int | None]
+"""Says for how many valid results in a row one is taken without another (`job.Inputs.trust`)."""
+
+
+def _trusts_nobody(job: JobState, task: TaskState, producer: Producer) -> int | None:
+    return None
+
+
 class Listener(Protocol):
     """What the engine tells the dispatcher. Calls come while a decision is applied: they MUST NOT decide."""
 
@@ -68,9 +78,29 @@ class Listener(Protocol):
         """The attempt is not live any more though its executor may be at it: it has to be told."""
         ...
 
+    def may_place(self, need: Need) -> bool:
+        """Say whether there is anybody who could ever take a task that needs this."""
+        ...
+
     def pump(self) -> None:
         """Place what is ready. This one may decide."""
         ...
+
+
+class _Ports(Evaluator):
+    """What a job asks for: values, and what is known of executors."""
+
+    def __init__(self, engine: "Engine", loaded: Mapping[str, bytes | None]) -> None:
+        super().__init__(engine.schemas, loaded, engine.blobs_stored)
+        self._engine = engine
+
+    def trust(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
+        """Ask the records of executors (job.Inputs)."""
+        return self._engine.trust(job, task, producer)
+
+    def may_extend(self, job: JobState, task: TaskState) -> bool:
+        """Ask the fleet (job.Inputs)."""
+        return self._engine.listener.may_place(self._engine.need_of(job, task))
 
 
 class Engine:
@@ -92,6 +122,8 @@ class Engine:
         self.task_jobs: dict[str, str] = {}
         self._ended_tasks = 0
         self.queue = ReadyQueue()
+        self.hedges = Hedges(self)
+        self.trust: Trust = _trusts_nobody
         self.committer: Committer
         self.listener: Listener
         self._dirty: OrderedDict[str, None] = OrderedDict()
@@ -103,6 +135,11 @@ class Engine:
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._deadlines: list[tuple[int, str]] = []
+
+    @property
+    def blobs_stored(self) -> set[str]:
+        """Digests of blobs that are known to be in the store."""
+        return self._blobs.stored
 
     # --- time ---
 
@@ -299,7 +336,7 @@ class Engine:
 
     def _advance(self, job: JobState) -> None:
         loaded = self._loaded.get(job.id, {})
-        evaluator = Evaluator(self.schemas, loaded, self._blobs.stored)
+        evaluator = _Ports(self, loaded)
         decisions = jobs.due(job, self.now_us(), evaluator)
         event_count = byte_count = 0
         while event_count < CHUNK_EVENTS_MAX and byte_count < CHUNK_BYTES_MAX:
@@ -378,7 +415,7 @@ class Engine:
         match event:
             case events.TaskCreated():
                 self.task_jobs[task.id] = job.id
-                if task.status == "ready":
+                if task.wanted:
                     self.enqueue(job, task)
             case events.TaskReady() | events.TaskRetryScheduled():
                 self.enqueue(job, task)
@@ -391,12 +428,31 @@ class Engine:
                 for number in live:
                     attempt = task.attempts[number]
                     self.listener.attempt_cancelled(attempt.executor, attempt.session, task.id, number)
-                if was_ready:
-                    # A ready task only ends when its job does: all of its tasks go with it.
+                if was_ready and job.closing(self.now_us()) is not None:
+                    # All tasks of the job go with it. One that ends alone is passed over when its turn comes.
                     self.queue.drop_job(job.priority, job.id)
                 state = job.steps[task.step]
-                if state.complete or job.failed is task or not state.open or state.forking:
+                is_judged = task.judged is not None or task.judging is not None
+                if state.complete or job.failed is task or not state.open or state.forking or is_judged:
                     self.poke(job.id)
+        if task.judged is not None:
+            self._react_judged(job, task, event)
+
+    def _react_judged(self, job: JobState, task: TaskState, event: Event) -> None:
+        """What else follows where several attempts are made and their results judged."""
+        match event:
+            case events.TaskExtended():
+                self.enqueue(job, task)
+            case events.TaskAssigned():
+                # Where the next one may go depends on where this one went.
+                self.enqueue(job, task)
+                self.hedges.assigned(job, task, event.attempt)
+            case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():
+                self.hedges.ended(job, task, event.attempt)
+                self.enqueue(job, task)
+                self.poke(job.id)
+            case events.TaskSucceeded() | events.TaskFailed() | events.TaskCancelled():
+                self.hedges.task_ended(task)
 
     def _react_job(self, job: JobState) -> None:
         if job.end is None:
@@ -421,7 +477,7 @@ class Engine:
             self._enqueue_if_ready(job, task)
 
     def _enqueue_if_ready(self, job: JobState, task: TaskState) -> None:
-        if task.status == "ready" and job.end is None and job.closing(self.now_us()) is None:
+        if task.wanted and job.end is None and job.closing(self.now_us()) is None:
             self.queue.push(job.priority, self.need_of(job, task), job.id, task.id)
 
     def _new_event(

@@ -218,11 +218,12 @@ class Leader:
         for job in recovered:
             self.engine.add(job)
             for task in job.tasks.values():
-                if task.status == "ready":
+                if task.wanted:
                     self.engine.enqueue(job, task)
                 for number, attempt in task.attempts.items():
                     if attempt.status in LIVE:
                         self.dispatcher.hold(attempt.executor, attempt.session, task, number)
+                        self.engine.hedges.assigned(job, task, number)
             self.engine.poke(job.id)
 
     def _run(self, work: Any, name: str) -> None:

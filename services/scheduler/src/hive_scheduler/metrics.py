@@ -5,6 +5,7 @@ from prometheus_client import Counter, Gauge, Histogram
 TASKS = Gauge("hive_tasks", "Tasks of open jobs, by state", ["state"])
 JOBS_OPEN = Gauge("hive_jobs_open", "Jobs that have not ended")
 QUEUE_DEPTH = Gauge("hive_queue_depth", "Ready tasks that wait for a device")
+HEDGES = Counter("hive_hedges_total", "Second attempts beside slow ones, made or over the budget", ["outcome"])
 PULLS = Gauge("hive_pulls_pending", "Pulls of executors that wait for work")
 ATTEMPTS_LIVE = Gauge("hive_attempts_live", "Attempts that executors hold")
 EXECUTORS_ONLINE = Gauge("hive_executors_online", "Executors whose lease has not run out")

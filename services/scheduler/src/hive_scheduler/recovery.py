@@ -9,7 +9,13 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from hive_common.contracts import events
-from hive_common.contracts.events import ApprovalDecided, ApprovalRequested, JobSubmitted, TaskRetryScheduled
+from hive_common.contracts.events import (
+    ApprovalDecided,
+    ApprovalRequested,
+    JobSubmitted,
+    TaskExtended,
+    TaskRetryScheduled,
+)
 from hive_common.eventlog.envelope import stored_of
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.kernel.errors import CorruptLog
@@ -86,7 +92,7 @@ class Fold:
             job.deadline_us = self._due(stored, event.deadline_us)
             return
         task = jobs.evolve(job, stored.stream, event)
-        if task is not None and isinstance(event, TaskRetryScheduled):
+        if task is not None and isinstance(event, TaskRetryScheduled | TaskExtended):
             task.not_before_us = self._due(stored, event.not_before_us)
         elif isinstance(event, ApprovalRequested):
             job.approvals[stored.stream].expires_us = self._due(stored, event.expires_us)

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts import events, values
-from hive_common.contracts.events import FAILURE_CODES, Child, Event
+from hive_common.contracts.events import FAILURE_CODES, Child, Event, Judging
 from hive_common.contracts.limits import (
     DETAIL_BYTES_MAX,
     FORK_STAGED_BYTES_MAX,
@@ -25,6 +25,7 @@ from hive_common.kernel.ids import is_id
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.dispatch import refused
 from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain import verdicts
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.schemas import Check
 from hive_scheduler.domain.task import TaskState
@@ -152,7 +153,7 @@ class Reports:
     async def _output(self, output: Value, found: tuple[JobState, TaskState] | None) -> Value:
         """Return an output as it is kept: as a blob where its job has as much inline as a job may have."""
         raw = output.raw
-        if raw is None or found is None or found[0].takes_inline(len(raw)):
+        if raw is None or found is None or found[0].takes_inline(len(raw)) or found[1].judging is not None:
             return output
         await self._blobs.put(raw)
         return values.by_digest(raw)
@@ -186,12 +187,21 @@ class Reports:
         if found is None:
             return None
         job, task = found
+        if task.judging is not None and task.judging.kind != "integrator":
+            return _verdict_violation(task.judging, output)
+        schema = job.steps[task.step].step.schema
+        if schema is not None and task.judging is None and task.parent is None:
+            message = await self._violation_by(self._engine.schemas.of_results(schema), output, raw)
+            if message is not None:
+                return "invalid_output", f"does not fit `verify.schema` of {task.step}: {message}"
         check = self._engine.schemas.output_of(job.agents[task.agent])
-        if output.raw is None or (not check.trivial and len(raw) >= THREAD_BYTES_MIN):
-            message = await asyncio.to_thread(_violation_of_large, check.violation, raw)
-        else:
-            message = check.violation(raw)
+        message = await self._violation_by(check, output, raw)
         return None if message is None else ("invalid_output", message)
+
+    async def _violation_by(self, check: Check, output: Value, raw: bytes) -> str | None:
+        if output.raw is None or (not check.trivial and len(raw) >= THREAD_BYTES_MIN):
+            return await asyncio.to_thread(_violation_of_large, check.violation, raw)
+        return check.violation(raw)
 
     async def _forks_violation(
         self, forks: Sequence[Child], found: tuple[JobState, TaskState] | None
@@ -289,6 +299,20 @@ def _violation_of_forks(forks: Sequence[Child], checks: Mapping[str, Check]) -> 
         message = None if check is None else check.violation(bytes(child.input))
         if message is not None:
             return "invalid_output", f"fork {number}: does not fit the input schema of {child.agent}: {message}"
+    return None
+
+
+def _verdict_violation(judging: Judging, output: Value) -> tuple[str, str] | None:
+    """Return what is wrong with what a judge said; it is read again from the log, and must be in it."""
+    if output.raw is None:
+        return (
+            "output_exceeded",
+            f"a judge's output has {output.size_bytes} bytes, expected {INLINE_BYTES_MAX} at most",
+        )
+    try:
+        verdicts.read(judging, output.raw)
+    except InvalidArgument as error:
+        return "invalid_output", error.message
     return None
 
 

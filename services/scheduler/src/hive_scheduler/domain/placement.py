@@ -235,6 +235,16 @@ class Fleet:
         """Say whether any device could take any task. Cheap; lets a full pool skip the queue."""
         return any(bucket.stamps for bucket in self._buckets.values())
 
+    def possible(self, need: Need) -> bool:
+        """Say whether any device could take it, were it idle and awake."""
+        gone = ("revoked", "killed")
+        return any(
+            need.runtime in device.capabilities.runtimes
+            and self._reasons.get(device.executor) not in gone
+            and need_reason(device, need) in (None, MEMORY_SHORT)
+            for device in self._devices.values()
+        )
+
     def place(self, need: Need) -> Picked | None:
         """Pick the best feasible device and take one of its slots, or return None where there is none."""
         rejected: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """JSON Schemas of agents, compiled once per agent version, and skipped where they cannot refuse anything."""
 
+import hashlib
 from typing import Any, Final
 
 import msgspec
@@ -59,6 +60,11 @@ class Schemas:
     def output_of(self, agent: AgentRef) -> Check:
         """Return the check of what the agent gives."""
         return self._check(agent.digest, "output", agent.output_schema)
+
+    def of_results(self, schema: dict[str, Any]) -> Check:
+        """Return the check of a schema that a job gives for results."""
+        digest = hashlib.sha256(msgspec.json.encode(schema)).hexdigest()
+        return self._check(digest, "results", schema)
 
     def _check(self, digest: str, side: str, schema: dict[str, Any]) -> Check:
         found = self._checks.get((digest, side))
