@@ -16,7 +16,7 @@ import pytest
 from hive_common.bus import assertion
 from hive_common.bus.authority import Authority
 from hive_common.bus.jwt import new_seed, public_nkey
-from hive_common.kernel.errors import Conflict, HiveError, InvalidArgument, NotFound, body_of
+from hive_common.kernel.errors import Conflict, FailedPrecondition, HiveError, InvalidArgument, NotFound, body_of
 from hive_common.kernel.ids import derive_id, new_id
 from hive_common.ops.config import NatsConfig, PostgresConfig, ServiceConfig
 from hive_common.ops.lifecycle import Stop
@@ -51,6 +51,9 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
         self.ended_watches = 0
         self.views_lag = False
         self.gets = 0
+        self.decision = b""
+        self.tasks: list[jobs_pb2.Task] = []
+        self.more = False
         self.break_watches_after: int | None = None
         self._position = 1
 
@@ -170,6 +173,14 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
             raise NotFound(f"there is no task {request.task_id}")
         return jobs_pb2.ExplainResponse(explanation_json=b'{"task": "x", "decisions": []}')
 
+    async def GetDecision(self, request, context):
+        self._seen(request, context)
+        if request.task_id not in self.jobs:
+            raise NotFound(f"there is no task {request.task_id}")
+        if not self.decision:
+            raise FailedPrecondition(f"the task {request.task_id} was not judged")
+        return jobs_pb2.GetDecisionResponse(decision_json=self.decision)
+
     async def Tasks(self, request, context):
         self._seen(request, context)
         self.find(request.job_id)
@@ -180,7 +191,7 @@ class JobsPeer(jobs_pb2_grpc.JobsServicer):
             for i in range(3)
         ]
         tasks.append(jobs_pb2.Task(task_id=new_id(), step="total", index=-1, state="failed", error_code="timeout"))
-        return jobs_pb2.TasksResponse(tasks=tasks[: request.limit])
+        return jobs_pb2.TasksResponse(tasks=(self.tasks or tasks)[: request.limit], more=self.more)
 
     async def Logs(self, request, context):
         self._seen(request, context)
@@ -402,6 +413,13 @@ class AuditPeer(audit_pb2_grpc.AuditServicer):
             raise
         return audit_pb2.VerifyResponse(ok=True, events=3, head=3, head_hash=b"\1" * 32, log_id="log")
 
+    async def Decisions(self, request, context):
+        self.requests.append(request)
+        check = audit_pb2.DecisionCheck(
+            task_id=request.task_id, position=7, outcome="decided", result="differs", reasons=["a", "b"]
+        )
+        return audit_pb2.DecisionsResponse(checks=[check], next_after=0 if request.task_id else 7)
+
     async def Events(self, request, context):
         self.requests.append(request)
         first = getattr(request, "from")
@@ -459,6 +477,11 @@ class ModelsPeer(models_pb2_grpc.ModelsServicer):
     async def Usage(self, request, context):
         row = models_pb2.UsageRow(name="ci", calls=2, nano_usd=5)
         return models_pb2.UsageResponse(rows=[row], position=9)
+
+    async def GetJobUsage(self, request, context):
+        self.rules.append(rules_of(context.invocation_metadata()))
+        row = models_pb2.UsageRow(name=request.job_id, calls=2, nano_usd=5, core=1)
+        return models_pb2.JobUsage(used=row, budget=self.budget(f"job:{request.job_id}"), position=9)
 
     async def Budgets(self, request, context):
         return models_pb2.BudgetsResponse(budgets=[self.budget(request.subject or "total")])

@@ -5,6 +5,7 @@ import pytest
 from hive_common.contracts.limits import INLINE_BYTES_MAX, JOB_BYTES_MAX
 from hive_common.contracts.values import digest_of
 from hive_common.kernel.ids import new_id
+from hive_proto.jobs.v1 import jobs_pb2
 
 DOCUMENT = b'{"apiVersion": "hive/v1", "kind": "Job", "name": "squares", "tasks": [{"id": "a"}]}'
 
@@ -203,6 +204,57 @@ async def test_tasks_logs_and_explanation_of_a_job(world, http):
     assert logs[0]["lines"] == [{"text": "hello"}]
     explanation = await http.get(f"/v1/tasks/{job.job_id}/explain")
     assert await explanation.read() == b'{"task": "x", "decisions": []}'
+
+
+async def test_a_decision_is_passed_on_as_it_is_and_one_that_is_not_there_is_a_409(world, http):
+    job = world.jobs.add()
+    path = f"/v1/tasks/{job.job_id}/decision"
+    refused = await http.get(path)
+    assert refused.status == 409
+    assert "was not judged" in (await refused.json(content_type=None))["detail"]
+    world.jobs.decision = b'{ "winner": 2 }'
+    assert await (await http.get(path)).read() == world.jobs.decision
+    assert (await http.get(f"/v1/tasks/{new_id()}/decision")).status == 404
+
+
+async def test_judges_and_what_several_attempts_gave_are_shown_with_tasks(world, http):
+    job = world.jobs.add()
+    judged, critic = new_id(), new_id()
+    world.jobs.tasks = [
+        jobs_pb2.Task(task_id=judged, index=-1, state="succeeded", replicas=3, decided=True, output_json=b"[1, 2]"),
+        jobs_pb2.Task(task_id=critic, index=-1, judging="critic", judged=judged, judged_attempts=[1, 3]),
+        jobs_pb2.Task(task_id=new_id(), index=-1, judging="integrator"),
+        jobs_pb2.Task(
+            task_id=new_id(),
+            index=-1,
+            kept=[
+                jobs_pb2.KeptOutput(attempt=1, output_json=b"1", size_bytes=1),
+                jobs_pb2.KeptOutput(attempt=2, output_digest="sha256:0", size_bytes=9),
+            ],
+        ),
+    ]
+    tasks = (await (await http.get(f"/v1/jobs/{job.job_id}/tasks")).json())["tasks"]
+    assert [(task["replicas"], task["decided"], task["judging"]) for task in tasks] == [
+        (3, True, None),
+        (0, False, {"kind": "critic", "task": judged, "attempts": [1, 3]}),
+        (0, False, {"kind": "integrator", "task": None, "attempts": []}),
+        (0, False, None),
+    ]
+    assert tasks[0]["output"] == [1, 2]
+    assert tasks[3]["kept"] == [
+        {"attempt": 1, "size_bytes": 1, "output": 1},
+        {"attempt": 2, "size_bytes": 9, "output_digest": "sha256:0"},
+    ]
+
+
+async def test_a_page_of_tasks_that_ended_early_is_followed_by_another(world, http):
+    job = world.jobs.add()
+    path = f"/v1/jobs/{job.job_id}/tasks"
+    whole = await (await http.get(path)).json()
+    assert whole["next"] is None and len(whole["tasks"]) == 4
+    world.jobs.more = True
+    cut = await (await http.get(path)).json()
+    assert cut["next"] == cut["tasks"][-1]["task_id"]
 
 
 async def test_history_comes_as_pages_or_as_lines(world, http):

@@ -186,7 +186,9 @@ OWN = {
     "/v1/jobs/{job_id}/logs": {"GET"},
     "/v1/jobs/{job_id}/stream": {"GET"},
     "/v1/jobs/{job_id}/logs/stream": {"GET"},
+    "/v1/jobs/{job_id}/model-usage": {"GET"},
     "/v1/tasks/{task_id}/explain": {"GET"},
+    "/v1/tasks/{task_id}/decision": {"GET"},
     "/v1/model-calls/{call_id}/explain": {"GET"},
 }
 """Of these a key of users gets its own; that others are not there for it, scheduler and router see to."""
@@ -242,6 +244,7 @@ ALLOWED: list[tuple[str, str]] = [
     ("DELETE", "/v1/jobs/x"),
     ("GET", "/v1/jobs/x/stream"),
     ("GET", "/v1/tasks/x/explain"),
+    ("GET", "/v1/tasks/x/decision"),
     ("PUT", "/v1/blobs/sha256:0"),
     ("GET", "/v1/agents/a/1.0.0"),
     ("GET", "/v1/executors"),

@@ -5,7 +5,16 @@ import json
 import msgspec
 import pytest
 from hive_common.bus.nats import connect
-from hive_common.contracts.events import TaskAssigned, encode
+from hive_common.contracts.events import (
+    Judging,
+    StepJoined,
+    TaskAssigned,
+    TaskCreated,
+    TaskDecided,
+    TaskExtended,
+    encode,
+)
+from hive_common.contracts.judgement import Decision, Rule
 from hive_common.contracts.messages import LogBatch, LogLine, log_subject
 from hive_common.kernel.ids import new_id
 from hive_common.testing.identities import EVERYTHING
@@ -26,6 +35,25 @@ async def test_a_stream_carries_history_and_news_and_ends_in_done(world, http, r
     assert [event.get("event") for event in events] == ["TaskCreated", "JobSucceeded", None]
     assert events[-1]["data"] == "[DONE]"
     await eventually(lambda: world.jobs.watching == 0)
+
+
+async def test_a_stream_carries_what_was_judged_with_its_content(world, http, read_sse):
+    job = world.jobs.add()
+    decision = Decision(v=1, task="t", rule=Rule(k=2, of=3), outcome="decided", winner=2, votes=(1, 2))
+    told = [
+        TaskCreated(job.job_id, "solve", "critic@1.0.0", judging=Judging("critic", "t", (1, 2))),
+        TaskExtended(2, "extend"),
+        TaskDecided(decision, trust=4),
+        StepJoined("solve", "vote", order=(0,), votes=(0, 2), tied=(0, 1), missing=(3,), partial=True),
+    ]
+    for event in told:
+        await world.jobs.record(job.job_id, type(event).__name__, encode(event))
+    await world.jobs.record(job.job_id, "JobSucceeded")
+    async with http.get(f"/v1/jobs/{job.job_id}/stream") as response:
+        events = await read_sse(response)
+    for event, sent in zip(told, events, strict=False):
+        assert sent["event"] == type(event).__name__
+        assert json.loads(sent["data"])["data"] == json.loads(encode(event))
 
 
 async def test_a_stream_ends_with_the_end_of_its_job_without_a_look_at_a_view(world, http, read_sse, monkeypatch):

@@ -1,11 +1,12 @@
 """Keys of users see the jobs that they submitted: whatever the method, another's job is one that does not exist."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import msgspec
 import pytest
-from hive_common.kernel.errors import HiveError, NotFound
+from hive_common.kernel.errors import FailedPrecondition, HiveError, NotFound
 from hive_common.rpc.client import bearer, call, stream
 from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.jobs.v1 import jobs_pb2
@@ -21,6 +22,7 @@ ABOUT_A_JOB: dict[str, Callable[[str, str], Any]] = {
     "Watch": lambda job, task: jobs_pb2.WatchRequest(job_id=job, history_only=True),
     "WatchBatches": lambda job, task: jobs_pb2.WatchRequest(job_id=job, history_only=True),
     "Explain": lambda job, task: jobs_pb2.ExplainRequest(task_id=task),
+    "GetDecision": lambda job, task: jobs_pb2.GetDecisionRequest(task_id=task),
     "Tasks": lambda job, task: jobs_pb2.TasksRequest(job_id=job),
     "Logs": lambda job, task: jobs_pb2.LogsRequest(job_id=job),
     "Logs of a task": lambda job, task: jobs_pb2.LogsRequest(job_id=job, task_id=task),
@@ -81,7 +83,10 @@ async def test_another_keys_job_is_one_that_does_not_exist(cluster, control, one
     )
     for only in (ADA, ""):
         for name, request in ABOUT_A_JOB.items():
-            await ask(control, name, request(job, task), only=only)
+            # Who may see the task is told that nothing was decided over it, and not that it does not exist.
+            undecided = pytest.raises(FailedPrecondition, match="was not judged")
+            with undecided if name == "GetDecision" else nullcontext():
+                await ask(control, name, request(job, task), only=only)
 
 
 async def test_lists_have_the_jobs_of_the_key_that_asks_and_all_for_the_owner(control, one_step) -> None:

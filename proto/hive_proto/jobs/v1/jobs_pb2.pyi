@@ -542,6 +542,50 @@ class ExplainResponse(_message.Message):
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
 @_typing.final
+class GetDecisionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDecisionRequest: _TypeAlias = GetDecisionRequest  # noqa: Y015
+
+@_typing.final
+class GetDecisionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_JSON_FIELD_NUMBER: _builtins.int
+    decision_json: _builtins.bytes
+    """{task, job, step, index, position, ts_us, rule, rule_words, outcome, reason, winner, votes, trust, spent, coming,
+     candidates: [{attempt, executor, name, device, owner, digest, score, passed, valid, why_not, votes}],
+     running: [{attempt, executor, name, device, owner}], pairs: [{a, b, equal}],
+     judges: [{kind, agent, task, judged, by: {attempt, executor, name, device, owner}}],
+     self_judged: [{agent, attempt}]}
+    """
+    def __init__(
+        self,
+        *,
+        decision_json: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_json", b"decision_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDecisionResponse: _TypeAlias = GetDecisionResponse  # noqa: Y015
+
+@_typing.final
 class TasksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -591,6 +635,12 @@ class Task(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     APPROVALS_OPEN_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    JUDGING_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    JUDGED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     step: _builtins.str
@@ -611,9 +661,25 @@ class Task(_message.Message):
     """name@version"""
     parent: _builtins.str
     """id of the task that forked this one; empty for those of the job file"""
+    replicas: _builtins.int
+    """attempts that were planned at first, where its results are judged; else 0"""
+    decided: _builtins.bool
+    """GetDecision has what was decided over its results"""
+    judging: _builtins.str
+    """of a judge: critic | test | pairs | senior | integrator; it counts in no TaskCounts"""
+    judged: _builtins.str
+    """id of the task whose results it judges; empty for an integrator"""
     @_builtins.property
     def approvals_open(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """approvals for which its attempt waits"""
+
+    @_builtins.property
+    def judged_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """which of them"""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptOutput]:
+        """Where all valid results are kept and their list is not in `output_json`, since one is a blob or all are too large."""
 
     def __init__(
         self,
@@ -634,30 +700,69 @@ class Task(_message.Message):
         agent: _builtins.str = ...,
         parent: _builtins.str = ...,
         approvals_open: _abc.Iterable[_builtins.str] | None = ...,
+        replicas: _builtins.int = ...,
+        decided: _builtins.bool = ...,
+        judging: _builtins.str = ...,
+        judged: _builtins.str = ...,
+        judged_attempts: _abc.Iterable[_builtins.int] | None = ...,
+        kept: _abc.Iterable[Global___KeptOutput] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approvals_open", b"approvals_open", "attempts", b"attempts", "created_us", b"created_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approvals_open", b"approvals_open", "attempts", b"attempts", "created_us", b"created_us", "decided", b"decided", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "judged", b"judged", "judged_attempts", b"judged_attempts", "judging", b"judging", "kept", b"kept", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "replicas", b"replicas", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
+class KeptOutput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OUTPUT_JSON_FIELD_NUMBER: _builtins.int
+    OUTPUT_DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    output_json: _builtins.bytes
+    """empty where all of them would be too large for one answer"""
+    output_digest: _builtins.str
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        output_json: _builtins.bytes = ...,
+        output_digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "output_digest", b"output_digest", "output_json", b"output_json", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptOutput: _TypeAlias = KeptOutput  # noqa: Y015
+
+@_typing.final
 class TasksResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TASKS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """more stand after the last one of these, though there are fewer than `limit`"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]: ...
     def __init__(
         self,
         *,
         tasks: _abc.Iterable[Global___Task] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

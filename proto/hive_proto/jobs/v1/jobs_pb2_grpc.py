@@ -70,6 +70,11 @@ class JobsStub:
                 request_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.GetDecision = channel.unary_unary(
+                '/hive.jobs.v1.Jobs/GetDecision',
+                request_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionResponse.FromString,
+                _registered_method=True)
         self.Tasks = channel.unary_unary(
                 '/hive.jobs.v1.Jobs/Tasks',
                 request_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.TasksRequest.SerializeToString,
@@ -133,6 +138,14 @@ class JobsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDecision(self, request, context):
+        """What was decided over the results of one task, by which rule, and from what. FAILED_PRECONDITION where its results
+        are not judged, or nothing is decided yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tasks(self, request, context):
         """Tasks of a job, a page at a time.
         """
@@ -184,6 +197,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainRequest.FromString,
                     response_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDecision,
+                    request_deserializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionRequest.FromString,
+                    response_serializer=hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionResponse.SerializeToString,
             ),
             'Tasks': grpc.unary_unary_rpc_method_handler(
                     servicer.Tasks,
@@ -386,6 +404,33 @@ class Jobs:
             '/hive.jobs.v1.Jobs/Explain',
             hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainRequest.SerializeToString,
             hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.jobs.v1.Jobs/GetDecision',
+            hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionRequest.SerializeToString,
+            hive__proto_dot_jobs_dot_v1_dot_jobs__pb2.GetDecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,

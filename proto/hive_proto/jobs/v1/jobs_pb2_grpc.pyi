@@ -45,6 +45,10 @@ class JobsStub:
     """The same events, those that are at hand in one message: far cheaper for a job of many tasks."""
     Explain: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ExplainRequest, _jobs_pb2.ExplainResponse]
     """The placement of one task: candidates, rejections with named reasons, scores."""
+    GetDecision: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetDecisionRequest, _jobs_pb2.GetDecisionResponse]
+    """What was decided over the results of one task, by which rule, and from what. FAILED_PRECONDITION where its results
+    are not judged, or nothing is decided yet.
+    """
     Tasks: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.TasksRequest, _jobs_pb2.TasksResponse]
     """Tasks of a job, a page at a time."""
     Logs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.LogsRequest, _jobs_pb2.LogsResponse]
@@ -67,6 +71,10 @@ class JobsAsyncStub(JobsStub):
     """The same events, those that are at hand in one message: far cheaper for a job of many tasks."""
     Explain: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ExplainRequest, _jobs_pb2.ExplainResponse]  # type: ignore[assignment]
     """The placement of one task: candidates, rejections with named reasons, scores."""
+    GetDecision: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetDecisionRequest, _jobs_pb2.GetDecisionResponse]  # type: ignore[assignment]
+    """What was decided over the results of one task, by which rule, and from what. FAILED_PRECONDITION where its results
+    are not judged, or nothing is decided yet.
+    """
     Tasks: _aio.UnaryUnaryMultiCallable[_jobs_pb2.TasksRequest, _jobs_pb2.TasksResponse]  # type: ignore[assignment]
     """Tasks of a job, a page at a time."""
     Logs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.LogsRequest, _jobs_pb2.LogsResponse]  # type: ignore[assignment]
@@ -128,6 +136,16 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.ExplainResponse, _abc.Awaitable[_jobs_pb2.ExplainResponse]]:
         """The placement of one task: candidates, rejections with named reasons, scores."""
+
+    @_abc_1.abstractmethod
+    def GetDecision(
+        self,
+        request: _jobs_pb2.GetDecisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.GetDecisionResponse, _abc.Awaitable[_jobs_pb2.GetDecisionResponse]]:
+        """What was decided over the results of one task, by which rule, and from what. FAILED_PRECONDITION where its results
+        are not judged, or nothing is decided yet.
+        """
 
     @_abc_1.abstractmethod
     def Tasks(

@@ -19,8 +19,8 @@ _USER_READS: Final = re.compile(
 USER_METHODS: Final = frozenset(
     {
         *(f"/hive.jobs.v1.Jobs/{name}" for name in ("Submit", "Get", "List", "Cancel", "Watch", "WatchBatches")),
-        *(f"/hive.jobs.v1.Jobs/{name}" for name in ("Explain", "Tasks", "Logs")),
-        *(f"/hive.models.v1.Models/{name}" for name in ("List", "Complete", "Explain")),
+        *(f"/hive.jobs.v1.Jobs/{name}" for name in ("Explain", "GetDecision", "Tasks", "Logs")),
+        *(f"/hive.models.v1.Models/{name}" for name in ("List", "Complete", "Explain", "GetJobUsage")),
         *(f"/hive.agents.v1.Agents/{name}" for name in ("List", "Get")),
         *(f"/hive.executors.v1.Executors/{name}" for name in ("List", "Get")),
     }

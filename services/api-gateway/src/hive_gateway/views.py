@@ -95,11 +95,35 @@ class TaskError(View, frozen=True, kw_only=True):
     message: str
 
 
+class Judging(View, frozen=True, kw_only=True):
+    """What a judge is for: `kind` is critic, test, pairs, senior or integrator.
+
+    `task` is the one whose results it judges, `attempts` are which; null and empty for an integrator.
+    """
+
+    kind: str
+    task: str | None
+    attempts: tuple[int, ...]
+
+
+class KeptOutput(View, frozen=True, kw_only=True):
+    """One of several outputs of a task; neither `output` nor `output_digest` where all would be too large."""
+
+    attempt: int
+    size_bytes: int
+    output: Raw | UnsetType = UNSET
+    output_digest: str | UnsetType = UNSET
+
+
 class Task(View, frozen=True, kw_only=True):
     """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt.
 
     `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
     what that one forked. `approvals_open` are those that its attempt waits for.
+
+    With `replicas`, so many attempts were planned at first, whose results are judged; `decided`: the decision is
+    there. `judging` is null for all but judges, which count in no `tasks` of a job. Where all valid results are
+    kept, `output` is their list; where that cannot be shown, `kept` has them one by one.
     """
 
     task_id: str
@@ -117,6 +141,10 @@ class Task(View, frozen=True, kw_only=True):
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
     approvals_open: tuple[str, ...] = ()
+    replicas: int = 0
+    decided: bool = False
+    judging: Judging | None = None
+    kept: tuple[KeptOutput, ...] = ()
 
 
 class TaskPage(View, frozen=True, kw_only=True):
@@ -170,6 +198,32 @@ class Cancelled(View, frozen=True, kw_only=True):
     position: int
 
 
+class AgentReputation(View, frozen=True, kw_only=True):
+    """What an executor gave for one agent, `name@version`. `in_a_row`: valid results since the last invalid one."""
+
+    agent: str
+    in_a_row: int
+    valid: int
+    invalid: int
+    late: int
+    lost: int
+
+
+class Reputation(View, frozen=True, kw_only=True):
+    """What is known of an executor's results: `new`, `known` or `quarantined`, and why.
+
+    `in_a_row` counts among the last 20 that were judged. `agents` only where one executor is asked for.
+    """
+
+    standing: str
+    in_a_row: int
+    valid: int
+    invalid: int
+    late: int
+    lost: int
+    agents: tuple[AgentReputation, ...] = ()
+
+
 class Executor(View, frozen=True, kw_only=True):
     """A device that runs tasks. `state` is online, offline, drained, revoked, or unknown.
 
@@ -188,6 +242,7 @@ class Executor(View, frozen=True, kw_only=True):
     position: int
     owner_name: str
     revoked: bool
+    reputation: Reputation | None
 
 
 class IssuedToken(View, frozen=True, kw_only=True):
@@ -466,7 +521,25 @@ def task(message: jobs_pb2.Task) -> Task:
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
         approvals_open=tuple(message.approvals_open),
+        replicas=message.replicas,
+        decided=message.decided,
+        judging=_judging(message),
+        kept=tuple(
+            KeptOutput(
+                attempt=one.attempt,
+                size_bytes=one.size_bytes,
+                output=_raw(one.output_json),
+                output_digest=one.output_digest or UNSET,
+            )
+            for one in message.kept
+        ),
     )
+
+
+def _judging(message: jobs_pb2.Task) -> Judging | None:
+    if not message.judging:
+        return None
+    return Judging(kind=message.judging, task=message.judged or None, attempts=tuple(message.judged_attempts))
 
 
 def event(message: jobs_pb2.JobEvent) -> Event:
@@ -494,6 +567,29 @@ def attempt_log(message: jobs_pb2.AttemptLog) -> AttemptLog:
     )
 
 
+def reputation(message: executors_pb2.Reputation) -> Reputation:
+    """Return the view of what is known of an executor's results."""
+    return Reputation(
+        standing=message.standing,
+        in_a_row=message.in_a_row,
+        valid=message.valid,
+        invalid=message.invalid,
+        late=message.late,
+        lost=message.lost,
+        agents=tuple(
+            AgentReputation(
+                agent=one.agent,
+                in_a_row=one.in_a_row,
+                valid=one.valid,
+                invalid=one.invalid,
+                late=one.late,
+                lost=one.lost,
+            )
+            for one in message.agents
+        ),
+    )
+
+
 def executor(message: executors_pb2.Executor) -> Executor:
     """Return the view of an executor."""
     return Executor(
@@ -509,6 +605,7 @@ def executor(message: executors_pb2.Executor) -> Executor:
         position=message.position,
         owner_name=message.owner_name,
         revoked=message.revoked,
+        reputation=reputation(message.reputation) if message.HasField("reputation") else None,
     )
 
 

@@ -17,9 +17,11 @@ from hive_common.rpc.rules import NO_RULES, KeyRules, rules_of
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 
+from hive_scheduler import pages
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.commits import Committed
 from hive_scheduler.database import Views
+from hive_scheduler.decisions import read_decision, told
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.placement import Fleet
@@ -33,8 +35,6 @@ log = logging.getLogger(__name__)
 
 PAGE_MAX: Final = 1_000
 SUBMITS_MAX: Final = 256
-OUTPUTS_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Outputs in one page of tasks; the page ends early where there are more."""
 MESSAGE_BYTES_AIM: Final = 1024 * 1024
 """A message of a watched job ends with the event that reaches this; one event has 4 MiB at most."""
 EVENT_BYTES: Final = 512
@@ -114,9 +114,10 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         await self._require_seen_by(context, request.job_id)
         limit = _limit(request.limit, 100)
         rows = await self._queries.tasks(request.job_id, request.after, request.state, limit)
-        positions = [row["output_position"] for row in rows if row["state"] == "succeeded"]
+        shown, positions = pages.output_positions(rows)
         outputs = await self._queries.outputs(positions)
-        return jobs_pb2.TasksResponse(tasks=_page(rows, outputs, self._open(request.job_id)))
+        tasks = pages.tasks(shown, outputs, self._open(request.job_id))
+        return jobs_pb2.TasksResponse(tasks=tasks, more=len(tasks) < len(rows))
 
     async def Logs(self, request: jobs_pb2.LogsRequest, context: Any) -> jobs_pb2.LogsResponse:
         """Return the logs of attempts, as they were reported."""
@@ -172,6 +173,13 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             "candidates": candidates,
         }
         return jobs_pb2.ExplainResponse(explanation_json=msgspec.json.encode(explanation))
+
+    async def GetDecision(self, request: jobs_pb2.GetDecisionRequest, context: Any) -> jobs_pb2.GetDecisionResponse:
+        """Return what was decided over a task's results, and from what."""
+        record = await read_decision(self._reader, request.task_id)
+        await self._require_seen_by(context, record.created.job, task=request.task_id)
+        await self._catalogue.catch_up()
+        return jobs_pb2.GetDecisionResponse(decision_json=msgspec.json.encode(told(record, self._fleet)))
 
     async def Watch(self, request: jobs_pb2.WatchRequest, context: Any) -> AsyncIterator[jobs_pb2.JobEvent]:
         """Send the events of a job and its tasks: what is committed, then what comes, until the job has ended."""
@@ -309,9 +317,10 @@ class IntakeService(jobs_pb2_grpc.IntakeServicer):
 class PresenceService(executors_pb2_grpc.PresenceServicer):
     """hive.executors.v1.Presence."""
 
-    def __init__(self, dispatcher: Dispatcher, catalogue: Catalogue) -> None:
+    def __init__(self, dispatcher: Dispatcher, catalogue: Catalogue, reputation: Reputation) -> None:
         self._dispatcher = dispatcher
         self._catalogue = catalogue
+        self._reputation = reputation
 
     async def List(self, request: executors_pb2.PresenceRequest, context: Any) -> executors_pb2.PresenceResponse:
         """Return everybody who has pulled from this leader."""
@@ -325,10 +334,21 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
                     running=running,
                     slots_free=slots_free,
                     online=online,
+                    reputation=_reputation(self._reputation.book(executor), executor == request.agents_of),
                 )
                 for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
             ]
         )
+
+
+def _reputation(book: Book, with_agents: bool) -> executors_pb2.Reputation:
+    agents = [
+        executors_pb2.AgentReputation(agent=agent, **msgspec.structs.asdict(record))
+        for agent, record in sorted(book.agents.items() if with_agents else ())
+    ]
+    return executors_pb2.Reputation(
+        standing=book.standing, in_a_row=book.in_a_row, agents=agents, **msgspec.structs.asdict(book.counts)
+    )
 
 
 def _no_task(task_id: str) -> NotFound:
@@ -448,36 +468,3 @@ def _job(
         ],
         approvals_open=len(approvals),
     )
-
-
-def _page(rows: list[Row], outputs: dict[int, Value], approvals: list[ApprovalState]) -> list[jobs_pb2.Task]:
-    """Return tasks with their outputs; not all of them where the outputs would not fit into one answer."""
-    page: list[jobs_pb2.Task] = []
-    byte_count = 0
-    for row in rows:
-        output = outputs.get(row["output_position"]) if row["state"] == "succeeded" else None
-        raw = b"" if output is None else output.raw or b""
-        byte_count += len(raw)
-        if page and byte_count > OUTPUTS_BYTES_MAX:
-            return page
-        page.append(
-            jobs_pb2.Task(
-                task_id=row["task_id"],
-                job_id=row["job_id"],
-                step=row["step"],
-                index=row["idx"],
-                state=row["state"],
-                attempts=row["attempts"],
-                executor=row["executor"],
-                error_code=row["error_code"],
-                error_message=row["error_message"],
-                output_json=raw,
-                output_digest="" if output is None else output.digest or "",
-                created_us=row["created_us"],
-                ended_us=row["ended_us"],
-                agent=row["agent"],
-                parent=row["parent"],
-                approvals_open=[one.id for one in approvals if one.task == row["task_id"]],
-            )
-        )
-    return page

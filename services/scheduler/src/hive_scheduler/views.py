@@ -46,6 +46,7 @@ _TASK_COLUMNS: Final = (
     ("output_position", "bigint"),
     ("report_positions", "bigint[]"),
     ("parent", "text"),
+    ("judged", "text"),
 )
 _TASK_KEY: Final = ("ns", "task_id")
 _TASK_CHANGES: Final = (
@@ -57,6 +58,7 @@ _TASK_CHANGES: Final = (
     "ended_us",
     "output_position",
     "report_positions",
+    "judged",
 )
 _JOB_COLUMNS: Final = (
     ("ns", "text"),
@@ -171,6 +173,45 @@ class TaskRow(msgspec.Struct):
     output_position: int
     report_positions: list[int]
     parent: str
+    judged: str
+
+
+class Judged(msgspec.Struct, omit_defaults=True):
+    """What the row of a judged task, or of a judge, says besides (`judged`, as JSON); other rows have none.
+
+    Attributes:
+        replicas: attempts that were planned at first; 0 where nothing is judged.
+        judging: what the task judges, or joins.
+        successes: where `AttemptSucceeded` stands, by attempt.
+        kept: attempts whose outputs are the task's, where all valid ones are kept.
+        decision: where `TaskDecided` stands, 0 before.
+    """
+
+    replicas: int = 0
+    judging: events.Judging | None = None
+    successes: dict[int, int] = {}
+    kept: tuple[int, ...] = ()
+    decision: int = 0
+
+    @property
+    def kept_positions(self) -> list[int]:
+        """Where the outputs stand that are kept, in order of attempts."""
+        return [self.successes[attempt] for attempt in sorted(self.kept) if attempt in self.successes]
+
+
+class _Numbered(msgspec.Struct):
+    """The attempt that an event is about; the rest of the payload, which may be large, is passed over."""
+
+    attempt: int
+
+
+_judged = msgspec.json.Decoder(Judged)
+_numbered = msgspec.json.Decoder(_Numbered)
+
+
+def judged_of(text: str) -> Judged:
+    """Return what a row's `judged` says."""
+    return _judged.decode(text) if text else Judged()
 
 
 class _JobChange:
@@ -204,6 +245,8 @@ class _Changes:
 
     def count(self, row: TaskRow, before: str | None, after: str) -> None:
         """Move a task from one state's count to another's."""
+        if row.judged and judged_of(row.judged).judging is not None:
+            return  # a judge is no task of its step
         key = row.ns, row.job_id, row.step
         found = self.steps.get(key)
         if found is None:
@@ -289,9 +332,12 @@ def _created(stored: Stored) -> TaskRow:
     assert isinstance(event, events.TaskCreated)
     state = "blocked" if event.input is None else "ready"
     index = -1 if event.index is None else event.index
+    judged = ""
+    if event.replicas or event.judging is not None:
+        judged = _json(Judged(event.replicas, event.judging))
     return TaskRow(
         stored.ns, stored.owner, stored.stream, event.job, event.step, index, event.agent, state, 0, "", "", "",
-        stored.ts_us, 0, stored.position, 0, [], event.parent or "",
+        stored.ts_us, 0, stored.position, 0, [], event.parent or "", judged,
     )  # fmt: skip
 
 
@@ -307,17 +353,42 @@ def _evolve(changes: _Changes, row: TaskRow, stored: Stored) -> None:
         case "AttemptSucceeded":
             # Without decoding: outputs can be large, and a view only says where they are.
             row.report_positions = [*row.report_positions, stored.position]
-            row.output_position = row.output_position or stored.position
+            if row.judged:
+                _note_success(row, stored)
+            else:
+                row.output_position = row.output_position or stored.position
+        case "TaskDecided":
+            _note_decision(row, stored)
         case "AttemptFailed":
             row.report_positions = [*row.report_positions, stored.position]
         case "TaskSucceeded":
             row.state = "succeeded"
+            if row.judged and stored.payload is not None:
+                attempt = _numbered.decode(stored.payload).attempt
+                row.output_position = judged_of(row.judged).successes.get(attempt, 0)
         case "TaskCancelled":
             row.state = "cancelled"
         case "TaskFailed":
             event = _decode(stored)
             assert isinstance(event, events.TaskFailed)
             row.state, row.error_code, row.error_message = "failed", event.code, _text(event.message)
+
+
+def _note_success(row: TaskRow, stored: Stored) -> None:
+    """Of several successes each may decide, so it is known where each stands."""
+    if stored.payload is not None:
+        judged = judged_of(row.judged)
+        judged.successes[_numbered.decode(stored.payload).attempt] = stored.position
+        row.judged = _json(judged)
+
+
+def _note_decision(row: TaskRow, stored: Stored) -> None:
+    judged = judged_of(row.judged)
+    judged.decision = stored.position
+    event = _decode(stored)
+    if isinstance(event, events.TaskDecided) and event.decision.outcome == "kept":
+        judged.kept = event.decision.votes
+    row.judged = _json(judged)
 
 
 def _apply_job(changes: _Changes, stored: Stored) -> None:
@@ -329,6 +400,8 @@ def _apply_job(changes: _Changes, stored: Stored) -> None:
             stored.position,
         )  # fmt: skip
         return
+    if stored.type == "StepJoined":
+        return  # it says what became of results, and changes no state
     change = changes.jobs[stored.ns, stored.stream]
     change.state = STATE_AFTER[stored.type]
     if stored.type in events.JOB_TERMINAL:
@@ -401,6 +474,10 @@ _PACK: Final[dict[str, Callable[[Any], bytes]]] = {
 
 def _decode(stored: Stored) -> events.Event | None:
     return None if stored.payload is None else events.decode(stored.type, stored.schema, stored.payload)
+
+
+def _json(judged: Judged) -> str:
+    return msgspec.json.encode(judged).decode()
 
 
 def _text(message: str) -> str:

@@ -176,8 +176,9 @@ def _inspecting(api: APIRouter, peers: Peers) -> None:
     ) -> Response:
         """List the tasks of a job."""
         message = jobs_pb2.TasksRequest(job_id=job_id, limit=limit, after=after, state=state or "")
-        page = (await upstream.ask(peers.scheduler, peers.jobs.Tasks, message)).tasks
-        following = page[-1].task_id if len(page) == limit else None
+        answer = await upstream.ask(peers.scheduler, peers.jobs.Tasks, message)
+        page = answer.tasks
+        following = page[-1].task_id if page and (answer.more or len(page) == limit) else None
         return reply(views.TaskPage(tasks=tuple(views.task(task) for task in page), next=following))
 
     @api.get(
@@ -230,6 +231,20 @@ def _inspecting(api: APIRouter, peers: Peers) -> None:
         message = jobs_pb2.ExplainRequest(task_id=task_id)
         answer = await upstream.ask(peers.scheduler, peers.jobs.Explain, message)
         return Response(answer.explanation_json, media_type=JSON_TYPE)
+
+    @api.get(
+        "/tasks/{task_id}/decision",
+        operation_id="getDecision",
+        responses=raw_answers(
+            JSON_TYPE, "The rule, in words too, candidates, votes, judges, the winner.", 400, 404, 409
+        ),
+        response_class=Response,
+    )
+    async def decision(task_id: TaskId, upstream: UpstreamDep) -> Response:
+        """Say what was decided over a task's results, by which rule, and from what."""
+        message = jobs_pb2.GetDecisionRequest(task_id=task_id)
+        answer = await upstream.ask(peers.scheduler, peers.jobs.GetDecision, message)
+        return Response(answer.decision_json, media_type=JSON_TYPE)
 
 
 async def _history(
