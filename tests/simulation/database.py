@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 from hive_common.eventlog.batch import Prepared
-from hive_common.eventlog.log import LogWriter, Stored
+from hive_common.eventlog.log import LogReader, LogWriter, Stored
 from hive_common.eventlog.projection import Source
 from hive_common.eventlog.session import Answer
 from hive_common.eventlog.writer import OnHead
@@ -15,6 +15,7 @@ from hive_common.kernel.errors import Unavailable
 from hive_common.kernel.ids import new_id
 from hive_common.testing.memory_log import TERMINAL_TYPES, MemoryLog, MemoryReader
 from hive_scheduler import leadership
+from hive_scheduler.domain.reputation import Book
 from hive_scheduler.recovery import Fold
 
 from .loop import Process, VirtualLoop
@@ -304,6 +305,22 @@ class OpenJobs:
         return position, [events for job, events in by_job.items() if job not in ended]
 
 
+class Records:
+    """An empty table of reputation (hive_scheduler.reputation.Records)."""
+
+    async def load(self, ns: str) -> tuple[int, dict[str, Book]]:
+        """Return nothing, as of the log's beginning."""
+        return 0, {}
+
+
+class Following:
+    """Never runs far enough to write anything (hive_scheduler.database.Following)."""
+
+    async def run(self) -> None:
+        """Wait."""
+        await asyncio.Event().wait()
+
+
 class _Queries:
     async def open(self) -> None:
         pass
@@ -335,6 +352,14 @@ class Database:
     def views(self, source: Source, wake: asyncio.Event) -> Views:
         """Return what keeps the views."""
         return Views(self._server, source, wake)
+
+    def records(self) -> Records:
+        """Return a table in which nothing is written yet: each leader folds the whole log."""
+        return Records()
+
+    def reputation(self, reader: LogReader) -> Following:
+        """Return what never gets to write it."""
+        return Following()
 
     def queries(self, ns: str) -> Any:
         """Nobody asks."""

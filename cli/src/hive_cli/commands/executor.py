@@ -21,7 +21,7 @@ MODELS_SHOWN = 2
 
 COLUMNS = (
     *("name", "id", "owner", "state", "tier", "version", "cores", "memory", "runtimes"),
-    *("slots", "running", "models", "power", "last seen"),
+    *("slots", "running", "models", "power", "standing", "results", "last seen"),
 )
 app = typer.Typer(no_args_is_help=True, help="Let machines join, look at executors, and take them out of work.")
 ExecutorArgument = Annotated[str, typer.Argument(metavar="EXECUTOR", help="Name or id of an executor.")]
@@ -80,8 +80,20 @@ def _row(one: dict[str, Any], now_s: float, mine: str) -> tuple[str, ...]:
     return (
         *(one["name"], one["executor_id"], owner, one["state"], can.get("tier", "worker") if can else "?"),
         *(can.get("version") or "?", str(can.get("cores", "?")), memory, ",".join(can.get("runtimes", ())) or "?"),
-        *(str(one["slots"]), str(one["running"]), _models(can.get("models", ())), _power(can), seen),
+        *(str(one["slots"]), str(one["running"]), _models(can.get("models", ())), _power(can)),
+        *(*_reputation(one["reputation"]), seen),
     )
+
+
+def _reputation(known: dict[str, Any] | None) -> tuple[str, str]:
+    """Return the standing and the counts. Nobody is asked where the scheduler cannot be."""
+    return ("?", "?") if known is None else (known["standing"], _counts(known) or "-")
+
+
+def _counts(known: dict[str, Any]) -> str:
+    """Return counts of judged results and of those that did not come in time, as far as there are any."""
+    names = ("valid", "invalid", "late", "lost")
+    return ", ".join(f"{known[name]} {name}" for name in names if known[name])
 
 
 def _models(models: Sequence[dict[str, Any]]) -> str:
@@ -111,8 +123,36 @@ def show(executor: ExecutorArgument, as_json: JsonOption = False, home: HomeOpti
     can = found["capabilities"] or {}
     labels = ", ".join(f"{name}={value}" for name, value in sorted(can.get("labels", {}).items()))
     shown = {**dict(zip(COLUMNS, row, strict=True)), "device": can.get("device") or "?", "labels": labels or "-"}
+    known = found["reputation"]
+    if known is not None:
+        shown["in a row"] = f"{known['in_a_row']} valid"
     for name, value in shown.items():
         out.print(escape(f"{name:<10} {clean(value)}"))
+    agents = known["agents"] if known is not None else []
+    if agents:
+        out.print()
+        rows_of_agents = [
+            (one["agent"], *(str(one[name]) for name in ("in_a_row", "valid", "invalid", "late", "lost")))
+            for one in agents
+        ]
+        print_table(("agent", "in a row", "valid", "invalid", "late", "lost"), rows_of_agents)
+
+
+@app.command("trust")
+def trust(
+    executor: ExecutorArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Kept in the log.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Take an executor out of quarantine: its records begin anew, and its results are checked until it is known."""
+    with connect(home) as api:
+        answer = api.post(f"/v1/executors/{executor}/trust", {"reason": reason})
+    if as_json:
+        print_json(answer)
+        return
+    standing, _ = _reputation(answer["reputation"])
+    out.print(f"{escape(clean(answer['name']))} is {standing}: its records begin with nothing")
 
 
 @app.command("revoke")

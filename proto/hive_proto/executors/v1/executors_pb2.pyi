@@ -23,16 +23,20 @@ class PresenceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIN_POSITION_FIELD_NUMBER: _builtins.int
+    AGENTS_OF_FIELD_NUMBER: _builtins.int
     min_position: _builtins.int
     """answer once the log up to here is known, so that what was just said of an executor holds"""
+    agents_of: _builtins.str
+    """id of an executor whose records are wanted agent by agent, too"""
     def __init__(
         self,
         *,
         min_position: _builtins.int = ...,
+        agents_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_position", b"min_position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_of", b"agents_of", "min_position", b"min_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -67,6 +71,7 @@ class Present(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     SLOTS_FREE_FIELD_NUMBER: _builtins.int
     ONLINE_FIELD_NUMBER: _builtins.int
+    REPUTATION_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     last_seen_us: _builtins.int
     running: _builtins.int
@@ -74,6 +79,8 @@ class Present(_message.Message):
     slots_free: _builtins.int
     online: _builtins.bool
     """its lease has not run out"""
+    @_builtins.property
+    def reputation(self) -> Global___Reputation: ...
     def __init__(
         self,
         *,
@@ -82,14 +89,124 @@ class Present(_message.Message):
         running: _builtins.int = ...,
         slots_free: _builtins.int = ...,
         online: _builtins.bool = ...,
+        reputation: Global___Reputation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reputation", b"reputation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "online", b"online", "running", b"running", "slots_free", b"slots_free"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "online", b"online", "reputation", b"reputation", "running", b"running", "slots_free", b"slots_free"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Present: _TypeAlias = Present  # noqa: Y015
+
+@_typing.final
+class Reputation(_message.Message):
+    """What is known of an executor's results."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STANDING_FIELD_NUMBER: _builtins.int
+    VALID_FIELD_NUMBER: _builtins.int
+    INVALID_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    IN_A_ROW_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    standing: _builtins.str
+    """new | known | quarantined"""
+    valid: _builtins.int
+    """results that others confirmed, a test passed, or a known answer"""
+    invalid: _builtins.int
+    late: _builtins.int
+    """reports that came for attempts that were given up, or not needed any more"""
+    lost: _builtins.int
+    """attempts of which nothing was heard any more"""
+    in_a_row: _builtins.int
+    """valid ones since the last invalid one, of the last 20 that were judged"""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentReputation]:
+        """where one executor was asked for"""
+
+    def __init__(
+        self,
+        *,
+        standing: _builtins.str = ...,
+        valid: _builtins.int = ...,
+        invalid: _builtins.int = ...,
+        late: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        in_a_row: _builtins.int = ...,
+        agents: _abc.Iterable[Global___AgentReputation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "in_a_row", b"in_a_row", "invalid", b"invalid", "late", b"late", "lost", b"lost", "standing", b"standing", "valid", b"valid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reputation: _TypeAlias = Reputation  # noqa: Y015
+
+@_typing.final
+class AgentReputation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    IN_A_ROW_FIELD_NUMBER: _builtins.int
+    VALID_FIELD_NUMBER: _builtins.int
+    INVALID_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """name@version"""
+    in_a_row: _builtins.int
+    """valid ones since the last invalid one"""
+    valid: _builtins.int
+    invalid: _builtins.int
+    late: _builtins.int
+    lost: _builtins.int
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        in_a_row: _builtins.int = ...,
+        valid: _builtins.int = ...,
+        invalid: _builtins.int = ...,
+        late: _builtins.int = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "in_a_row", b"in_a_row", "invalid", b"invalid", "late", b"late", "lost", b"lost", "valid", b"valid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentReputation: _TypeAlias = AgentReputation  # noqa: Y015
+
+@_typing.final
+class TrustRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    executor_id: _builtins.str
+    """id or name"""
+    reason: _builtins.str
+    caller: _builtins.str
+    def __init__(
+        self,
+        *,
+        executor_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "executor_id", b"executor_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustRequest: _TypeAlias = TrustRequest  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):
@@ -200,6 +317,7 @@ class Executor(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
     OWNER_NAME_FIELD_NUMBER: _builtins.int
+    REPUTATION_FIELD_NUMBER: _builtins.int
     executor_id: _builtins.str
     name: _builtins.str
     owner: _builtins.str
@@ -216,6 +334,10 @@ class Executor(_message.Message):
     revoked: _builtins.bool
     owner_name: _builtins.str
     """where it is known"""
+    @_builtins.property
+    def reputation(self) -> Global___Reputation:
+        """not where the scheduler cannot be asked; its agents only where one is asked for"""
+
     def __init__(
         self,
         *,
@@ -231,10 +353,11 @@ class Executor(_message.Message):
         position: _builtins.int = ...,
         revoked: _builtins.bool = ...,
         owner_name: _builtins.str = ...,
+        reputation: Global___Reputation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reputation", b"reputation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities_json", b"capabilities_json", "executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "name", b"name", "owner", b"owner", "owner_name", b"owner_name", "position", b"position", "registered_us", b"registered_us", "revoked", b"revoked", "running", b"running", "slots", b"slots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities_json", b"capabilities_json", "executor_id", b"executor_id", "last_seen_us", b"last_seen_us", "name", b"name", "owner", b"owner", "owner_name", b"owner_name", "position", b"position", "registered_us", b"registered_us", "reputation", b"reputation", "revoked", b"revoked", "running", b"running", "slots", b"slots", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

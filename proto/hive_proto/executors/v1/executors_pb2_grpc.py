@@ -70,6 +70,11 @@ class ExecutorsStub:
                 request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
                 _registered_method=True)
+        self.Trust = channel.unary_unary(
+                '/hive.executors.v1.Executors/Trust',
+                request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.TrustRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
+                _registered_method=True)
         self.Keys = channel.unary_unary(
                 '/hive.executors.v1.Executors/Keys',
                 request_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.KeysRequest.SerializeToString,
@@ -128,6 +133,13 @@ class ExecutorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trust(self, request, context):
+        """Begins new records of an executor's results; its quarantine, if it is in one, has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Keys(self, request, context):
         """Public keys of executors, for whoever checks what they sign.
         """
@@ -171,6 +183,11 @@ def add_ExecutorsServicer_to_server(servicer, server):
             'Revoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Revoke,
                     request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.FromString,
+                    response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.SerializeToString,
+            ),
+            'Trust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trust,
+                    request_deserializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.TrustRequest.FromString,
                     response_serializer=hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.SerializeToString,
             ),
             'Keys': grpc.unary_unary_rpc_method_handler(
@@ -368,6 +385,33 @@ class Executors:
             target,
             '/hive.executors.v1.Executors/Revoke',
             hive__proto_dot_executors_dot_v1_dot_executors__pb2.RevokeRequest.SerializeToString,
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.executors.v1.Executors/Trust',
+            hive__proto_dot_executors_dot_v1_dot_executors__pb2.TrustRequest.SerializeToString,
             hive__proto_dot_executors_dot_v1_dot_executors__pb2.Executor.FromString,
             options,
             channel_credentials,

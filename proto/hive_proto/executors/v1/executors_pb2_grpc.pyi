@@ -45,6 +45,8 @@ class ExecutorsStub:
     """Gives an executor, which the gateway has recognised by its key, new credentials for NATS."""
     Revoke: _grpc.UnaryUnaryMultiCallable[_executors_pb2.RevokeRequest, _executors_pb2.Executor]
     """Disconnects an executor at once and for ever."""
+    Trust: _grpc.UnaryUnaryMultiCallable[_executors_pb2.TrustRequest, _executors_pb2.Executor]
+    """Begins new records of an executor's results; its quarantine, if it is in one, has ended."""
     Keys: _grpc.UnaryUnaryMultiCallable[_executors_pb2.KeysRequest, _executors_pb2.KeysResponse]
     """Public keys of executors, for whoever checks what they sign."""
 
@@ -65,6 +67,8 @@ class ExecutorsAsyncStub(ExecutorsStub):
     """Gives an executor, which the gateway has recognised by its key, new credentials for NATS."""
     Revoke: _aio.UnaryUnaryMultiCallable[_executors_pb2.RevokeRequest, _executors_pb2.Executor]  # type: ignore[assignment]
     """Disconnects an executor at once and for ever."""
+    Trust: _aio.UnaryUnaryMultiCallable[_executors_pb2.TrustRequest, _executors_pb2.Executor]  # type: ignore[assignment]
+    """Begins new records of an executor's results; its quarantine, if it is in one, has ended."""
     Keys: _aio.UnaryUnaryMultiCallable[_executors_pb2.KeysRequest, _executors_pb2.KeysResponse]  # type: ignore[assignment]
     """Public keys of executors, for whoever checks what they sign."""
 
@@ -124,6 +128,14 @@ class ExecutorsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_executors_pb2.Executor, _abc.Awaitable[_executors_pb2.Executor]]:
         """Disconnects an executor at once and for ever."""
+
+    @_abc_1.abstractmethod
+    def Trust(
+        self,
+        request: _executors_pb2.TrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executors_pb2.Executor, _abc.Awaitable[_executors_pb2.Executor]]:
+        """Begins new records of an executor's results; its quarantine, if it is in one, has ended."""
 
     @_abc_1.abstractmethod
     def Keys(

@@ -11,7 +11,7 @@ from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 
 from hive_registry.callers import actor_of
 from hive_registry.desk import ExecutorDesk
-from hive_registry.domain.executors import drain, undrain
+from hive_registry.domain.executors import drain, trust, undrain
 from hive_registry.domain.tokens import Enrolment
 from hive_registry.enrolment import EnrolmentDesk
 from hive_registry.views import ExecutorRow, Views
@@ -23,8 +23,13 @@ LIST_MAX: Final = 1_000
 class Presence(Protocol):
     """Who pulls at the moment."""
 
-    async def present(self, min_position: int = 0) -> dict[str, executors_pb2.Present] | None:
-        """Return presence by executor id, by the log up to `min_position`; None where it cannot be asked."""
+    async def present(self, min_position: int = 0, agents_of: str = "") -> dict[str, executors_pb2.Present] | None:
+        """Return presence by executor id, by the log up to `min_position`; None where it cannot be asked.
+
+        Args:
+            min_position: a position of the log.
+            agents_of: the executor whose records are wanted agent by agent.
+        """
         ...
 
 
@@ -64,7 +69,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
     ) -> executors_pb2.Executor:
         """Return one executor by id or name."""
         row = await self._find(request.executor_id)
-        return self._message(row, await self._presence.present())
+        return self._message(row, await self._presence.present(agents_of=row.executor))
 
     async def Drain(
         self, request: executors_pb2.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -108,6 +113,15 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         found = await self._find(request.executor_id)
         row = await self._enrolment.revoke(found.executor, request.reason, actor)
         return self._message(row, await self._presence.present(row.position))
+
+    async def Trust(
+        self, request: executors_pb2.TrustRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> executors_pb2.Executor:
+        """Begin new records of an executor. Doing so twice begins them twice."""
+        actor = actor_of(context, request.caller, "registry")
+        found = await self._find(request.executor_id)
+        row = await self._desk.change(found.executor, actor, lambda state: trust(state, request.reason))
+        return self._message(row, await self._presence.present(row.position, row.executor))
 
     async def Keys(
         self, request: executors_pb2.KeysRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -164,6 +178,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
             slots=0 if told is None else told.slots,
             running=now.running,
             position=row.position,
+            reputation=now.reputation if now.HasField("reputation") else None,
         )
 
     def _state_of(self, row: ExecutorRow, online: bool | None) -> str:

@@ -23,16 +23,17 @@ class SchedulerPresence:
         self._channel: grpc.aio.Channel | None = None if address is None else open_channel(address)
         self._metadata = bearer(key)
 
-    async def present(self, min_position: int = 0) -> dict[str, executors_pb2.Present] | None:
+    async def present(self, min_position: int = 0, agents_of: str = "") -> dict[str, executors_pb2.Present] | None:
         """Return presence by executor id, or None where the scheduler cannot be asked now.
 
         Args:
             min_position: the scheduler answers once it acts by what the log says up to here.
+            agents_of: the executor whose records are wanted agent by agent.
         """
         if self._channel is None:
             return None
         stub = executors_pb2_grpc.PresenceStub(self._channel)
-        request = executors_pb2.PresenceRequest(min_position=min_position)
+        request = executors_pb2.PresenceRequest(min_position=min_position, agents_of=agents_of)
         try:
             answer = await call(stub.List(request, timeout=PRESENCE_WITHIN_S, metadata=self._metadata))
         except HiveError:

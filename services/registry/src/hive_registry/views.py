@@ -14,6 +14,7 @@ from hive_common.contracts.events import (
     ExecutorEnrolled,
     ExecutorRegistered,
     ExecutorRevoked,
+    ExecutorTrusted,
     ExecutorUndrained,
     JoinTokenIssued,
     JoinTokenUsed,
@@ -86,6 +87,8 @@ UPDATE registry.executors SET capabilities = %s, version = %s, position = %s WHE
 _DRAIN = """
 UPDATE registry.executors SET drained = %s, version = %s, position = %s WHERE ns = %s AND executor = %s
 """
+# What comes of trust stands with the scheduler; the stream's version counts here.
+_MOVE = "UPDATE registry.executors SET version = %s, position = %s WHERE ns = %s AND executor = %s"
 _PUBLISH = """
 INSERT INTO registry.agent_versions
     (ns, stream, owner, stream_version, name, version, version_key, digest, manifest, size_bytes, published_us,
@@ -243,6 +246,7 @@ class RegistryProjection:
         "ExecutorUndrained",
         "ExecutorEnrolled",
         "ExecutorRevoked",
+        "ExecutorTrusted",
         "JoinTokenIssued",
         "JoinTokenUsed",
         "AgentVersionPublished",
@@ -291,6 +295,8 @@ def _statement_of(stored: Stored) -> tuple[Any, Any]:
             return _DRAIN, (True, *moved, *key)
         case ExecutorUndrained():
             return _DRAIN, (False, *moved, *key)
+        case ExecutorTrusted():
+            return _MOVE, (*moved, *key)
         case AgentVersionPublished():
             version = (event.name, event.version, sort_key(event.version), event.digest)
             what = (bytes(event.manifest), event.size_bytes, stored.ts_us, stored.position)

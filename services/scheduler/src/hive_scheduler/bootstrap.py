@@ -172,7 +172,7 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
         jobs_pb2_grpc.add_IntakeServicer_to_server(IntakeService(leader.submissions), rpc.server)
         approvals_pb2_grpc.add_ApprovalsServicer_to_server(ApprovalsService(leader.approvals), rpc.server)
         executors_pb2_grpc.add_PresenceServicer_to_server(
-            PresenceService(leader.dispatcher, leader.catalogue), rpc.server
+            PresenceService(leader.dispatcher, leader.catalogue, leader.reputation), rpc.server
         )
         try:
             await leader.start()

@@ -30,6 +30,7 @@ TYPES: Final = (
     "ExecutorDrainRequested",
     "ExecutorUndrained",
     "ExecutorRevoked",
+    "ExecutorTrusted",
 )
 
 
@@ -52,14 +53,20 @@ class Catalogue:
         reader: of the log.
         on_executor: called with the id of an executor about which something is new.
         on_signers: called when keys of authors were trusted or distrusted.
+        on_trusted: called with the id of an executor that a person trusts anew, and the position at which.
     """
 
     def __init__(
-        self, reader: LogReader, on_executor: Callable[[str], None], on_signers: Callable[[], None] = lambda: None
+        self,
+        reader: LogReader,
+        on_executor: Callable[[str], None],
+        on_signers: Callable[[], None] = lambda: None,
+        on_trusted: Callable[[str, int], None] = lambda executor, position: None,
     ) -> None:
         self._reader = reader
         self._on_executor = on_executor
         self._on_signers = on_signers
+        self._on_trusted = on_trusted
         self._lock = asyncio.Lock()
         self.executors: dict[str, KnownExecutor] = {}
         self.agents: dict[str, AgentRef] = {}
@@ -143,6 +150,9 @@ class Catalogue:
                 return
             case events.PermissionRevoked():
                 self.grants.get(event.agent, {}).pop(event.permission, None)
+                return
+            case events.ExecutorTrusted():
+                self._on_trusted(stored.stream, stored.position)
                 return
             case events.ExecutorEnrolled():
                 self.keys[stored.stream] = event.public_key

@@ -12,6 +12,8 @@ from psycopg import AsyncConnection
 
 from hive_scheduler.queries import Queries
 from hive_scheduler.recovery import OpenJobs, PostgresOpenJobs
+from hive_scheduler.reputation import Records
+from hive_scheduler.reputation_views import PostgresRecords, ReputationProjection
 from hive_scheduler.views import JobsProjection
 
 SCHEMA = "scheduler"
@@ -23,6 +25,14 @@ async def prepare_database(dsn: str) -> None:
     async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
         await migrate(conn, files("hive_scheduler") / "migrations", SCHEMA)
         await create_projection_table(conn, SCHEMA)
+
+
+class Following(Protocol):
+    """What keeps something up to date with the log."""
+
+    async def run(self) -> None:
+        """Follow the log until cancelled."""
+        ...
 
 
 class Views(Protocol):
@@ -64,6 +74,14 @@ class Database(Protocol):
         """Return what keeps the views up to date from `source`."""
         ...
 
+    def records(self) -> Records:
+        """Return what the table of reputation knows of executors."""
+        ...
+
+    def reputation(self, reader: LogReader) -> Following:
+        """Return what keeps that table up to date; `reader` is its own."""
+        ...
+
     def queries(self, ns: str) -> Queries:
         """Return reads of the views of one namespace, which the caller opens and closes."""
         ...
@@ -101,6 +119,14 @@ class PostgresDatabase:
         """Return the runner of the views' projection."""
         projection = JobsProjection()
         return ProjectionRunner(self._dsn, source, projection, SCHEMA, wake=wake, batch_events=VIEWS_BATCH_EVENTS)
+
+    def records(self) -> PostgresRecords:
+        """Return what reads the table of reputation."""
+        return PostgresRecords(self._conn)
+
+    def reputation(self, reader: LogReader) -> ProjectionRunner:
+        """Return the runner of reputation's projection. Nobody waits for it: it looks once a second."""
+        return ProjectionRunner(self._dsn, reader, ReputationProjection(reader), SCHEMA)
 
     def queries(self, ns: str) -> Queries:
         """Return reads of the views."""

@@ -547,6 +547,12 @@ class Dispatcher:
         if known is not None and known.drained and state.pull is not None and not state.pull.sealed:
             self._answer_after_commit(state, state.pull)
 
+    def standing_changed(self, executor: str) -> None:
+        """Take over what is thought of an executor now (Reputation)."""
+        state = self._executors.get(executor)
+        if state is not None:
+            self._sync(state)
+
     def _shut_out(self, state: _Executor) -> None:
         """Give to others what a revoked executor has, at once: what it will say does not count any more."""
         self._leases.pop(state.id, None)

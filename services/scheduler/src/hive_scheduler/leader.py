@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -50,6 +50,7 @@ from hive_scheduler.kills import enforce
 from hive_scheduler.permits import Permits
 from hive_scheduler.recovery import recover
 from hive_scheduler.reports import Reports
+from hive_scheduler.reputation import Reputation
 from hive_scheduler.submission import Specs, Submissions
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Leader:
         minter: makes capability tokens.
         verifier: reads them.
         approval_ms: how long people may take to decide what attempts ask.
+        chance: draws whose results are checked; from a seed in tests (Reputation).
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Leader:
         minter: Minter | None = None,
         verifier: Verifier | None = None,
         approval_ms: int = APPROVAL_MS,
+        chance: Callable[[], float] | None = None,
     ) -> None:
         self._database = database
         self._client = client
@@ -127,8 +130,13 @@ class Leader:
         self.specs = Specs()
         blobs = Blobs(store)
         self.engine = Engine(ns, clock, blobs)
+        self.reputation = Reputation(ns, chance)
+        self.engine.trust = self.reputation.trust_in
+        self.engine.observe = self.reputation.observe_task
         self._catalogue_reader = database.reader()
-        self.catalogue = Catalogue(self._catalogue_reader, self._executor_changed, self._signers_changed)
+        self.catalogue = Catalogue(
+            self._catalogue_reader, self._executor_changed, self._signers_changed, self.reputation.trusted
+        )
         self.kills = KillLog(self._catalogue_reader, ns, kill_public_key, lambda _: self._enforce())
         permits = Permits(self.catalogue, clock, minter, self.kills)
         self.dispatcher = Dispatcher(
@@ -141,6 +149,8 @@ class Leader:
         self.submissions = Submissions(
             *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits)
         )
+        self.reputation.on_standing = self.dispatcher.standing_changed
+        self._reputation_reader = database.reader()
         self.views_wake = asyncio.Event()
         self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
         self._catalogue_later = _Later(self.catalogue.wake, CATALOGUE_DELAY_S)
@@ -161,6 +171,7 @@ class Leader:
         await self.catalogue.catch_up()
         await self.kills.catch_up()
         fold, position = await recover(self._database.open_jobs(), self.reader, self.specs, self.engine.now_us())
+        await self.reputation.load(self._database.records(), self.reader)
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         self.approvals.take_over()
@@ -170,6 +181,7 @@ class Leader:
         self._run(self.engine.committer.run(), "committer")
         self._run(self._watch_writer(self._writer), "leadership")
         self._run(self.views.run(), "views")
+        self._run(self._database.reputation(self._reputation_reader).run(), "reputation")
         self._run(self.catalogue.follow(), "catalogue")
         self._run(self.kills.follow(), "kill orders")
         self._run(self._tick(), "tick")
@@ -210,7 +222,7 @@ class Leader:
             await self._writer.close()
         await self._database.close()
         await self.queries.close()
-        for reader in (self.reader, self._catalogue_reader, self._views_reader):
+        for reader in (self.reader, self._catalogue_reader, self._views_reader, self._reputation_reader):
             await reader.close()
 
     def _take_over(self, recovered: Any) -> None:

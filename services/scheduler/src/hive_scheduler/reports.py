@@ -289,6 +289,8 @@ class Reports:
             )
             for offset, event in enumerate(decided)
         ]
+        for event in decided:
+            self._engine.observe(task, event)
         self._engine.committer.stage(new, (task.job, versions[task.job]))
         await self._engine.committer.settled()
 

@@ -25,10 +25,12 @@ from hive_scheduler.decisions import read_decision, told
 from hive_scheduler.dispatch import Dispatcher
 from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.placement import Fleet
+from hive_scheduler.domain.reputation import Book
 from hive_scheduler.domain.task import STATUSES
 from hive_scheduler.engine import Engine
 from hive_scheduler.hub import Hub, Subscription
 from hive_scheduler.queries import PAGE_EVENTS, Queries, Row, counts_of
+from hive_scheduler.reputation import Reputation
 from hive_scheduler.submission import Submission, Submissions
 
 log = logging.getLogger(__name__)

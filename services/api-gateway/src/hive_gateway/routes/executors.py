@@ -17,6 +17,12 @@ from hive_gateway.upstream import Upstream, UpstreamDep
 ExecutorKey = Annotated[str, Path(max_length=200, description="id or name of an executor")]
 
 
+class TrustBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why an executor is trusted anew. It is kept in the log."""
+
+    reason: str = ""
+
+
 class DrainBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Why an executor gets no new attempts. It is kept in the log."""
 
@@ -81,5 +87,21 @@ def router(peers: Peers) -> APIRouter:
         """Give an executor work again."""
         command = await read_command(request, DrainBody)
         return await drain(upstream, executor, command.reason, undrain=True)
+
+    @api.post(
+        "/executors/{executor}/trust",
+        operation_id="trustExecutor",
+        responses=answers(views.Executor, 400, 404, 409, 413),
+        openapi_extra=struct_body(TrustBody, required=False),
+        response_class=Response,
+    )
+    async def trust_executor(request: Request, executor: ExecutorKey, upstream: UpstreamDep) -> Response:
+        """Begin new records of an executor's results: its quarantine, if it is in one, has ended."""
+        command = await read_command(request, TrustBody)
+        message = executors_pb2.TrustRequest(
+            executor_id=executor, reason=command.reason, caller=upstream.caller.pseudonym
+        )
+        answer = await upstream.ask(peers.registry, peers.executors.Trust, message)
+        return reply(views.executor(answer))
 
     return api

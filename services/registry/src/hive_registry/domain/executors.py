@@ -21,6 +21,7 @@ from hive_common.contracts.events import (
     ExecutorEnrolled,
     ExecutorRegistered,
     ExecutorRevoked,
+    ExecutorTrusted,
     ExecutorUndrained,
     Power,
 )
@@ -148,6 +149,21 @@ def undrain(state: ExecutorState) -> tuple[Event, ...]:
     return (ExecutorUndrained(),) if state.drained else ()
 
 
+def trust(state: ExecutorState, reason: str) -> tuple[Event, ...]:
+    """Return the events of a person's word that an executor's records begin anew.
+
+    Raises:
+        NotFound: it is not known.
+        FailedPrecondition: it is out for ever.
+        InvalidArgument: the reason is beyond its bound.
+    """
+    _check_known(state)
+    check_text("reason", reason, REASON_CHARACTERS_MAX)
+    if state.revoked:
+        raise FailedPrecondition("this executor was revoked, for ever; to come back it joins anew")
+    return (ExecutorTrusted(reason=reason),)
+
+
 def evolve(state: ExecutorState, event: Event) -> ExecutorState:
     """Return the state after `event`. Raises UnknownEvent for one that is not about executors (law 11)."""
     version = state.version + 1
@@ -171,6 +187,8 @@ def evolve(state: ExecutorState, event: Event) -> ExecutorState:
             return msgspec.structs.replace(state, version=version, drained=True)
         case ExecutorUndrained():
             return msgspec.structs.replace(state, version=version, drained=False)
+        case ExecutorTrusted():
+            return msgspec.structs.replace(state, version=version)
     raise UnknownEvent(f"an executor's stream holds a {type(event).__name__}")
 
 
