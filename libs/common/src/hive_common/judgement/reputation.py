@@ -90,9 +90,14 @@ def refused(record: ExecutorRecord, executor_owner: str, task_owner: str, low_tr
         low_trust: the task may go to machines that nobody knows yet: its result is judged by others, and it holds
             nothing that its owner would not show them.
     """
+    return refused_as(standing(record), executor_owner, task_owner, low_trust)
+
+
+def refused_as(standing: Standing, executor_owner: str, task_owner: str, low_trust: bool) -> Access:
+    """Say the same of an executor whose standing is known."""
     if executor_owner == task_owner:
         return ""
-    match standing(record):
+    match standing:
         case "quarantined":
             return "quarantined"
         case "new" if not low_trust:

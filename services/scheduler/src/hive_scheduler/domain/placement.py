@@ -7,24 +7,57 @@ over every device. (Shape after Nomad's scheduler: a line of small stages that s
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
-from hive_common.contracts.events import Capabilities, Placement
+from hive_common.contracts.events import TIERS, Capabilities, Placement
+from hive_common.judgement.reputation import Standing, refused_as
 
 
-class Need(msgspec.Struct, frozen=True):
-    """What a task asks of a device. Its files are in memory, too."""
+class Apart(msgspec.Struct, frozen=True, cache_hash=True):
+    """What a task has to keep away from: what made other results of a task, or with `judges` what it judges."""
+
+    executors: frozenset[str] = frozenset()
+    devices: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()
+    judges: bool = False
+
+
+class Where(msgspec.Struct, frozen=True, cache_hash=True):
+    """Where a job says that a task may run. `executors` are names or ids; none: any."""
+
+    tier: str = ""
+    executors: frozenset[str] = frozenset()
+    labels: frozenset[tuple[str, str]] = frozenset()
+
+
+class Need(msgspec.Struct, frozen=True, cache_hash=True):
+    """What a task asks of a device. Its files are in memory, too.
+
+    Attributes:
+        distinct_from: places of other results, and of those that it judges.
+        place: where its job says that it may run.
+        owner: whose task it is; devices of others have to have a standing. Empty: any may have it.
+        low_trust: it may go to devices that nobody knows yet (`hive_common.judgement.reputation`).
+        senior: the higher the device's tier, the better.
+    """
 
     runtime: str
     memory_bytes: int
     excluded: frozenset[str] = frozenset()
     scratch_bytes: int = 0
+    distinct_from: Apart | None = None
+    place: Where | None = None
+    owner: str = ""
+    low_trust: bool = False
+    senior: bool = False
 
 
 class Device(msgspec.Struct, frozen=True):
-    """An executor as the scheduler sees it now. `slots_free` counts what it may still be given."""
+    """An executor as the scheduler sees it now. `slots_free` counts what it may still be given; `standing` counts
+    for tasks of other owners than its own.
+    """
 
     executor: str
     name: str
@@ -37,14 +70,18 @@ class Device(msgspec.Struct, frozen=True):
     online: bool = True
     revoked: bool = False
     killed: bool = False
+    standing: Standing = "new"
 
 
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much each part of the score counts. Parts lie between 0 and 1."""
+    """How much each part of the score counts. Parts lie between 0 and 1. `tier` is more than all others together:
+    a senior agent goes to the highest tier that has room, and nobody else looks at it.
+    """
 
     load: float = 1.0
     power: float = 0.5
     memory: float = 0.1
+    tier: float = 4.0
     battery_floor_percent: int = 20
 
 
@@ -66,13 +103,16 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     parts: dict[str, float] = {}
 
 
-_Class = tuple[str, str, frozenset[str]]
+_Class = tuple[str, str, frozenset[str], str]
 _State = Callable[[Device, Weights], bool]
 
 RUNTIME_MISSING: Final = "runtime_missing"
 EXCLUDED: Final = "excluded"
 MEMORY_SHORT: Final = "memory_short"
 SCRATCH_MISSING: Final = "scratch_missing"
+TIER_DIFFERS: Final = "tier_differs"
+EXECUTOR_NOT_NAMED: Final = "executor_not_named"
+LABEL_MISSING: Final = "label_missing"
 
 
 def _battery_low(device: Device, weights: Weights) -> bool:
@@ -96,7 +136,7 @@ STATE_STAGES: Final[tuple[tuple[str, _State], ...]] = (
 def class_of(device: Device) -> _Class:
     """Return the capability class: what decides over whole groups of devices at once."""
     capabilities = device.capabilities
-    return capabilities.os, capabilities.arch, frozenset(capabilities.runtimes)
+    return capabilities.os, capabilities.arch, frozenset(capabilities.runtimes), capabilities.tier
 
 
 def state_reason(device: Device, weights: Weights) -> str | None:
@@ -112,7 +152,55 @@ def need_reason(device: Device, need: Need) -> str | None:
         return SCRATCH_MISSING
     if device.memory_free_bytes < need.memory_bytes + need.scratch_bytes:
         return MEMORY_SHORT
+    if need.place is not None and (reason := place_reason(device, need.place)):
+        return reason
+    if need.distinct_from is not None and (reason := apart_reason(device, need.distinct_from)):
+        return reason
+    if need.owner and need.owner != device.owner:
+        return refused_as(device.standing, device.owner, need.owner, need.low_trust) or None
     return None
+
+
+def place_reason(device: Device, place: Where) -> str | None:
+    """Return why a job's `place` leaves a device out, or None."""
+    if place.tier and device.capabilities.tier != place.tier:
+        return TIER_DIFFERS
+    if place.executors and device.executor not in place.executors and device.name not in place.executors:
+        return EXECUTOR_NOT_NAMED
+    labels = device.capabilities.labels
+    if any(labels.get(name) != value for name, value in place.labels):
+        return LABEL_MISSING
+    return None
+
+
+def apart_reason(device: Device, apart: Apart) -> str | None:
+    """Return what a device has in common with places that a task has to keep away from, or None."""
+    if device.executor in apart.executors:
+        return "produced_what_it_judges" if apart.judges else "same_executor"
+    if device.capabilities.device in apart.devices:
+        return "same_device_as_what_it_judges" if apart.judges else "same_device"
+    if device.owner in apart.owners:
+        return "same_owner_as_what_it_judges" if apart.judges else "same_owner"
+    return None
+
+
+def never_reason(device: Device, need: Need) -> str | None:
+    """Return why a device will not take a task either when it is idle and there, or None.
+
+    What a person or a reputation has shut out counts as never, what is offline, drained or busy does not.
+    """
+    if device.revoked or device.killed:
+        return "revoked" if device.revoked else "killed"
+    if need.runtime not in device.capabilities.runtimes:
+        return RUNTIME_MISSING
+    idle = msgspec.structs.replace(device, memory_free_bytes=device.capabilities.memory_bytes)
+    return need_reason(idle, need)
+
+
+def tier_part(tier: str, weights: Weights) -> float:
+    """Return what a tier adds to a device's score for a senior agent."""
+    rank = TIERS.index(tier) if tier in TIERS else 0
+    return weights.tier * rank / (len(TIERS) - 1)
 
 
 def score_parts(device: Device, weights: Weights) -> dict[str, float]:
@@ -235,16 +323,6 @@ class Fleet:
         """Say whether any device could take any task. Cheap; lets a full pool skip the queue."""
         return any(bucket.stamps for bucket in self._buckets.values())
 
-    def possible(self, need: Need) -> bool:
-        """Say whether any device could take it, were it idle and awake."""
-        gone = ("revoked", "killed")
-        return any(
-            need.runtime in device.capabilities.runtimes
-            and self._reasons.get(device.executor) not in gone
-            and need_reason(device, need) in (None, MEMORY_SHORT)
-            for device in self._devices.values()
-        )
-
     def place(self, need: Need) -> Picked | None:
         """Pick the best feasible device and take one of its slots, or return None where there is none."""
         rejected: Counter[str] = Counter()
@@ -253,7 +331,12 @@ class Fleet:
             if need.runtime not in group[2]:
                 rejected[RUNTIME_MISSING] += size
                 continue
+            if self._other_tier(need, group):
+                rejected[TIER_DIFFERS] += size
+                continue
             found = self._best_of(group, need, rejected)
+            if found is not None and need.senior:
+                found = found[0] - tier_part(group[3], self.weights), found[1]
             if found is not None and (best is None or found < best):
                 best = found
         if best is None:
@@ -263,6 +346,14 @@ class Fleet:
         device = self._devices[executor]
         self.upsert(msgspec.structs.replace(device, slots_free=device.slots_free - 1, running=device.running + 1))
         return Picked(executor, Placement(len(self._devices), round(-negative_score, 6), dict(rejected)))
+
+    def devices(self) -> Iterable[Device]:
+        """Return all devices that are known."""
+        return self._devices.values()
+
+    def possible(self, need: Need) -> bool:
+        """Say whether any device could take a task, if not now."""
+        return any(never_reason(device, need) is None for device in self._devices.values())
 
     def explain(self, need: Need) -> list[Candidate]:
         """Run every stage over every device: rejections with their reasons, the rest by falling score."""
@@ -290,8 +381,12 @@ class Fleet:
 
     def _count_states(self, need: Need, rejected: Counter[str]) -> None:
         for (group, reason), count in self._reason_counts.items():
-            if count and need.runtime in group[2]:
+            if count and need.runtime in group[2] and not self._other_tier(need, group):
                 rejected[reason] += count
+
+    @staticmethod
+    def _other_tier(need: Need, group: _Class) -> bool:
+        return need.place is not None and need.place.tier not in ("", group[3])
 
     def _candidate(self, device: Device, need: Need) -> Candidate:
         reason = RUNTIME_MISSING if need.runtime not in device.capabilities.runtimes else None
@@ -299,4 +394,6 @@ class Fleet:
         if reason is not None:
             return Candidate(device.executor, device.name, feasible=False, reason=reason)
         parts = score_parts(device, self.weights)
+        if need.senior:
+            parts["tier"] = round(tier_part(device.capabilities.tier, self.weights), 6)
         return Candidate(device.executor, device.name, True, score=round(sum(parts.values()), 6), parts=parts)
