@@ -185,6 +185,10 @@ UNARY: dict[str, Unary] = {
         lambda rig: jobs_pb2.ExplainRequest(task_id=rig.task_id),
         lambda rig, answer: json.loads(answer.explanation_json)["state"] == "succeeded",
     ),
+    "Jobs.GetDecision": reading(
+        lambda rig: jobs_pb2.GetDecisionRequest(task_id=rig.judged_id),
+        lambda rig, answer: json.loads(answer.decision_json)["task"] == rig.judged_id,
+    ),
     "Executors.List": reading(
         lambda rig: executors_pb2.ListRequest(),
         lambda rig, answer: rig.executor_id in {one.executor_id for one in answer.executors},
@@ -227,6 +231,9 @@ UNARY: dict[str, Unary] = {
     ),
     "Audit.Verify": reading(
         lambda rig: audit_pb2.VerifyRequest(), lambda rig, answer: answer.ok and answer.events >= rig.head
+    ),
+    "Audit.Decisions": reading(
+        lambda rig: audit_pb2.DecisionsRequest(job_id=rig.job_id), lambda rig, answer: not answer.next_after
     ),
     "Models.List": reading(
         lambda rig: models_pb2.ListRequest(), lambda rig, answer: MODEL in {model.name for model in answer.models}

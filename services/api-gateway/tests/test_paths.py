@@ -230,6 +230,11 @@ async def test_the_log_is_read_verified_and_exported(world, http):
     body = await response.json()
     assert body["ok"] is True and body["first_bad_position"] is None and body["head_hash"] == "01" * 32
     assert world.audit.requests[-1].against_hash == b"\xab" * 32
+    page = await (await http.get("/v1/audit/decisions?job=j&after=3&limit=9")).json()
+    assert (page["checks"][0]["result"], page["checks"][0]["reasons"], page["next"]) == ("differs", ["a", "b"], 7)
+    asked = world.audit.requests[-1]
+    assert (asked.job_id, asked.task_id, asked.after, asked.limit) == ("j", "", 3, 9)
+    assert (await (await http.get("/v1/audit/decisions?task=t")).json())["next"] is None
     response = await http.get("/v1/audit/export")
     assert await response.read() == b'{"header": 1}\n{"position": 1}\n'
 

@@ -28,6 +28,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from .conftest import Tamper
 from .histories import fill
+from .test_decisions import quorum_case
 
 KEY = "service-key"
 
@@ -149,6 +150,16 @@ async def test_it_verifies_reads_and_exports(database: Database, nats_server: Em
                     file.write(chunk.lines)
             verified = verify_file(path)
             assert verified.ok and verified.head_hash == result.head_hash.hex()
+
+            judged = await quorum_case().write(database)
+            request = audit_pb2.DecisionsRequest(limit=1)
+            page = await call(audit.Decisions(request, **with_key()))
+            assert [(one.task_id, one.result, one.step) for one in page.checks] == [(judged, "same", "answer")]
+            assert page.next_after == page.checks[0].position
+            request = audit_pb2.DecisionsRequest(after=page.next_after)
+            assert not (await call(audit.Decisions(request, **with_key()))).checks
+            with pytest.raises(InvalidArgument):
+                await call(audit.Decisions(audit_pb2.DecisionsRequest(limit=201), **with_key()))
         assert service.stop() == 0
 
 

@@ -24,10 +24,26 @@ def verify(
         Path | None,
         typer.Option("--against", metavar="FILE", help="An earlier export that must be the beginning of the log."),
     ] = None,
+    decision: Annotated[
+        str, typer.Option("--decision", metavar="TASK", help="Instead: recompute the decision over this task.")
+    ] = "",
+    decisions: Annotated[
+        str,
+        typer.Option("--decisions", metavar="JOB", help="Instead: recompute those of this job; `all`: every one."),
+    ] = "",
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Check every byte of the log. Ends with 1 where it does not hold, and names the first bad position."""
+    """Check every byte of the log. Ends with 1 where it does not hold, and names the first bad position.
+
+    With --decision: apply the rule to the recorded votes and scores again, compare the values where they still
+    exist, and hold the record against the events that it was made from. Ends with 1 where something differs.
+    """
+    if decision or decisions:
+        if (decision and decisions) or file is not None or against is not None:
+            raise InvalidArgument("expected one of --decision, --decisions, --file and --against")
+        _verify_decisions(decision, decisions, as_json, home)
+        return
     result = _verify_file(file, against) if file is not None else _verify_log(home, against)
     if as_json:
         print_json(result)
@@ -40,6 +56,43 @@ def verify(
         )
     if not result["ok"]:
         raise typer.Exit(FAILED)
+
+
+def _verify_decisions(task: str, job: str, as_json: bool, home: Path | None) -> None:
+    checks: list[dict[str, Any]] = []
+    after: int | None = 0
+    with connect(home) as api:
+        while after is not None:
+            page = api.get("/v1/audit/decisions", task=task, job="" if job == "all" else job, after=after)
+            checks += page["checks"]
+            after = page["next"]
+    counts = {name: sum(one["result"] == name for one in checks) for name in ("same", "differs", "not_checkable")}
+    if as_json:
+        print_json({"ok": not counts["differs"], "counts": counts, "checks": checks})
+    else:
+        for one in checks:
+            _print_decision(one)
+        if job:
+            out.print(
+                f"{len(checks)} decisions: " + ", ".join(f"{n} {_SHOWN[name][1]}" for name, n in counts.items())
+            )
+    if counts["differs"]:
+        raise typer.Exit(FAILED)
+
+
+_SHOWN = {
+    "same": ("[green]✓[/green]", "same"),
+    "differs": ("[red]✗[/red]", "differ"),
+    "not_checkable": ("[yellow]?[/yellow]", "not checkable"),
+}
+
+
+def _print_decision(one: dict[str, Any]) -> None:
+    sign, words = _SHOWN[one["result"]]
+    named = f"task {one['task_id']} ({one['step']}, {one['outcome']}, position {one['position']})"
+    out.print(f"{sign} {escape(clean(named))}: {'differs' if one['result'] == 'differs' else words}")
+    for reason in one["reasons"]:
+        out.print(escape(f"    {clean(reason)}"))
 
 
 def _verify_file(file: Path, against: Path | None) -> dict[str, Any]:

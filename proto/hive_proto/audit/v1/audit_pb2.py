@@ -24,25 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhive_proto/audit/v1/audit.proto\x12\rhive.audit.v1\"?\n\rVerifyRequest\x12\x18\n\x10\x61gainst_position\x18\x01 \x01(\x03\x12\x14\n\x0c\x61gainst_hash\x18\x02 \x01(\x0c\"\x89\x01\n\x0eVerifyResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\thead_hash\x18\x04 \x01(\x0c\x12\x1a\n\x12\x66irst_bad_position\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"8\n\rEventsRequest\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x03\x12\n\n\x02to\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x05\"j\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevent_json\x18\x02 \x01(\x0c\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x0e\n\x06\x65rased\x18\x06 \x01(\x08\"\x1b\n\rExportRequest\x12\n\n\x02to\x18\x01 \x01(\x03\"\x1c\n\x0b\x45xportChunk\x12\r\n\x05lines\x18\x01 \x01(\x0c\x32\xd4\x01\n\x05\x41udit\x12\x45\n\x06Verify\x12\x1c.hive.audit.v1.VerifyRequest\x1a\x1d.hive.audit.v1.VerifyResponse\x12>\n\x06\x45vents\x12\x1c.hive.audit.v1.EventsRequest\x1a\x14.hive.audit.v1.Event0\x01\x12\x44\n\x06\x45xport\x12\x1c.hive.audit.v1.ExportRequest\x1a\x1a.hive.audit.v1.ExportChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhive_proto/audit/v1/audit.proto\x12\rhive.audit.v1\"Q\n\x10\x44\x65\x63isionsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x05\"U\n\x11\x44\x65\x63isionsResponse\x12,\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1c.hive.audit.v1.DecisionCheck\x12\x12\n\nnext_after\x18\x02 \x01(\x03\"\x82\x01\n\rDecisionCheck\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x0e\n\x06result\x18\x06 \x01(\t\x12\x0f\n\x07reasons\x18\x07 \x03(\t\"?\n\rVerifyRequest\x12\x18\n\x10\x61gainst_position\x18\x01 \x01(\x03\x12\x14\n\x0c\x61gainst_hash\x18\x02 \x01(\x0c\"\x89\x01\n\x0eVerifyResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\thead_hash\x18\x04 \x01(\x0c\x12\x1a\n\x12\x66irst_bad_position\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"8\n\rEventsRequest\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x03\x12\n\n\x02to\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x05\"j\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nevent_json\x18\x02 \x01(\x0c\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x0e\n\x06\x65rased\x18\x06 \x01(\x08\"\x1b\n\rExportRequest\x12\n\n\x02to\x18\x01 \x01(\x03\"\x1c\n\x0b\x45xportChunk\x12\r\n\x05lines\x18\x01 \x01(\x0c\x32\xa4\x02\n\x05\x41udit\x12\x45\n\x06Verify\x12\x1c.hive.audit.v1.VerifyRequest\x1a\x1d.hive.audit.v1.VerifyResponse\x12>\n\x06\x45vents\x12\x1c.hive.audit.v1.EventsRequest\x1a\x14.hive.audit.v1.Event0\x01\x12\x44\n\x06\x45xport\x12\x1c.hive.audit.v1.ExportRequest\x1a\x1a.hive.audit.v1.ExportChunk0\x01\x12N\n\tDecisions\x12\x1f.hive.audit.v1.DecisionsRequest\x1a .hive.audit.v1.DecisionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hive_proto.audit.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERIFYREQUEST']._serialized_start=50
-  _globals['_VERIFYREQUEST']._serialized_end=113
-  _globals['_VERIFYRESPONSE']._serialized_start=116
-  _globals['_VERIFYRESPONSE']._serialized_end=253
-  _globals['_EVENTSREQUEST']._serialized_start=255
-  _globals['_EVENTSREQUEST']._serialized_end=311
-  _globals['_EVENT']._serialized_start=313
-  _globals['_EVENT']._serialized_end=419
-  _globals['_EXPORTREQUEST']._serialized_start=421
-  _globals['_EXPORTREQUEST']._serialized_end=448
-  _globals['_EXPORTCHUNK']._serialized_start=450
-  _globals['_EXPORTCHUNK']._serialized_end=478
-  _globals['_AUDIT']._serialized_start=481
-  _globals['_AUDIT']._serialized_end=693
+  _globals['_DECISIONSREQUEST']._serialized_start=50
+  _globals['_DECISIONSREQUEST']._serialized_end=131
+  _globals['_DECISIONSRESPONSE']._serialized_start=133
+  _globals['_DECISIONSRESPONSE']._serialized_end=218
+  _globals['_DECISIONCHECK']._serialized_start=221
+  _globals['_DECISIONCHECK']._serialized_end=351
+  _globals['_VERIFYREQUEST']._serialized_start=353
+  _globals['_VERIFYREQUEST']._serialized_end=416
+  _globals['_VERIFYRESPONSE']._serialized_start=419
+  _globals['_VERIFYRESPONSE']._serialized_end=556
+  _globals['_EVENTSREQUEST']._serialized_start=558
+  _globals['_EVENTSREQUEST']._serialized_end=614
+  _globals['_EVENT']._serialized_start=616
+  _globals['_EVENT']._serialized_end=722
+  _globals['_EXPORTREQUEST']._serialized_start=724
+  _globals['_EXPORTREQUEST']._serialized_end=751
+  _globals['_EXPORTCHUNK']._serialized_start=753
+  _globals['_EXPORTCHUNK']._serialized_end=781
+  _globals['_AUDIT']._serialized_start=784
+  _globals['_AUDIT']._serialized_end=1076
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class AuditStub:
                 request_serializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportChunk.FromString,
                 _registered_method=True)
+        self.Decisions = channel.unary_unary(
+                '/hive.audit.v1.Audit/Decisions',
+                request_serializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServicer:
@@ -77,6 +82,13 @@ class AuditServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decisions(self, request, context):
+        """Decisions over judged tasks, each recomputed and held against the events and values that it was made from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_AuditServicer_to_server(servicer, server):
                     servicer.Export,
                     request_deserializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportRequest.FromString,
                     response_serializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportChunk.SerializeToString,
+            ),
+            'Decisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decisions,
+                    request_deserializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsRequest.FromString,
+                    response_serializer=hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class Audit:
             '/hive.audit.v1.Audit/Export',
             hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportRequest.SerializeToString,
             hive__proto_dot_audit_dot_v1_dot_audit__pb2.ExportChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.audit.v1.Audit/Decisions',
+            hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsRequest.SerializeToString,
+            hive__proto_dot_audit_dot_v1_dot_audit__pb2.DecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

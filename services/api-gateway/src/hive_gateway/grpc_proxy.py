@@ -115,7 +115,7 @@ class Forward:
         self._unary: Callable[..., Any] = peer.channel.unary_unary(path)
         self._stream: Callable[..., Any] = peer.channel.unary_stream(path)
         # Only verification reads so much that the common deadline would cut it.
-        self._unary_s = VERIFY_S if path.endswith("/Verify") else UNARY_S
+        self._unary_s = VERIFY_S if path.endswith(("/Verify", "/Decisions")) else UNARY_S
 
     async def unary(self, request: bytes, context: Context) -> bytes:
         """Forward a unary call."""

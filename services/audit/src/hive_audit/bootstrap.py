@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Final, TypeVar
 
 import msgspec
+from hive_common.artifacts.store import FolderStore
 from hive_common.bus.nats import connect
 from hive_common.contracts.messages import HEAD_SUBJECT
 from hive_common.kernel.clock import SystemClock
@@ -103,7 +104,8 @@ async def _start(
         stack.push_async_callback(_cancel, task)
 
     rpc = RpcServer(config.grpc_host, config.grpc_port, key_check(read_secret(config.service_key_file)))
-    audit_pb2_grpc.add_AuditServicer_to_server(AuditService(open_source, SystemClock()), rpc.server)
+    store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
+    audit_pb2_grpc.add_AuditServicer_to_server(AuditService(open_source, SystemClock(), store), rpc.server)
     await rpc.start()
     stack.push_async_callback(rpc.stop)
 

@@ -57,6 +57,15 @@ _ORPHAN = """
 SELECT p.position FROM log.payloads p
  WHERE p.position > (SELECT coalesce(max(e.position), 0) FROM log.events e)
  ORDER BY p.position LIMIT 1"""
+_STREAM = """
+SELECT e.position, e.stream, e.version, e.type, e.event, e.hash, p.payload, p.salt
+  FROM log.events e LEFT JOIN log.payloads p ON p.position = e.position
+ WHERE e.stream = %s ORDER BY e.version LIMIT %s"""
+_BESIDE = "SELECT position, event, hash FROM log.events WHERE position = ANY(%s)"
+_DECIDED = """
+SELECT position, stream, event FROM log.events
+ WHERE position > %(after)s AND position <= %(until)s AND type = 'TaskDecided'
+ ORDER BY position LIMIT %(rows)s"""
 # Pages are read in the order of the keys; a plan that sorts or hashes the whole table is never better here.
 SESSION = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_sort = off; SET jit = off"
 
@@ -146,6 +155,19 @@ class LogSource:
         """Return the first position behind the last event that still has a payload: the tail was cut."""
         rows = await self._fetch(_ORPHAN, ())
         return rows[0][0] if rows else None
+
+    async def stream(self, stream: str, rows_max: int) -> list[Row]:
+        """Return the first rows of a stream."""
+        return await self._fetch(_STREAM, (stream, rows_max))
+
+    async def beside(self, positions: list[int]) -> dict[int, tuple[bytes, bytes]]:
+        """Return envelope and hash of the rows before and behind `positions`, and of the first one."""
+        wanted = {1, *(position + step for position in positions for step in (-1, 1))}
+        return {position: (event, hash_) for position, event, hash_ in await self._fetch(_BESIDE, (list(wanted),))}
+
+    async def decided(self, after: int, until: int, rows_max: int) -> list[tuple[int, str, bytes]]:
+        """Return position, stream and envelope of decisions over tasks, those with `after < position <= until`."""
+        return await self._fetch(_DECIDED, {"after": after, "until": until, "rows": rows_max})
 
     async def _fetch(self, query: str, arguments: Any) -> list[Any]:
         try:

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc.aio
+from hive_common.artifacts.store import ArtifactStore
 from hive_common.kernel.clock import Clock, iso
 from hive_common.kernel.errors import InvalidArgument, RateLimited
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
 
 from hive_audit.checks import export_log, verify_log
+from hive_audit.decision_checks import DecisionCheck, check_decision, decisions
 from hive_audit.log_source import LogSource
 from hive_audit.verifier import Head, Row
 
@@ -21,6 +23,8 @@ READS_MAX: Final = 16
 EVENTS_DEFAULT: Final = 1_000
 EVENTS_MAX: Final = 10_000
 HASH_BYTES: Final = 32
+DECISIONS_DEFAULT: Final = 50
+DECISIONS_MAX: Final = 200
 
 
 class _Places:
@@ -51,17 +55,19 @@ class _Places:
 
 
 class AuditService(audit_pb2_grpc.AuditServicer):
-    """Verify, Events and Export over connections of their own.
+    """Verify, Events, Export and Decisions over connections of their own.
 
     Args:
         open_source: connects to the log.
         clock: for the time in exports.
+        store: of blobs, which are only read.
     """
 
-    def __init__(self, open_source: Callable[[], Awaitable[LogSource]], clock: Clock) -> None:
+    def __init__(self, open_source: Callable[[], Awaitable[LogSource]], clock: Clock, store: ArtifactStore) -> None:
         self._checks = _Places(open_source, CHECKS_MAX, "verifications and exports")
         self._reads = _Places(open_source, READS_MAX, "readers of events")
         self._clock = clock
+        self._store = store
 
     async def Verify(self, request: audit_pb2.VerifyRequest, context: Context) -> audit_pb2.VerifyResponse:
         """Check the whole log."""
@@ -112,6 +118,39 @@ class AuditService(audit_pb2_grpc.AuditServicer):
                 yield audit_pb2.ExportChunk(lines=lines)
         finally:
             await self._checks.give(source)
+
+    async def Decisions(self, request: audit_pb2.DecisionsRequest, context: Context) -> audit_pb2.DecisionsResponse:
+        """Check decisions again."""
+        limit = request.limit or DECISIONS_DEFAULT
+        if not 1 <= limit <= DECISIONS_MAX or request.after < 0 or (request.task_id and request.job_id):
+            raise InvalidArgument(
+                f"expected task_id or job_id, a position, and a limit of 1 to {DECISIONS_MAX}", path="limit"
+            )
+        source = await self._checks.take()
+        try:
+            if request.task_id:
+                checks = [await check_decision(source, self._store, request.task_id)]
+            else:
+                found = decisions(source, self._store, request.job_id, request.after, limit)
+                checks = [check async for check in found]
+        finally:
+            await self._checks.give(source)
+        more = not request.task_id and len(checks) == limit
+        return audit_pb2.DecisionsResponse(
+            checks=[_decision(check) for check in checks], next_after=checks[-1].position if more else 0
+        )
+
+
+def _decision(check: DecisionCheck) -> audit_pb2.DecisionCheck:
+    return audit_pb2.DecisionCheck(
+        task_id=check.task,
+        job_id=check.job,
+        step=check.step,
+        position=check.position,
+        outcome=check.outcome,
+        result=check.result,
+        reasons=check.reasons,
+    )
 
 
 def _against(request: audit_pb2.VerifyRequest) -> Head | None:

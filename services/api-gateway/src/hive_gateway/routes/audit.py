@@ -1,4 +1,4 @@
-"""`/v1/audit`: the log itself, its verification, and its export."""
+"""`/v1/audit`: the log itself, its verification, its export, and decisions that are checked again."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -9,6 +9,7 @@ from hive_proto.audit.v1 import audit_pb2
 from starlette.responses import Response
 
 from hive_gateway import views
+from hive_gateway.decision_views import DecisionChecks, decision_checks
 from hive_gateway.documents import answers, raw_answers
 from hive_gateway.peers import VERIFY_S, Peers
 from hive_gateway.replies import Position, as_line, reply, wants_lines
@@ -27,6 +28,7 @@ def router(peers: Peers) -> APIRouter:
     api = APIRouter(prefix="/v1/audit", tags=["audit"])
     _reading(api, peers)
     _verifying(api, peers)
+    _deciding(api, peers)
     return api
 
 
@@ -95,6 +97,25 @@ def _verifying(api: APIRouter, peers: Peers) -> None:
     ) -> Response:
         """Check every byte of the log; the same as GET, for clients that do not like long GETs."""
         return await verify(upstream, against_position, against_hash)
+
+
+def _deciding(api: APIRouter, peers: Peers) -> None:
+    @api.get(
+        "/decisions",
+        operation_id="checkDecisions",
+        responses=answers(DecisionChecks, 400, 404),
+        response_class=Response,
+    )
+    async def check_decisions(
+        upstream: UpstreamDep,
+        task: Annotated[str, Query(max_length=36, description="the decision over this task")] = "",
+        job: Annotated[str, Query(max_length=36, description="those of this job")] = "",
+        after: Position = 0,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Response:
+        """Recompute decisions over judged tasks, and hold them against the events and values they came from."""
+        message = audit_pb2.DecisionsRequest(task_id=task, job_id=job, after=after, limit=limit)
+        return reply(decision_checks(await upstream.ask(peers.audit, peers.log.Decisions, message, VERIFY_S)))
 
 
 async def _events(
