@@ -308,6 +308,10 @@ CASES: dict[str, Unary] = {
     "Models.Usage": reading(
         lambda rig: models_pb2.UsageRequest(by="model"), lambda rig, answer: answer.position >= rig.head
     ),
+    "Models.GetJobUsage": reading(
+        lambda rig: models_pb2.JobUsageRequest(job_id=rig.job_id),
+        lambda rig, answer: answer.used.name == rig.job_id and not answer.budget.limits,
+    ),
     "Models.Budgets": reading(lambda rig: models_pb2.BudgetsRequest(), lambda rig, answer: answer.IsInitialized()),
     "Models.SetBudget": Unary(
         set_budget_request,

@@ -17,6 +17,7 @@ from hive_common.contracts.limits import (
     STARTED_AFTER_MS,
 )
 from hive_common.contracts.messages import Assignment, AttemptKey, AttemptReport, LogLine
+from hive_common.contracts.permissions import NONE
 from hive_common.contracts.values import Value, by_digest, fits_inline, inline
 from hive_common.control.orders import in_words
 from hive_common.kernel.clock import Clock
@@ -304,9 +305,10 @@ class Attempts:
             log_bytes=LOG_BYTES_MAX,
         )
         try:
-            permissions = self._permits.permissions(assignment)
+            claims = self._permits.claims(assignment)
+            permissions = NONE if claims is None else claims.permissions
             approvals = approvals_of(assignment, permissions, self._means)
-            capabilities = granted(assignment, permissions, self._means, approvals)
+            capabilities = granted(assignment, permissions, self._means, approvals, claims)
             scratch_bytes = await scratch(permissions, approvals)
         except PermissionDenied as error:
             return self._failed(held, PERMISSION_DENIED, error.message)

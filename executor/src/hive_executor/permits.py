@@ -1,10 +1,9 @@
 """What an attempt may do: what its capability token says, and nothing without one (law 6)."""
 
 from hive_common.contracts.messages import Assignment
-from hive_common.contracts.permissions import NONE, Permissions
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import PermissionDenied
-from hive_common.permissions.tokens import Verifier
+from hive_common.permissions.tokens import Claims, Verifier
 
 
 class Permits:
@@ -26,15 +25,15 @@ class Permits:
         self._verifier = Verifier(token_public_key) if token_public_key else None
         self._clock = clock
 
-    def permissions(self, assignment: Assignment) -> Permissions:
-        """Return what the guest of an attempt may do.
+    def claims(self, assignment: Assignment) -> Claims | None:
+        """Return what the token of an attempt says; None where it has none, and may do nothing.
 
         Raises:
             PermissionDenied: its token is none of this installation's, or is another executor's or attempt's, or
                 has expired.
         """
         if not assignment.token:
-            return NONE
+            return None
         if self._verifier is None:
             raise PermissionDenied(
                 "this executor has no key to check capability tokens with: start it anew with `hive up`, "
@@ -45,4 +44,4 @@ class Permits:
         )
         if (claims.job, claims.task, claims.attempt) != (assignment.job, assignment.task, assignment.attempt):
             raise PermissionDenied("the capability token is another attempt's")
-        return claims.permissions
+        return claims

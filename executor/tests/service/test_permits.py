@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.messages import Assignment
-from hive_common.contracts.permissions import NONE, ModelPermission, Permissions
+from hive_common.contracts.permissions import ModelPermission, Permissions
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 from hive_common.permissions.tokens import Claims, Minter, new_key, public_key
@@ -40,9 +40,10 @@ def minted(**changes: object) -> Assignment:
 
 
 def test_an_attempt_may_do_what_its_token_says_whatever_stands_beside_it() -> None:
-    assert permits().permissions(minted()) == MODEL
-    assert permits().permissions(assignment("")) == NONE
-    assert permits(public="").permissions(assignment("")) == NONE
+    claims = permits().claims(minted())
+    assert claims is not None and claims.permissions == MODEL
+    assert permits().claims(assignment("")) is None
+    assert permits(public="").claims(assignment("")) is None
 
 
 @pytest.mark.parametrize(
@@ -58,16 +59,16 @@ def test_an_attempt_may_do_what_its_token_says_whatever_stands_beside_it() -> No
 )
 def test_a_token_that_is_not_this_attempts_gives_nothing(changes: dict[str, object], says: str) -> None:
     with pytest.raises(PermissionDenied, match=says):
-        permits().permissions(minted(**changes))
+        permits().claims(minted(**changes))
 
 
 def test_a_token_of_another_installation_gives_nothing() -> None:
     with pytest.raises(PermissionDenied, match="not of this installation"):
-        permits().permissions(assignment(Minter(new_key()).mint(CLAIMS)))
+        permits().claims(assignment(Minter(new_key()).mint(CLAIMS)))
 
 
 def test_an_executor_that_was_never_told_the_key_gives_nothing() -> None:
     with pytest.raises(PermissionDenied, match="hive up"):
-        permits(public="").permissions(minted())
+        permits(public="").claims(minted())
     with pytest.raises(InvalidArgument):
         permits(public="nonsense")

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from hive_common.contracts.jobdocument import job_schema
 from hive_common.kernel.clock import iso
+from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from rich.markup import escape
 
 from hive_cli.commands.following import Left, follow
 from hive_cli.commands.run import finish, traceback_of
+from hive_cli.commands.spending import in_words
 from hive_cli.options import HomeOption, JsonOption, LimitOption
 from hive_cli.output import INTERRUPTED, clean, err, out, print_json, print_json_line, print_table, show_json
 from hive_cli.session import connect
@@ -63,6 +65,7 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
     """Show a job: its steps, its tasks, its output or what went wrong."""
     with connect(home) as api:
         found = api.get(f"/v1/jobs/{job}")
+        usage = _usage(api, job)
         tasks = _first(api.pages(f"/v1/jobs/{job}/tasks", "tasks", "after", limit=min(limit, 1000)), limit)
         if found.get("output_digest"):
             found["output"] = json.loads(api.get_blob(found["output_digest"]))
@@ -70,9 +73,11 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
         failed_task = (found.get("error") or {}).get("task")
         traceback = "" if as_json or not failed_task else traceback_of(api, job, failed_task)
     if as_json:
-        print_json({**found, "counts": found["tasks"], "tasks": tasks})
+        print_json({**found, "counts": found["tasks"], "tasks": tasks, "model_usage": usage})
         return
     _print_job(found)
+    if usage is not None and (words := in_words(usage)):
+        out.print(words, style="dim")
     if traceback:
         out.print(escape(clean(traceback)), style="dim")
     rows = (
@@ -83,6 +88,15 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
     if found["state"] == "succeeded":
         out.print("output", style="bold")
         out.print(escape(clean(show_json(found.get("output")))))
+
+
+def _usage(api: "Api", job: str) -> dict[str, Any] | None:
+    """Return what the job's model calls have used; None while nobody can say so: the rest is shown all the same."""
+    try:
+        found: dict[str, Any] = api.get(f"/v1/jobs/{job}/model-usage")
+    except (Unavailable, DeadlineExceeded):
+        return None
+    return found
 
 
 def _print_job(job: dict[str, Any]) -> None:

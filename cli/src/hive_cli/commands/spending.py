@@ -23,6 +23,9 @@ PerOption = Annotated[str, typer.Option("--per", metavar="PERIOD", help="request
 TotalOption = Annotated[bool, typer.Option("--total", help="All calls of this installation together.")]
 KeyOption = Annotated[str, typer.Option("--key", metavar="NAME", help="Calls with a key; '*': with each key.")]
 JobOption = Annotated[str, typer.Option("--job", metavar="ID", help="Calls of a job; '*': of each job.")]
+TaskOption = Annotated[
+    str, typer.Option("--task", metavar="ID", help="Calls of a task, in all its attempts and all that it forked.")
+]
 AgentOption = Annotated[str, typer.Option("--agent", metavar="NAME", help="Calls of an agent; '*': of each one.")]
 
 
@@ -35,7 +38,10 @@ def usage(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Show what model calls have used, what cost most first. Calls to devices cost nothing."""
+    """Show what model calls have used, what cost most first. Calls to devices cost nothing.
+
+    A core call is one that an executor of tier `core`, or a provider, has answered.
+    """
     if by not in _BY:
         raise InvalidArgument(f"--by: got {by[:40]!r}; expected {', '.join(_BY)}", path="--by")
     with connect(home) as api:
@@ -43,7 +49,7 @@ def usage(
     if as_json:
         print_json(found)
         return
-    columns = (by, "calls", "failed", "tokens in", "tokens out", "cost", "estimated")
+    columns = (by, "calls", "core", "failed", "tokens in", "tokens out", "cost", "estimated")
     print_table(columns, (_usage_row(row) for row in found["rows"]))
 
 
@@ -57,6 +63,7 @@ def set_budget(
     total: TotalOption = False,
     key: KeyOption = "",
     job: JobOption = "",
+    task: TaskOption = "",
     agent: AgentOption = "",
     clear: Annotated[bool, typer.Option("--clear", help="Forget all other limits of it first.")] = False,
     as_json: JsonOption = False,
@@ -71,7 +78,7 @@ def set_budget(
     ]
     if not limits and not clear:
         raise InvalidArgument("expected --usd or --tokens, or --clear")
-    body = {"subject": _subject(total, key, job, agent), "limits": limits, "clear": clear}
+    body = {"subject": _subject(total, key, job, task, agent), "limits": limits, "clear": clear}
     with connect(home) as api:
         answer = api.post("/v1/model-budgets", body)
     if as_json:
@@ -85,12 +92,13 @@ def show(
     total: TotalOption = False,
     key: KeyOption = "",
     job: JobOption = "",
+    task: TaskOption = "",
     agent: AgentOption = "",
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """Show limits, and what of them is used; without an option all that are set."""
-    subject = _subject(total, key, job, agent) if total or key or job or agent else ""
+    subject = _subject(total, key, job, task, agent) if total or key or job or task or agent else ""
     with connect(home) as api:
         found = api.get("/v1/model-budgets", subject=subject)
     if as_json:
@@ -105,6 +113,7 @@ def return_unaccounted(
     total: TotalOption = False,
     key: KeyOption = "",
     job: JobOption = "",
+    task: TaskOption = "",
     agent: AgentOption = "",
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -114,7 +123,7 @@ def return_unaccounted(
     A router that is killed leaves money set aside. Calls that were under way may have cost some of it, and nobody
     here knows: until you say so, all of it counts as spent.
     """
-    body = {"subject": _subject(total, key, job, agent), "reason": reason}
+    body = {"subject": _subject(total, key, job, task, agent), "reason": reason}
     with connect(home) as api:
         answer = api.post("/v1/model-budgets/return", body)
     if as_json:
@@ -123,11 +132,12 @@ def return_unaccounted(
         _print_budgets([answer])
 
 
-def _subject(total: bool, key: str, job: str, agent: str) -> str:
-    named = [f"{kind}:{name}" for kind, name in (("key", key), ("job", job), ("agent", agent)) if name]
+def _subject(total: bool, key: str, job: str, task: str, agent: str) -> str:
+    by_kind = (("key", key), ("job", job), ("task", task), ("agent", agent))
+    named = [f"{kind}:{name}" for kind, name in by_kind if name]
     chosen = [*(["total"] if total else []), *named]
     if len(chosen) != 1:
-        raise InvalidArgument("expected one of --total, --key, --job and --agent")
+        raise InvalidArgument("expected one of --total, --key, --job, --task and --agent")
     return chosen[0]
 
 
@@ -142,7 +152,7 @@ def _day(since: str) -> str:
 
 
 def _usage_row(row: dict[str, Any]) -> tuple[str, ...]:
-    numbers = (f"{row[name]:,}" for name in ("calls", "failed", "prompt_tokens", "completion_tokens"))
+    numbers = (f"{row[name]:,}" for name in ("calls", "core", "failed", "prompt_tokens", "completion_tokens"))
     return (
         row["name"] or "-",
         *numbers,
@@ -166,6 +176,23 @@ def _print_budgets(budgets: list[dict[str, Any]]) -> None:
         err.print("no budget is set, so that no call goes to a provider: hive model budget set --help", style="dim")
         return
     print_table(("budget", "per", "limit", "spent", "reserved", "unaccounted"), rows)
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Return for people what a job's model calls have used; empty where there were none, and it has no budget."""
+    used, limits = found["used"], found["budget"]["limits"]
+    if not used["calls"] and not limits:
+        return ""
+    tokens = used["prompt_tokens"] + used["completion_tokens"]
+    words = f"{used['calls']:,} model calls, {used['core']:,} of them core, {tokens:,} tokens, "
+    words += show_usd(used["nano_usd"])
+    spent = [f"{_amount(one, 'spent')} of {_amount(one, 'amount')}{_held(one)}" for one in limits]
+    return words + (f"   budget: {', '.join(spent)}" if spent else "")
+
+
+def _held(limit: dict[str, Any]) -> str:
+    period = "" if limit["per"] == "ever" else f" per {limit['per']}"
+    return period + (f" ({_amount(limit, 'reserved')} reserved)" if limit["reserved"] else "")
 
 
 def _amount(limit: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.events import Child
 from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import Permissions
@@ -9,6 +10,7 @@ from hive_common.inference.calls import PIN_ANY, Completer, narrowest
 from hive_common.kernel.errors import HiveError
 from hive_common.permissions import denied
 from hive_common.permissions.actions import scratch_action
+from hive_common.permissions.tokens import Claims
 
 from hive_executor.host.approval import Approvals, Approver
 from hive_executor.host.fork import ForkAccess
@@ -50,12 +52,14 @@ class Means(NamedTuple):
 
 
 class Of(NamedTuple):
-    """Whose capabilities these are; without a task, of a try-out."""
+    """Whose capabilities these are; without a task, of a try-out. `budgets` and `replicated` as in its token."""
 
     job: str = ""
     task: str = ""
     attempt: int = 0
     approvals: Approvals = Approvals()
+    budgets: tuple[SharedBudget, ...] = ()
+    replicated: bool = False
 
 
 def approvals_of(assignment: Assignment, permissions: Permissions, means: Means) -> Approvals:
@@ -65,7 +69,11 @@ def approvals_of(assignment: Assignment, permissions: Permissions, means: Means)
 
 
 def granted(
-    assignment: Assignment, permissions: Permissions, means: Means, approvals: Approvals | None = None
+    assignment: Assignment,
+    permissions: Permissions,
+    means: Means,
+    approvals: Approvals | None = None,
+    claims: Claims | None = None,
 ) -> Capabilities:
     """Return what the guest of an attempt may ask for, and nothing else (law 6).
 
@@ -74,12 +82,15 @@ def granted(
         permissions: what its capability token says.
         means: of this device.
         approvals: of the attempt (`approvals_of`).
+        claims: of its token; None without one.
 
     Raises:
         PermissionDenied: job and manifest pin data to places that exclude each other.
     """
     asking = approvals or approvals_of(assignment, permissions, means)
     whose = Of(assignment.job, assignment.task, assignment.attempt, asking)
+    if claims is not None:
+        whose = whose._replace(budgets=claims.budgets, replicated=claims.replicated)
     return allowed(permissions, means, whose, assignment.pin, assignment.counts_only)
 
 
@@ -109,10 +120,16 @@ def allowed(
             task=whose.task,
             attempt=whose.attempt,
             approvals=whose.approvals,
+            budgets=whose.budgets,
         )
     if permissions.http is not None:
         found["http"] = HttpAccess(
-            *(means.http, permissions.http), task=whose.task, attempt=whose.attempt, approvals=whose.approvals
+            means.http,
+            permissions.http,
+            task=whose.task,
+            attempt=whose.attempt,
+            approvals=whose.approvals,
+            replicated=whose.replicated,
         )
     if permissions.kv is not None:
         found["kv"] = KvAccess(means.kv, permissions.kv, approvals=whose.approvals)

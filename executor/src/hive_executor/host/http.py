@@ -28,6 +28,7 @@ from hive_common.kernel.ids import derive_id
 from hive_common.permissions import check_http, denied
 from hive_common.permissions.actions import http_action
 from hive_common.permissions.hosts import PLAIN, Host, parse_host
+from hive_common.permissions.lattice import READING
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -198,6 +199,7 @@ class HttpAccess:
         task, attempt: whose they are; servers are told by a key for each request that changes something.
         approvals: of the attempt. Where somebody is asked at each use, a redirect is told and not followed: where
             it leads to would be another use.
+        replicated: several attempts of its task may run, so that only requests that change nothing are allowed.
     """
 
     def __init__(
@@ -208,7 +210,9 @@ class HttpAccess:
         task: str = "",
         attempt: int = 0,
         approvals: Approvals | None = None,
+        replicated: bool = False,
     ) -> None:
+        self._replicated = replicated
         self._approvals = approvals or Approvals()
         self._client = client
         self._private = permission.private
@@ -254,7 +258,7 @@ class HttpAccess:
         if body and method in _WITHOUT_BODY:
             raise InvalidArgument(f"a {method} request has no body", path="body")
         url = _url(asked.url)
-        check_http(self._permissions, _host_of(url), method)
+        self._check(_host_of(url), method)
         headers = [*_checked_headers(asked.headers)]
         if method not in _SAFE:
             self._changing += 1
@@ -262,10 +266,15 @@ class HttpAccess:
             headers.append((IDEMPOTENCY_KEY, key))
         return Request(method, url, tuple(headers), body)
 
+    def _check(self, host: Host, method: str) -> None:
+        if self._replicated and method not in READING:
+            raise denied("http", f"covers only {' and '.join(READING)} in a replicated task, not {method!r}")
+        check_http(self._permissions, host, method)
+
     async def _followed(self, request: Request, follow: bool) -> bytes:
         for _ in range(REDIRECTS_MAX + 1):
             host = _host_of(request.url)
-            check_http(self._permissions, host, request.method)
+            self._check(host, request.method)
             addresses = await self._client.addresses(host.name, private=self._private)
             answered = await self._client.send(request, addresses)
             if not follow or answered.status not in _REDIRECTS or not answered.location:

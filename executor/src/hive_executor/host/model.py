@@ -4,6 +4,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.permissions import ModelPermission, Permissions
 from hive_common.inference.bodies import decode
 from hive_common.inference.calls import PIN_ANY, Completer, Endpoint, ModelCall
@@ -50,6 +51,7 @@ class ModelAccess:
         counts_only: keep no prompt and no completion.
         job, task, attempt: on whose account; empty and 0 for a try-out.
         approvals: of the attempt, with its token.
+        budgets: what its calls share with others. The router counts.
 
     Attributes:
         spent: tokens that were generated, or may have been.
@@ -66,7 +68,9 @@ class ModelAccess:
         task: str = "",
         attempt: int = 0,
         approvals: Approvals | None = None,
+        budgets: tuple[SharedBudget, ...] = (),
     ) -> None:
+        self._budgets = budgets
         self._completer = completer
         self._permission = permission
         self._pin = pin
@@ -113,6 +117,7 @@ class ModelAccess:
             attempt=self._attempt,
             tokens_max=reserved,
             token=self._approvals.token,
+            budgets=self._budgets,
         )
         return await self._complete(call, reserved)
 

@@ -60,6 +60,9 @@ class DeviceCompleter:
         if self._counts_only:
             call = msgspec.structs.replace(call, counts_only=True)
         failure: HiveError | None = None
+        if call.metered:
+            # Others draw on the same budget, and the router counts it. It may have the call answered here.
+            return await self._router.complete(call)
         if self._may_stay(call) and self._own.serving(call.model):
             watched = self._reports.begun(call)
             try:

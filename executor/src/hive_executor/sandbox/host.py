@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import msgspec
 from hive_common.kernel.errors import (
+    BudgetExhausted,
     DeadlineExceeded,
     HiveError,
     InvalidArgument,
@@ -63,6 +64,8 @@ class Host:
         self._granted = granted
         self._limit = limit
         self.denied = ""
+        self.exhausted = ""
+        """What a budget did not leave that others share, so that another attempt would not get it either."""
 
     async def answer(self, call: HostCall) -> HostAnswer:
         """Answer one call; only a cancellation comes out of this."""
@@ -78,6 +81,8 @@ class Host:
             self.denied = error.message
             return HostAnswer(code=error.code, message=error.message, ends=True)
         except HiveError as error:
+            if isinstance(error, BudgetExhausted) and "subject" in error.fields:
+                self.exhausted = error.message
             return HostAnswer(code=error.code, message=error.message)
         except Exception as error:
             log.exception("%s.%s failed inside the executor", call.capability, call.operation)

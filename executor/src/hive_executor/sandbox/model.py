@@ -42,6 +42,7 @@ OUTPUT_EXCEEDED: Final = "output_exceeded"
 TRAP: Final = "trap"
 INVALID_MODULE: Final = "invalid_module"
 PERMISSION_DENIED: Final = "permission_denied"
+BUDGET_EXHAUSTED: Final = "budget_exhausted"
 RUNNER_DIED: Final = "runner_died"
 
 

@@ -202,7 +202,7 @@ class RunnerPool:
             sound = True
             if isinstance(reply, frames.Stale):
                 return reply
-            outcome = _outcome(reply, lines, host.denied)
+            outcome = _outcome(reply, lines, host.denied, host.exhausted)
             if outcome.code == model.TIMEOUT and self._pauses != pauses:
                 raise _stood_still()
             return outcome
@@ -337,10 +337,13 @@ def _background(work: Coroutine[Any, Any, None], running: set["asyncio.Task[None
     return task
 
 
-def _outcome(done: frames.Done, log: list[LogLine], denied: str) -> Outcome:
+def _outcome(done: frames.Done, log: list[LogLine], denied: str, exhausted: str = "") -> Outcome:
     if denied and done.code != model.PERMISSION_DENIED:
         # The runner, which is not trusted, let the guest go on.
         done = msgspec.structs.replace(done, code=model.PERMISSION_DENIED, message=denied, detail="")
+    elif exhausted and done.code in (model.AGENT_ERROR, model.TRAP):
+        # A guest may do without, and succeed. One that could not is told apart, so that it is not tried again.
+        done = msgspec.structs.replace(done, code=model.BUDGET_EXHAUSTED, message=exhausted)
     return Outcome(
         status="failed" if done.code else "succeeded",
         code=done.code or None,

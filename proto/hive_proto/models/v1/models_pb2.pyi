@@ -25,22 +25,26 @@ class UsageRequest(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     SINCE_DAY_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
     by: _builtins.str
     """key | job | agent | model | route | provider | day"""
     since_day: _builtins.str
     """UTC, 2026-11-26; empty: from the beginning"""
     limit: _builtins.int
     """1 to 1000, default 200"""
+    job: _builtins.str
+    """only calls of this job; empty: all"""
     def __init__(
         self,
         *,
         by: _builtins.str = ...,
         since_day: _builtins.str = ...,
         limit: _builtins.int = ...,
+        job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "limit", b"limit", "since_day", b"since_day"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "job", b"job", "limit", b"limit", "since_day", b"since_day"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -73,6 +77,57 @@ class UsageResponse(_message.Message):
 Global___UsageResponse: _TypeAlias = UsageResponse  # noqa: Y015
 
 @_typing.final
+class JobUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobUsageRequest: _TypeAlias = JobUsageRequest  # noqa: Y015
+
+@_typing.final
+class JobUsage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """of the log, up to which calls are counted"""
+    @_builtins.property
+    def used(self) -> Global___UsageRow:
+        """its name is the job's id"""
+
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """without limits where it has none"""
+
+    def __init__(
+        self,
+        *,
+        used: Global___UsageRow | None = ...,
+        budget: Global___Budget | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "used", b"used"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "position", b"position", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobUsage: _TypeAlias = JobUsage  # noqa: Y015
+
+@_typing.final
 class UsageRow(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,6 +138,7 @@ class UsageRow(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     NANO_USD_FIELD_NUMBER: _builtins.int
     ESTIMATED_FIELD_NUMBER: _builtins.int
+    CORE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """of the key, job, …; empty where a call had none"""
     calls: _builtins.int
@@ -92,6 +148,8 @@ class UsageRow(_message.Message):
     nano_usd: _builtins.int
     estimated: _builtins.int
     """calls whose cost is what was reserved: the answer did not say"""
+    core: _builtins.int
+    """calls that an executor of tier core, or a provider, has answered"""
     def __init__(
         self,
         *,
@@ -102,10 +160,11 @@ class UsageRow(_message.Message):
         completion_tokens: _builtins.int = ...,
         nano_usd: _builtins.int = ...,
         estimated: _builtins.int = ...,
+        core: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "completion_tokens", b"completion_tokens", "estimated", b"estimated", "failed", b"failed", "name", b"name", "nano_usd", b"nano_usd", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "completion_tokens", b"completion_tokens", "core", b"core", "estimated", b"estimated", "failed", b"failed", "name", b"name", "nano_usd", b"nano_usd", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,7 +246,7 @@ class Budget(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     INHERITED_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """total | key:<name> | job:<id> | agent:<name>; `*` for each one"""
+    """total | key:<name> | job:<id> | task:<id> | agent:<name>; `*` for each key, job or agent"""
     inherited: _builtins.bool
     """its limits are those of `*`"""
     @_builtins.property

@@ -55,6 +55,11 @@ class ModelsStub:
                 request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.SerializeToString,
                 response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.FromString,
                 _registered_method=True)
+        self.GetJobUsage = channel.unary_unary(
+                '/hive.models.v1.Models/GetJobUsage',
+                request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsageRequest.SerializeToString,
+                response_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsage.FromString,
+                _registered_method=True)
         self.Budgets = channel.unary_unary(
                 '/hive.models.v1.Models/Budgets',
                 request_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.BudgetsRequest.SerializeToString,
@@ -106,6 +111,13 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJobUsage(self, request, context):
+        """The same of one job, with what of its budget is used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Budgets(self, request, context):
         """Limits of what calls to providers may cost, and what of them is used.
         """
@@ -148,6 +160,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.Usage,
                     request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.FromString,
                     response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.SerializeToString,
+            ),
+            'GetJobUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobUsage,
+                    request_deserializer=hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsageRequest.FromString,
+                    response_serializer=hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsage.SerializeToString,
             ),
             'Budgets': grpc.unary_unary_rpc_method_handler(
                     servicer.Budgets,
@@ -274,6 +291,33 @@ class Models:
             '/hive.models.v1.Models/Usage',
             hive__proto_dot_models_dot_v1_dot_models__pb2.UsageRequest.SerializeToString,
             hive__proto_dot_models_dot_v1_dot_models__pb2.UsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hive.models.v1.Models/GetJobUsage',
+            hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsageRequest.SerializeToString,
+            hive__proto_dot_models_dot_v1_dot_models__pb2.JobUsage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class ModelsStub:
     """Why a call went where it went."""
     Usage: _grpc.UnaryUnaryMultiCallable[_models_pb2.UsageRequest, _models_pb2.UsageResponse]
     """What calls have used, summed up. Free calls count too, with no cost."""
+    GetJobUsage: _grpc.UnaryUnaryMultiCallable[_models_pb2.JobUsageRequest, _models_pb2.JobUsage]
+    """The same of one job, with what of its budget is used."""
     Budgets: _grpc.UnaryUnaryMultiCallable[_models_pb2.BudgetsRequest, _models_pb2.BudgetsResponse]
     """Limits of what calls to providers may cost, and what of them is used."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetBudgetRequest, _models_pb2.Budget]
@@ -66,6 +68,8 @@ class ModelsAsyncStub(ModelsStub):
     """Why a call went where it went."""
     Usage: _aio.UnaryUnaryMultiCallable[_models_pb2.UsageRequest, _models_pb2.UsageResponse]  # type: ignore[assignment]
     """What calls have used, summed up. Free calls count too, with no cost."""
+    GetJobUsage: _aio.UnaryUnaryMultiCallable[_models_pb2.JobUsageRequest, _models_pb2.JobUsage]  # type: ignore[assignment]
+    """The same of one job, with what of its budget is used."""
     Budgets: _aio.UnaryUnaryMultiCallable[_models_pb2.BudgetsRequest, _models_pb2.BudgetsResponse]  # type: ignore[assignment]
     """Limits of what calls to providers may cost, and what of them is used."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_models_pb2.SetBudgetRequest, _models_pb2.Budget]  # type: ignore[assignment]
@@ -109,6 +113,14 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.UsageResponse, _abc.Awaitable[_models_pb2.UsageResponse]]:
         """What calls have used, summed up. Free calls count too, with no cost."""
+
+    @_abc_1.abstractmethod
+    def GetJobUsage(
+        self,
+        request: _models_pb2.JobUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.JobUsage, _abc.Awaitable[_models_pb2.JobUsage]]:
+        """The same of one job, with what of its budget is used."""
 
     @_abc_1.abstractmethod
     def Budgets(

@@ -34,7 +34,11 @@ class ApiKeyPage(View, frozen=True, kw_only=True):
 
 
 class UsageRow(View, frozen=True, kw_only=True):
-    """What calls of one name have used. `estimated` are calls whose cost is what was reserved for them."""
+    """What calls of one name have used.
+
+    `estimated` are calls whose cost is what was reserved for them, `core` those that an executor of tier `core`, or
+    a provider, has answered.
+    """
 
     name: str
     calls: int
@@ -43,6 +47,7 @@ class UsageRow(View, frozen=True, kw_only=True):
     completion_tokens: int
     nano_usd: int
     estimated: int
+    core: int
 
 
 class Usage(View, frozen=True, kw_only=True):
@@ -76,7 +81,7 @@ class BudgetLimit(View, frozen=True, kw_only=True):
 
 
 class Budget(View, frozen=True, kw_only=True):
-    """Limits of a subject: total, key:<name>, job:<id> or agent:<name>. `inherited`: they are those of `*`."""
+    """Limits of a subject: total, key:<name>, job:<id>, task:<id> or agent:<name>. `inherited`: those of `*`."""
 
     subject: str
     limits: tuple[BudgetLimit, ...]
@@ -87,6 +92,18 @@ class Budgets(View, frozen=True, kw_only=True):
     """All budgets that are set, or the one that was asked for."""
 
     budgets: tuple[Budget, ...]
+
+
+class JobUsage(View, frozen=True, kw_only=True):
+    """What calls of a job have used, and its budget; that has no limits where it was submitted without.
+
+    `spent` of a limit is what counts against it, with what routers that died had set aside. `position` is that of
+    the log up to which calls are counted.
+    """
+
+    used: UsageRow
+    budget: Budget
+    position: int
 
 
 def key(message: keys_pb2.Key) -> ApiKey:
@@ -105,19 +122,25 @@ def key(message: keys_pb2.Key) -> ApiKey:
 
 def usage(by: str, message: models_pb2.UsageResponse) -> Usage:
     """Return the view of usage."""
-    rows = (
-        UsageRow(
-            name=row.name,
-            calls=row.calls,
-            failed=row.failed,
-            prompt_tokens=row.prompt_tokens,
-            completion_tokens=row.completion_tokens,
-            nano_usd=row.nano_usd,
-            estimated=row.estimated,
-        )
-        for row in message.rows
+    return Usage(by=by, rows=tuple(map(_row, message.rows)), position=message.position)
+
+
+def job_usage(message: models_pb2.JobUsage) -> JobUsage:
+    """Return the view of a job's usage."""
+    return JobUsage(used=_row(message.used), budget=budget(message.budget), position=message.position)
+
+
+def _row(row: models_pb2.UsageRow) -> UsageRow:
+    return UsageRow(
+        name=row.name,
+        calls=row.calls,
+        failed=row.failed,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        nano_usd=row.nano_usd,
+        estimated=row.estimated,
+        core=row.core,
     )
-    return Usage(by=by, rows=tuple(rows), position=message.position)
 
 
 def budget(message: models_pb2.Budget) -> Budget:

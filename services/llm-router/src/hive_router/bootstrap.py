@@ -35,6 +35,7 @@ from hive_router.executor_calls import ExecutorCalls
 from hive_router.explanations import Explanations
 from hive_router.fleet import Fleet
 from hive_router.host import Host
+from hive_router.jobs import Jobs
 from hive_router.kills import refused
 from hive_router.ledger import Ledger, MoneyProjection, UsageProjection
 from hive_router.metrics import observe_fleet
@@ -134,6 +135,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
             outside=outside,
             refused=partial(refused, kills),
             cache=cache,
+            treasury=treasury,
         )
         obey()
         tokens = CapabilityTokens(config.token_public_key, clock, kills)
@@ -146,7 +148,9 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
 
         server = RpcServer(config.grpc_host, config.grpc_port, key_check(key))
         explanations = Explanations(recorder, reader, config.ns)
-        servicer = ModelsServicer(waterfall, explanations, Spending(treasury, ledger), config.owner)
+        servicer = ModelsServicer(
+            waterfall, explanations, Spending(treasury, ledger, Jobs(reader, config.ns)), config.owner
+        )
         models_pb2_grpc.add_ModelsServicer_to_server(servicer, server.server)
         exchange = Exchange(servicer, config.grpc_host)
         models_pb2_grpc.add_ExchangeServicer_to_server(exchange, server.server)

@@ -1,12 +1,10 @@
 """Whether a call may leave for a provider: by its key, its pin, its agent's permission, and a budget (law 7)."""
 
-from collections import OrderedDict
 from typing import Final, Protocol
 
 import msgspec
-from hive_common.contracts.events import JobSubmitted, decode
 from hive_common.eventlog.log import LogReader
-from hive_common.inference.calls import PIN_ANY, ModelCall, narrowest
+from hive_common.inference.calls import PIN_ANY, ModelCall
 from hive_common.kernel.ids import derive_id
 
 from hive_router.domain.budgets import subjects_of
@@ -16,11 +14,9 @@ from hive_router.domain.selection import (
     REASON_PIN,
     CloudRefusal,
 )
+from hive_router.jobs import Jobs
 from hive_router.ledger import Spender
 from hive_router.treasury import Treasury
-
-REMEMBERED: Final = 1_000
-"""Jobs whose facts are kept; they never change."""
 
 _LET_OWNER: Final = 'let it: `"cloud": true` under `models` in hive.json, and start again'
 _MAKE_ONE: Final = "make one that may: hive key create NAME --cloud --budget usd=5/month"
@@ -40,19 +36,6 @@ class Passage(msgspec.Struct, frozen=True):
     refusal: CloudRefusal | None
     subjects: tuple[str, ...] = ()
     key: str = ""
-
-
-class _Job(msgspec.Struct, frozen=True):
-    caller: str
-    pin: str
-
-
-class _Models(msgspec.Struct, frozen=True):
-    pin: str = ""
-
-
-class _Document(msgspec.Struct, frozen=True):
-    models: _Models = _Models()
 
 
 class Cloud:
@@ -84,11 +67,9 @@ class Cloud:
     ) -> None:
         self._treasury = treasury
         self._spenders = spenders
-        self._reader = reader
-        self._ns = ns
+        self._jobs = Jobs(reader, ns)
         self._owner_key = derive_id("caller", owner, owner_key)
         self._owner = Spender(owner_key, owner_cloud, PIN_ANY, False)
-        self._jobs: OrderedDict[str, _Job] = OrderedDict()
 
     async def passage(self, call: ModelCall) -> Passage:
         """Look. Raises Unavailable where the log has to be asked and cannot be."""
@@ -111,7 +92,7 @@ class Cloud:
     async def _of_guest(self, call: ModelCall) -> Passage:
         if not call.agent:
             return _refused(REASON_KEY, "a program on a device shows no key; call the gateway with one")
-        job = await self._job(call.job)
+        job = await self._jobs.of(call.job)
         if job is None:
             return _refused(REASON_KEY, "nobody knows the key with which the job was submitted")
         if job.pin != PIN_ANY:
@@ -129,23 +110,6 @@ class Cloud:
 
     def _remedy(self, key: str) -> str:
         return _LET_OWNER if key == self._owner.name else _MAKE_ONE
-
-    async def _job(self, job: str) -> _Job | None:
-        known = self._jobs.get(job)
-        if known is not None:
-            return known
-        for stored in await self._reader.read(0, 1, streams=[job]):
-            if stored.ns != self._ns or stored.type != JobSubmitted.__name__:
-                return None
-            event = None if stored.payload is None else decode(stored.type, stored.schema, stored.payload)
-            if not isinstance(event, JobSubmitted):
-                return None
-            asked = msgspec.json.decode(event.document, type=_Document).models.pin
-            found = self._jobs[job] = _Job(event.caller, narrowest(asked or PIN_ANY, event.pin))
-            if len(self._jobs) > REMEMBERED:
-                self._jobs.popitem(last=False)
-            return found
-        return None
 
 
 def _refused(reason: str, detail: str) -> Passage:

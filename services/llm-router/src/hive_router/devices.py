@@ -11,7 +11,7 @@ from hive_common.kernel.errors import HiveError, Unavailable
 from hive_common.rpc.client import bearer, call, open_channel
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 
-from hive_router.domain.selection import BackEnd
+from hive_router.domain.selection import CORE, BackEnd
 from hive_router.fleet import Fleet
 from hive_router.settings import RouterSettings
 from hive_router.views import ExecutorRow, Views
@@ -70,6 +70,11 @@ class Devices:
         """Return whose device an executor is; None for one that is unknown or revoked."""
         row = self._rows.get(executor)
         return None if row is None or row.revoked else row.owner
+
+    def is_core(self, executor: str) -> bool:
+        """Say whether a device is of tier `core`."""
+        row = self._rows.get(executor)
+        return row is not None and row.capabilities.tier == CORE
 
     def known(self) -> Iterable[str]:
         """Return the executors that are not revoked."""
@@ -156,6 +161,7 @@ class Devices:
                 if backend.is_host:
                     backend.region = capabilities.labels.get("region", "")
                     backend.power = capabilities.power
+                    backend.tier = capabilities.tier
         self._changed()
 
 
@@ -173,4 +179,5 @@ def _back_end(row: ExecutorRow, slots: int, online: bool) -> BackEnd:
         online=online,
         drained=row.drained,
         revoked=row.revoked,
+        tier=row.capabilities.tier,
     )

@@ -44,6 +44,7 @@ class Flight:
         on_stop: from there on: ends its stream.
         stopped: why it may not go on, where that is so.
         passage: whether it may go to providers, and whose budgets it counts against; None: none serve its model.
+        core: where it went last is a provider, or a device of tier `core`.
         cost: what it has cost, so far; `estimated` where that is partly what was reserved.
         hold: what is reserved for the try that runs.
         head: of its answer, once that begins.
@@ -61,6 +62,7 @@ class Flight:
         "body",
         "call",
         "code",
+        "core",
         "cost",
         "ended_us",
         "estimated",
@@ -100,6 +102,7 @@ class Flight:
             origin=call.origin,
             prompt_bytes=body.prompt_bytes,
             needs=body.needs,
+            metered=call.metered,
         )
         self.timer: asyncio.Timeout | None = None
         self.on_stop: Callable[[], None] | None = None
@@ -111,7 +114,7 @@ class Flight:
         self.head: Head | None = None
         self.asking: Asking | None = None
         self.cost = NOTHING
-        self.estimated = False
+        self.estimated = self.core = False
         self.first_byte_ms = self.wall_ms = self.ended_us = 0
         self.finished = self.streamed = False
         self._kept_bytes = 0
@@ -150,6 +153,7 @@ class Flight:
     def going_to(self, backend: BackEnd, route: str) -> None:
         """Remember where the call goes."""
         self.route, self.executor, self.provider = route, backend.executor, backend.provider
+        self.core = backend.core
 
     def paid(self) -> None:
         """Add what the try that has ended cost, if it was one that costs anything."""
@@ -222,5 +226,6 @@ class Flight:
             nano_usd=self.cost.nano_usd,
             estimated=self.estimated,
             block=self.block,
+            core=self.core and not self.code,
             **values,
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+from hive_common.contracts.budgets import JOB, TASK
 from hive_common.contracts.events import (
     BudgetLimit,
     BudgetReserved,
@@ -22,7 +23,7 @@ from hive_common.kernel.ids import derive_id
 from hive_common.ops.database import Database
 from psycopg import AsyncConnection
 
-from hive_router.domain.budgets import AGENT, JOB, KEY, NOTHING, Account, Amount, windows
+from hive_router.domain.budgets import AGENT, KEY, NOTHING, Account, Amount, windows
 from hive_router.treasury import day_of
 
 CURRENT_WITHIN_S: Final = 10.0
@@ -55,13 +56,14 @@ ON CONFLICT (ns, subject, day, block) DO UPDATE SET
 _USED = """
 INSERT INTO router.usage (
     ns, owner, day, key, job, agent, model, route, provider, block,
-    calls, failed, prompt_tokens, completion_tokens, nano_usd, estimated
-) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    calls, failed, prompt_tokens, completion_tokens, nano_usd, estimated, core
+) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (ns, owner, day, key, job, agent, model, route, provider, block) DO UPDATE SET
     calls = usage.calls + excluded.calls, failed = usage.failed + excluded.failed,
     prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
     completion_tokens = usage.completion_tokens + excluded.completion_tokens,
-    nano_usd = usage.nano_usd + excluded.nano_usd, estimated = usage.estimated + excluded.estimated
+    nano_usd = usage.nano_usd + excluded.nano_usd, estimated = usage.estimated + excluded.estimated,
+    core = usage.core + excluded.core
 """
 
 _ALL_LIMITS = (
@@ -83,13 +85,15 @@ _ACCOUNTED = """
 SELECT block, sum(nano_usd)::bigint, sum(prompt_tokens + completion_tokens)::bigint
 FROM router.usage
 WHERE ns = %s AND block = ANY(%s) AND %s IN ('', key) AND %s IN ('', job) AND %s IN ('', agent)
+  -- Tokens of calls that cost no money are set aside for jobs alone.
+  AND (provider <> '' OR %s)
 GROUP BY block LIMIT %s
 """
 _SPENDER = "SELECT name, cloud, pin, revoked FROM router.keys WHERE ns = %s AND pseudonym = %s"
 _USAGE = """
 SELECT {by}, sum(calls)::bigint, sum(failed)::bigint, sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint,
-       sum(nano_usd)::bigint, sum(estimated)::bigint
-FROM router.usage WHERE ns = %s AND day >= %s GROUP BY {by}
+       sum(nano_usd)::bigint, sum(estimated)::bigint, sum(core)::bigint
+FROM router.usage WHERE ns = %s AND day >= %s AND %s IN ('', job) GROUP BY {by}
 ORDER BY sum(nano_usd) DESC, sum(calls) DESC, {by} LIMIT %s
 """
 _USAGE_BY = {by: _USAGE.format(by=by) for by in BY}
@@ -106,7 +110,9 @@ class Spender(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """What calls with something in common have used."""
+    """What calls with something in common have used. `core`: so many a device of tier `core`, or a provider, has
+    answered.
+    """
 
     name: str
     calls: int
@@ -115,6 +121,7 @@ class UsageRow(msgspec.Struct, frozen=True):
     completion_tokens: int
     nano_usd: int
     estimated: int
+    core: int
 
 
 class Unaccounted(msgspec.Struct, frozen=True):
@@ -156,7 +163,7 @@ class UsageProjection:
             # A name that nobody serves is whatever a caller typed.
             model = event.model if event.route else ""
             place = (stored.ns, stored.owner, day_of(stored.ts_us), event.key, event.job, event.agent, model)
-            row = sums.setdefault((*place, event.route, event.provider, event.block), [0] * 6)
+            row = sums.setdefault((*place, event.route, event.provider, event.block), [0] * 7)
             used = (
                 1,
                 bool(event.code),
@@ -164,6 +171,7 @@ class UsageProjection:
                 event.completion_tokens,
                 event.nano_usd,
                 event.estimated,
+                event.core or bool(event.provider and not event.code),
             )
             for at, value in enumerate(used):
                 row[at] += value
@@ -188,6 +196,7 @@ class _Used(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     nano_usd: int = 0
     estimated: bool = False
+    core: bool = False
 
 
 _USAGE_TYPES: Final = frozenset({ModelCallFinished.__name__})
@@ -258,18 +267,26 @@ class Ledger:
         rows = await self._database.fetch(_SPENDER, (self._ns, pseudonym))
         return Spender(*rows[0]) if rows else None
 
-    async def usage(self, by: str, since_day: str, limit: int) -> tuple[list[UsageRow], int]:
+    async def usage(self, by: str, since_day: str, limit: int, job: str = "") -> tuple[list[UsageRow], int]:
         """Return what calls have used, by one of `BY`, and the position up to which they are counted.
+
+        Args:
+            by: what rows have in common.
+            since_day: the first day.
+            limit: so many rows at most.
+            job: only calls of this one.
 
         Raises:
             Unavailable: the log or the view cannot be reached.
         """
         await self._current(self._usage)
-        rows = await self._database.fetch(_USAGE_BY[by], (self._ns, since_day, limit))
+        rows = await self._database.fetch(_USAGE_BY[by], (self._ns, since_day, job, limit))
         return [UsageRow(*row) for row in rows], self._usage.position
 
     async def unaccounted(self, subject: str, but: str) -> list[Unaccounted]:
         """Return what routers that died have left of a subject's blocks, beyond what calls are recorded with.
+
+        Of a task nothing is told: calls are summed up by their jobs.
 
         Args:
             subject: whose budget.
@@ -282,8 +299,10 @@ class Ledger:
         await self._current(self._usage)
         left = await self._database.fetch(_LEFT_BEHIND, (self._ns, subject, but, _BLOCKS_MAX))
         kind, _, name = subject.partition(":")
+        if kind == TASK:
+            return []
         named = (name if kind == one else "" for one in (KEY, JOB, AGENT))
-        at = (self._ns, [row[0] for row in left], *named, _BLOCKS_MAX)
+        at = (self._ns, [row[0] for row in left], *named, kind == JOB, _BLOCKS_MAX)
         known = {row[0]: Amount(row[1], row[2]) for row in await self._database.fetch(_ACCOUNTED, at)}
         found = []
         for block, day, nano_usd, tokens in left:

@@ -94,6 +94,12 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
         """Sum up what calls have used."""
         return await self._spending.usage(request)
 
+    async def GetJobUsage(
+        self, request: models_pb2.JobUsageRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> models_pb2.JobUsage:
+        """Say what a job's calls have used, and what of its budget that is."""
+        return await self._spending.job(request, rules_of(context.invocation_metadata()).only)
+
     async def Budgets(
         self, request: models_pb2.BudgetsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> models_pb2.BudgetsResponse:

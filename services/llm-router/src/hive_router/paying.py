@@ -10,12 +10,13 @@ from hive_router.treasury import Hold
 
 
 class Reserved:
-    """The reservation of one try. The first of its ends counts.
+    """The reservation of one try. The first of its ends counts. `provider` is empty where only tokens are counted.
 
     Attributes:
         bounded: the call as it goes to the provider.
         cost: of the try, once it has ended.
-        estimated: the answer did not say, so that the reservation is the cost.
+        estimated: the answer did not say, so that the reservation is the cost. Where only tokens are counted it
+            never says so: nothing was paid, and another back end may be tried.
         block: whose blocks pay.
     """
 
@@ -47,7 +48,7 @@ class Reserved:
     def unknown(self) -> None:
         """End it: something may have been generated, and nobody says how much."""
         if not self._over:
-            self.estimated = True
+            self.estimated = bool(self._provider)
             self._end(self._hold.need)
 
     def _end(self, cost: Amount) -> None:
@@ -56,4 +57,5 @@ class Reserved:
         self._over = True
         self.cost = cost
         self._hold.settle(cost)
-        COST.labels(self._provider).inc(cost.nano_usd)
+        if self._provider:
+            COST.labels(self._provider).inc(cost.nano_usd)

@@ -30,6 +30,7 @@ from hive_router.domain.selection import BackEnd
 from hive_router.fleet import Fleet
 
 PREFIX: Final = "cloud:"
+FREE: Final = Price(0, 0)
 # They let a call cost something else than the price that was configured.
 _CHANGE_THE_PRICE: Final = ("service_tier", "web_search_options", "models", "plugins", "provider", "audio")
 
@@ -138,6 +139,14 @@ def bounded(call: ModelCall, model: ProviderModel, price: Price) -> Bounded:
     )
 
 
+def metered(call: ModelCall, model: Model | None) -> Bounded:
+    """Return a call whose tokens are counted, and cost no money, with its bounds."""
+    fields = decode(call.body, Fields)
+    room = 0 if model is None else model.context_tokens
+    prompt = _prompt_bound(call.body, room, prompts_of(fields))
+    return Bounded(call=call, price=FREE, input_tokens=prompt, output_tokens=call.tokens_max)
+
+
 def cost_nothing(error: HiveError) -> bool:
     """Say whether a call that failed so cannot have generated anything: it was refused, or never arrived."""
     if isinstance(error, InvalidArgument | NotFound | RateLimited | PermissionDenied):
@@ -149,9 +158,13 @@ def _input_bound(body: bytes, model: ProviderModel, prompts: int) -> int:
     """Return the most tokens that a body can be read as: none has less than a byte, and a model reads no more than
     its context. What an image or a sound amounts to its size does not say.
     """
+    return _prompt_bound(body, model.context_tokens, prompts)
+
+
+def _prompt_bound(body: bytes, context_tokens: int, prompts: int) -> int:
     if b'"image_url"' in body or b'"input_audio"' in body or b'"file"' in body:
-        return model.context_tokens
-    return min(len(body), model.context_tokens * prompts)
+        return context_tokens or len(body)
+    return min(len(body), context_tokens * prompts) if context_tokens else len(body)
 
 
 def _model(model: ProviderModel) -> Model:

@@ -70,7 +70,8 @@ class Reports:
         _check(report)
         if self._recorder.knows(report.call):
             raise Conflict(f"call {report.call} is one of the router's")
-        event = _event(executor, report, self._tokens.attempt_of(executor, report.token))
+        is_core = self._devices.is_core(executor) and not report.code
+        event = _event(executor, report, self._tokens.attempt_of(executor, report.token), is_core)
         append = record(
             report.call,
             event,
@@ -123,7 +124,7 @@ def _check_value(name: str, value: Value | None) -> None:
         raise InvalidArgument(f"{name}: expected a value or its digest", path=name)
 
 
-def _event(executor: str, report: ModelCallReport, of: Attempt) -> ModelCallFinished:
+def _event(executor: str, report: ModelCallReport, of: Attempt, is_core: bool) -> ModelCallFinished:
     keeps = not of.counts_only
     return ModelCallFinished(
         endpoint=report.endpoint,
@@ -143,4 +144,5 @@ def _event(executor: str, report: ModelCallReport, of: Attempt) -> ModelCallFini
         candidates=(ModelCandidate(executor, LOCAL, tried=report.code or "succeeded"),),
         request=report.request if keeps else None,
         response=report.response if keeps else None,
+        core=is_core,
     )

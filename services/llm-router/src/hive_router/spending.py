@@ -3,12 +3,15 @@
 import re
 from typing import Final
 
+from hive_common.contracts.budgets import JOB, SharedBudget
 from hive_common.contracts.events import BudgetLimit, BudgetReturned
-from hive_common.kernel.errors import InvalidArgument
+from hive_common.kernel.errors import InvalidArgument, NotFound
+from hive_common.kernel.ids import is_id
 from hive_proto.models.v1 import models_pb2
 
 from hive_router.domain.budgets import NOTHING, REQUEST, check_subject, windows
-from hive_router.ledger import BY, Ledger, Unaccounted
+from hive_router.jobs import Jobs
+from hive_router.ledger import BY, Ledger, Unaccounted, UsageRow
 from hive_router.treasury import Treasury
 
 ROWS_DEFAULT: Final = 200
@@ -25,9 +28,11 @@ class Spending:
     Args:
         treasury: has the budgets.
         ledger: reads the views.
+        jobs: says with which budgets jobs were submitted.
     """
 
-    def __init__(self, treasury: Treasury, ledger: Ledger) -> None:
+    def __init__(self, treasury: Treasury, ledger: Ledger, jobs: Jobs) -> None:
+        self._jobs = jobs
         self._treasury = treasury
         self._ledger = ledger
 
@@ -39,22 +44,30 @@ class Spending:
             raise InvalidArgument("since_day: expected a day such as 2026-11-26", path="since_day")
         if not 0 <= request.limit <= ROWS_MAX:
             raise InvalidArgument(f"limit: got {request.limit}; expected 1 to {ROWS_MAX}", path="limit")
-        rows, position = await self._ledger.usage(request.by, request.since_day, request.limit or ROWS_DEFAULT)
-        return models_pb2.UsageResponse(
-            rows=[
-                models_pb2.UsageRow(
-                    name=row.name,
-                    calls=row.calls,
-                    failed=row.failed,
-                    prompt_tokens=row.prompt_tokens,
-                    completion_tokens=row.completion_tokens,
-                    nano_usd=row.nano_usd,
-                    estimated=row.estimated,
-                )
-                for row in rows
-            ],
-            position=position,
-        )
+        if request.job and not is_id(request.job):
+            raise InvalidArgument("job: expected a UUID", path="job")
+        limit = request.limit or ROWS_DEFAULT
+        rows, position = await self._ledger.usage(request.by, request.since_day, limit, request.job)
+        return models_pb2.UsageResponse(rows=[_row(row) for row in rows], position=position)
+
+    async def job(self, request: models_pb2.JobUsageRequest, only: str) -> models_pb2.JobUsage:
+        """Return what a job's calls have used, and what of its budget that is.
+
+        Args:
+            request: which job.
+            only: pseudonym of the caller, who sees no other's jobs; empty for one who sees all.
+
+        Raises:
+            InvalidArgument, NotFound, Unavailable.
+        """
+        job = request.job_id
+        facts = await self._jobs.of(job) if is_id(job) else None
+        if facts is None or only not in ("", facts.caller):
+            raise NotFound(f"there is no job {job[:80]}", job=job[:80])
+        rows, position = await self._ledger.usage("job", "", 1, job)
+        used = _row(rows[0]) if rows else models_pb2.UsageRow(name=job)
+        budget = await self._budget(f"{JOB}:{job}", facts.budget)
+        return models_pb2.JobUsage(used=used, budget=budget, position=position)
 
     async def budgets(self, request: models_pb2.BudgetsRequest) -> models_pb2.BudgetsResponse:
         """Return one budget, or all that are set. Raises InvalidArgument, Unavailable."""
@@ -83,12 +96,12 @@ class Spending:
             await self._treasury.give_back(event, request.caller or _ACTOR)
         return await self._budget(request.subject)
 
-    async def _budget(self, subject: str) -> models_pb2.Budget:
+    async def _budget(self, subject: str, asked: SharedBudget | None = None) -> models_pb2.Budget:
         account, held, free, day = await self._treasury.state(subject)
         left = await self._ledger.unaccounted(subject, self._treasury.block)
         at = windows(day)
         states = []
-        for limit in self._treasury.limits(subject):
+        for limit in self._treasury.limits(subject, asked):
             counted = NOTHING if limit.per == REQUEST else account.counted.get(at[limit.per], NOTHING)
             used = NOTHING if limit.per == REQUEST else counted.minus(held).minus(free)
             states.append(
@@ -99,7 +112,21 @@ class Spending:
                     unaccounted=0 if limit.per == REQUEST else _within(left, limit, at[limit.per]),
                 )
             )
-        return models_pb2.Budget(subject=subject, limits=states, inherited=self._treasury.is_inherited(subject))
+        inherited = self._treasury.is_inherited(subject) and asked is None
+        return models_pb2.Budget(subject=subject, limits=states, inherited=inherited)
+
+
+def _row(row: UsageRow) -> models_pb2.UsageRow:
+    return models_pb2.UsageRow(
+        name=row.name,
+        calls=row.calls,
+        failed=row.failed,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        nano_usd=row.nano_usd,
+        estimated=row.estimated,
+        core=row.core,
+    )
 
 
 def _within(left: list[Unaccounted], limit: BudgetLimit, window: str) -> int:

@@ -82,6 +82,7 @@ class CapabilityTokens:
             counts_only=claims.counts_only or call.counts_only,
             tokens_max=min(asked, permission.max_tokens) if is_text else 0,
             attempt_tokens_max=permission.max_tokens if is_text else 0,
+            budgets=claims.budgets,
         )
 
     def attempt_of(self, executor: str, token: str) -> Attempt:

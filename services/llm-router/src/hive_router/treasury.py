@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final, Protocol
 
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.events import (
     SCHEMA,
     BudgetLimit,
@@ -35,6 +36,7 @@ from hive_router.domain.budgets import (
     Amount,
     Purse,
     Shortage,
+    asked_of,
     block,
     block_calls,
     changed,
@@ -44,6 +46,7 @@ from hive_router.domain.budgets import (
     limits_of,
     over_request,
     windows,
+    with_asked,
 )
 from hive_router.metrics import BLOCKS
 
@@ -108,10 +111,11 @@ class Hold:
 
 
 class _Book:
-    """A subject at work: its account and its purse."""
+    """A subject at work: its account and its purse. `asked`: limits with which its job was submitted."""
 
     def __init__(self, account: Account, day: str) -> None:
         self.account = account
+        self.asked: tuple[BudgetLimit, ...] = ()
         self.purse = Purse(day)
         self.retired: list[Purse] = []
         self.waiting = NOTHING
@@ -171,17 +175,31 @@ class Treasury:
         """Return the subjects that have limits, in order."""
         return sorted(subject for subject, limits in self._limits.items() if limits)
 
-    def limits(self, subject: str) -> Sequence[BudgetLimit]:
-        """Return the limits that hold for a subject."""
-        return limits_of(subject, self._limits)
+    def limits(self, subject: str, asked: SharedBudget | None = None) -> Sequence[BudgetLimit]:
+        """Return the limits that hold for a subject.
+
+        Args:
+            subject: whose.
+            asked: of a job: with which it was submitted. While it is at work that is known here.
+        """
+        book = self._books.get(subject)
+        known = () if book is None else book.asked
+        return self._limits_with(subject, known if asked is None else asked_of(asked))
+
+    def _limits_with(self, subject: str, asked: Sequence[BudgetLimit]) -> Sequence[BudgetLimit]:
+        limits = limits_of(subject, self._limits)
+        return with_asked(limits, self._limits.get(subject, ()), asked) if asked else limits
 
     def is_inherited(self, subject: str) -> bool:
         """Say whether a subject has no limits of its own."""
         return not self._limits.get(subject)
 
     def has_budget(self, subjects: Sequence[str]) -> bool:
-        """Say whether any of these subjects has a budget in money, over time."""
-        return any(has_budget(self.limits(subject)) for subject in subjects)
+        """Say whether somebody has set a budget in money, over time, for any of these subjects.
+
+        What a job was submitted with is none: whoever submits it may take less of what was set, not more.
+        """
+        return any(has_budget(limits_of(subject, self._limits)) for subject in subjects)
 
     async def set(self, subject: str, new: Sequence[BudgetLimit], *, clear: bool, actor: str) -> None:
         """Set limits; they hold from here on.
@@ -200,27 +218,34 @@ class Treasury:
         await self._append(book, decide, actor)
         self._limits[subject] = book.account.limits
         for other in tuple(self._books.values()):
-            if other is book or self.limits(other.account.subject) is book.account.limits:
+            if other is book or limits_of(other.account.subject, self._limits) is book.account.limits:
                 await self._reserve_anew(other)
 
     # --- calls ---
 
-    async def hold(self, subjects: Sequence[str], need: Amount) -> Hold:
+    async def hold(self, subjects: Sequence[str], need: Amount, shared: Sequence[SharedBudget] = ()) -> Hold:
         """Reserve the most that a call can cost, under all of its subjects or under none.
+
+        Args:
+            subjects: whose limits hold, where they have any.
+            need: the most that it can cost.
+            shared: budgets with which its job was submitted; they are subjects too.
 
         Raises:
             BudgetExhausted: a limit does not leave so much; says which, and who may raise it.
             Unavailable: a block has to be reserved, and the log cannot be reached.
         """
         hold = Hold(self, need, [])
+        asked = {one.subject: asked_of(one) for one in shared}
         try:
-            for subject in subjects:
-                limits = self.limits(subject)
+            for subject in dict.fromkeys((*subjects, *asked)):
+                limits = self._limits_with(subject, asked.get(subject, ()))
                 if limits:
                     short = over_request(subject, limits, need)
                     if short is not None:
                         raise _exhausted(short)
                     book = await self._at_work(subject)
+                    book.asked = asked.get(subject, book.asked)
                     hold._parts.append((book, await self._draw(book, need)))
         except BaseException:
             hold.release()
@@ -263,6 +288,9 @@ class Treasury:
         await self._forget([book for book in self._books.values() if book.used_s <= until_s])
 
     # --- inside ---
+
+    def _limits_of(self, book: _Book) -> Sequence[BudgetLimit]:
+        return self._limits_with(book.account.subject, book.asked)
 
     async def _at_work(self, subject: str) -> _Book:
         """Return the book of a subject for whom somebody calls now."""
@@ -311,7 +339,7 @@ class Treasury:
                 return purse
             if book.filling is None or book.filling.done():
                 wanted = book.waiting.plus(need)
-                decided = block(book.account, self.limits(book.account.subject), purse, need, wanted, book.calls)
+                decided = block(book.account, self._limits_of(book), purse, need, wanted, book.calls)
                 if isinstance(decided, Shortage):
                     raise _exhausted(decided)
                 book.filling = asyncio.create_task(self._fill(book, purse, need, wanted, book.calls))
@@ -329,7 +357,7 @@ class Treasury:
         ahead = need.times(book.calls // 2)
         if purse.free.covers(ahead) or (book.filling is not None and not book.filling.done()):
             return
-        if isinstance(block(book.account, self.limits(book.account.subject), purse, ahead, ahead), Shortage):
+        if isinstance(block(book.account, self._limits_of(book), purse, ahead, ahead), Shortage):
             return
         book.filling = self._later(self._fill(book, purse, ahead, ahead, 2), book)
 
@@ -339,7 +367,7 @@ class Treasury:
 
         def decide() -> Event | None:
             nonlocal granted
-            decided = block(book.account, self.limits(subject), purse, need, wanted, calls)
+            decided = block(book.account, self._limits_of(book), purse, need, wanted, calls)
             granted = NOTHING if isinstance(decided, Shortage) else decided
             if granted == NOTHING:
                 return None

@@ -23,12 +23,12 @@ from hive_router.admission import Admission, Place
 from hive_router.attempts import Attempts
 from hive_router.bodies import prepared
 from hive_router.cloud import Cloud
-from hive_router.domain.selection import BackEnd, route_to
+from hive_router.domain.selection import BackEnd, model_of, route_to
 from hive_router.fleet import Fleet
 from hive_router.flight import CANCELLED, Flight
 from hive_router.metrics import RETRIES, count, first_byte
 from hive_router.paying import Reserved
-from hive_router.providers import Providers
+from hive_router.providers import Providers, metered
 from hive_router.response_cache import CACHE, Entry, ResponseCache, asking, fingerprint
 from hive_router.streaming import Stream, begun, gathered, pieces, verdict_on
 from hive_router.treasury import Treasury
@@ -92,7 +92,7 @@ class Outside:
         """
         assert flight.passage is not None
         bounded = self.providers.bounded(call, backend)
-        hold = await self._treasury.hold(flight.passage.subjects, bounded.need)
+        hold = await self._treasury.hold(flight.passage.subjects, bounded.need, call.budgets)
         flight.hold = Reserved(hold, bounded, backend.provider, self._treasury.block)
         return bounded.call
 
@@ -111,6 +111,7 @@ class Waterfall:
         outside: providers, and what lets calls go there; None without any.
         refused: returns the error of a call that a kill order stops, or None.
         cache: of answers that are the same each time; None without one.
+        treasury: counts the tokens of calls whose job or task has a budget of them.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Waterfall:
         outside: "Outside | None" = None,
         refused: Callable[[ModelCall], HiveError | None] = lambda _: None,
         cache: ResponseCache | None = None,
+        treasury: Treasury | None = None,
     ) -> None:
         self._fleet = fleet
         self._admission = admission
@@ -138,6 +140,7 @@ class Waterfall:
         self._outside = outside
         self._refused = refused
         self._cache = cache
+        self._treasury = treasury
         self._attempts = Attempts()
         self._flights: set[Flight] = set()
 
@@ -151,7 +154,7 @@ class Waterfall:
             Unavailable: nobody who may have it can be reached; says why.
             DeadlineExceeded: its time is up.
             BudgetExhausted: only a provider could serve it, and that may not cost what it would; or the attempt has
-                generated all that it may.
+                generated all that it may; or its job or task has no tokens left.
             PermissionDenied: likewise; or a kill order stops it.
         """
         if not self._fleet.serving(call.model):
@@ -259,6 +262,8 @@ class Waterfall:
                 call = await self._outside.reserve(flight, call, backend)
                 answer = await self._outside.providers.complete(call, backend)
             else:
+                if call.metered:
+                    await self._meter(flight, call, backend)
                 answer = await self._ways[backend.is_host](call, backend)
             # Its first piece comes before anything is answered: until then another back end may do better.
             streams = answer.head.content_type.startswith(SSE_TYPE)
@@ -287,6 +292,20 @@ class Waterfall:
         loop.call_soon(loop.call_soon, self._whole_ended, flight, place, first_byte_s, first)
         return RoutedAnswer(head, pieces(first))
 
+    async def _meter(self, flight: Flight, call: ModelCall, backend: BackEnd) -> None:
+        """Reserve the tokens of a call that costs no money.
+
+        Raises:
+            BudgetExhausted: the budget of its job, or of its task, does not leave so many.
+            Unavailable: nobody counts here, or a block has to be reserved, and the log cannot be reached.
+        """
+        if self._treasury is None:
+            raise Unavailable("this router counts no budgets")
+        bounded = metered(call, model_of(backend, call.model))
+        counted = [one for one in call.budgets if one.tokens is not None]
+        hold = await self._treasury.hold((), bounded.need, counted)
+        flight.hold = Reserved(hold, bounded, "", self._treasury.block)
+
     def _next_or_raise(self, flight: Flight, backend: BackEnd, error: HiveError) -> HiveError:
         """Return the error where the next back end may do better, else raise it."""
         flight.came_of_it(backend, error.code)
@@ -294,6 +313,9 @@ class Waterfall:
             # It may have been answered, and paid for: another try would pay for it twice.
             raise error if isinstance(error, DeadlineExceeded) else _perhaps_paid(backend, error)
         if isinstance(error, DeadlineExceeded) or (isinstance(error, InvalidArgument) and not _lacks(error)):
+            raise error
+        if isinstance(error, BudgetExhausted) and not backend.provider:
+            # Its tokens count wherever it goes.
             raise error
         if _lacks(error):
             backend.lacks.add((flight.call.model, str(error.fields.get("need"))))

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from hive_common.contracts.budgets import JOB, TASK, SharedBudget, shared
 from hive_common.contracts.events import AgentRef, Child
 from hive_common.contracts.limits import CAPABILITY_TOKEN_CHARACTERS_MAX
 from hive_common.contracts.permissions import NONE, Permissions
 from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
-from hive_common.permissions import check_fork, delegated, denied
+from hive_common.permissions import check_fork, delegated, denied, reading
 from hive_common.permissions.grants import effective
 from hive_common.permissions.tokens import Claims, Minter
 
@@ -83,6 +84,8 @@ class Permits:
             PermissionDenied: something was revoked, or has expired, since the job was submitted.
         """
         own = self.permissions(job.agents[task.agent])
+        if own.http is not None and is_replicated(job, task):
+            own = msgspec.structs.replace(own, http=reading(own.http))
         if task.parent is None or own == NONE:
             return own
         return delegated(self.of_task(job, job.tasks[task.parent]), own)
@@ -152,6 +155,8 @@ class Permits:
                 kill_epoch=self._kills.verifier.epoch,
                 permissions=permissions,
                 approved=approved,
+                budgets=budgets_of(job, task),
+                replicated=is_replicated(job, task),
                 expires_us=self._clock.now_us() + (task.timeout_ms + TOKEN_GRACE_MS) * 1_000,
             )
         )
@@ -169,6 +174,31 @@ class Permits:
         found = effective(agent.name, agent.version, asked, grants, self._clock.now_us())
         asks = tuple(name for name in agent.asks if name not in found.asks)
         return msgspec.structs.replace(found, asks=(*found.asks, *asks)) if asks else found
+
+
+def is_replicated(job: JobState, task: TaskState) -> bool:
+    """Say whether several attempts of a task may run beside each other, so that what they do is done several times.
+
+    What such a task forked is under its parent's permissions. A judge is one attempt.
+    """
+    judging = job.steps[task.step].step.judging
+    return task.judged is not None and judging is not None and judging.replicated
+
+
+def budgets_of(job: JobState, task: TaskState) -> tuple[SharedBudget, ...]:
+    """Return what the model calls of a task share with others.
+
+    All calls of a job share the job's budget. All attempts of a task, and all that it forked, share the task's, so
+    that nobody gets more by forking; a judge's are on the account of the job alone.
+    """
+    found = []
+    if job.spec.budget is not None:
+        found.append(shared(f"{JOB}:{job.id}", job.spec.budget))
+    budget = job.steps[task.step].step.budget
+    if budget is not None and task.judging is None:
+        *_, root = (task, *ancestors(task, job.tasks))
+        found.append(shared(f"{TASK}:{root.id}", budget))
+    return tuple(found)
 
 
 def is_plain(agent: AgentRef) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from hive_common.contracts.events import Tier
 from hive_common.contracts.judgement import REPLICAS_MAX, Distinct, OnNone
 from hive_common.contracts.limits import ATTEMPTS_MAX, FAN_OUT_DEFAULT, FAN_OUT_MAX
 
@@ -53,7 +54,7 @@ class Place(Word, frozen=True):
     """Where attempts may run."""
 
     tier: Annotated[
-        Literal["edge", "worker", "core"] | None, _said("The class of the machine, as its owner has set it.")
+        Tier | None, _said("The class of the machine, as its owner has set it.")
     ] = None
     executors: Annotated[tuple[str, ...], _said("Names or ids of executors; none: any.")] = ()
     labels: Annotated[dict[str, str], _said("Labels that the executor has to have.")] = {}
@@ -66,7 +67,7 @@ class Limits(Word, frozen=True):
         None
     )
     fan_out: Annotated[int, _between("Tasks of the job in all.", 1, FAN_OUT_MAX)] = FAN_OUT_DEFAULT
-    budget: Annotated[Budget | None, _said("Of all model calls of the job.")] = None
+    budget: Annotated[Budget | None, _said("Of all model calls of the job, those of judges too.")] = None
 
 
 class Retry(Word, frozen=True):
@@ -224,7 +225,7 @@ class Task(Word, frozen=True):
         int, _said("Tasks of the fork that have to succeed, whatever `on_failure` says.", minimum=0)
     ] = 0
     place: Place | None = None
-    budget: Annotated[Budget | None, _said("Of the model calls of each task.")] = None
+    budget: Annotated[Budget | None, _said("Of the model calls of each task, in all its attempts and all that it forks.")] = None
 
 
 class Models(Word, frozen=True):

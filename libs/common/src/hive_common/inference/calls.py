@@ -5,6 +5,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.events import Model
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
@@ -58,6 +59,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
         attempt_tokens_max: what all calls of its attempt may generate together, 0 without such a limit.
         token: capability token of the attempt whose guest calls; it stays between executor and router.
         cloud: the key may use providers outside, within a budget.
+        budgets: what it shares with other calls of its job and of its task.
     """
 
     id: str
@@ -79,6 +81,12 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     attempt_tokens_max: int = 0
     token: str = ""
     cloud: bool = False
+    budgets: tuple[SharedBudget, ...] = ()
+
+    @property
+    def metered(self) -> bool:
+        """Whether its tokens count against a budget, so that the router has to be asked before it is made."""
+        return any(one.tokens is not None for one in self.budgets)
 
 
 def is_pin(text: str) -> bool:

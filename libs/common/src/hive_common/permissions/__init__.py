@@ -5,7 +5,17 @@ All of it is pure. `hive_common.permissions.tokens` carries them between process
 
 from hive_common.permissions.asking import parse, parse_one
 from hive_common.permissions.checks import check_fork, check_http, check_kv, check_model, check_scratch, denied
-from hive_common.permissions.lattice import agent_covers, covers, delegated, joined, meet, named, only, widened
+from hive_common.permissions.lattice import (
+    agent_covers,
+    covers,
+    delegated,
+    joined,
+    meet,
+    named,
+    only,
+    reading,
+    widened,
+)
 from hive_common.permissions.words import in_words
 
 __all__ = [
@@ -25,5 +35,6 @@ __all__ = [
     "only",
     "parse",
     "parse_one",
+    "reading",
     "widened",
 ]

@@ -24,6 +24,8 @@ from hive_common.kernel.errors import PermissionDenied
 from hive_common.permissions.hosts import Host, parse_host
 
 ANY_MODEL = "*"
+READING = ("GET", "HEAD")
+"""Methods of HTTP that change nothing (RFC 9110, section 9.2.1)."""
 
 
 def named(permissions: Permissions) -> tuple[str, ...]:
@@ -76,6 +78,12 @@ def covers(parent: Permissions, child: Permissions) -> bool:
 def widened(parent: Permissions, child: Permissions) -> tuple[str, ...]:
     """Return the names of those permissions in which a child has more than its parent."""
     return tuple(name for name in named(child) if not _covers_one(parent, child, name))
+
+
+def reading(http: HttpPermission) -> HttpPermission | None:
+    """Return what of a permission changes nothing, for tasks that are done several times; None where nothing does."""
+    methods = tuple(method for method in http.methods if method in READING)
+    return msgspec.structs.replace(http, methods=methods) if methods else None
 
 
 def model_covers(wide: str, narrow: str) -> bool:

@@ -22,6 +22,7 @@ from biscuit_auth import (
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.limits import CAPABILITY_TOKEN_BLOCKS_MAX, CAPABILITY_TOKEN_CHARACTERS_MAX
 from hive_common.contracts.permissions import Permissions
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied
@@ -54,6 +55,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         permissions: what that attempt may do.
         expires_us: from then on it says nothing.
         approved: hashes of the actions that a person approved (`hive_common.permissions.actions`).
+        budgets: what its model calls share with others. Nobody narrows or widens them.
+        replicated: several attempts of its task may run, so that requests may change nothing.
     """
 
     executor: str
@@ -68,6 +71,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     counts_only: bool = False
     kill_epoch: int = 0
     approved: tuple[str, ...] = ()
+    budgets: tuple[SharedBudget, ...] = ()
+    replicated: bool = False
 
 
 class _Narrowed(msgspec.Struct, frozen=True, kw_only=True):

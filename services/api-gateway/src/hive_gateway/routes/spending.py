@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from hive_proto.models.v1 import models_pb2
 from msgspec import Struct
 from starlette.responses import Response
@@ -17,7 +17,10 @@ from hive_gateway.upstream import UpstreamDep
 
 By = Annotated[str, Query(max_length=20, description="key, job, agent, model, route, provider or day")]
 Day = Annotated[str, Query(max_length=10, description="first day, in UTC, such as 2026-11-26")]
-Subject = Annotated[str, Query(max_length=210, description="total, key:<name>, job:<id> or agent:<name>")]
+Subject = Annotated[
+    str, Query(max_length=210, description="total, key:<name>, job:<id>, task:<id> or agent:<name>")
+]
+JobId = Annotated[str, Path(max_length=100)]
 
 
 class BudgetBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +62,17 @@ def router(peers: Peers) -> APIRouter:
         """Sum up what calls have used."""
         message = models_pb2.UsageRequest(by=by, since_day=since, limit=limit)
         return reply(money_views.usage(by, await upstream.ask(peers.router, peers.models.Usage, message)))
+
+    @api.get(
+        "/jobs/{job_id}/model-usage",
+        operation_id="getJobModelUsage",
+        responses=answers(money_views.JobUsage, 404),
+        response_class=Response,
+    )
+    async def job_usage(job_id: JobId, upstream: UpstreamDep) -> Response:
+        """Say what the model calls of a job have used, and what of its budget that is."""
+        message = models_pb2.JobUsageRequest(job_id=job_id)
+        return reply(money_views.job_usage(await upstream.ask(peers.router, peers.models.GetJobUsage, message)))
 
     @api.get(
         "/model-budgets",

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from hive_common.contracts.budgets import JOB, TASK, TOKENS_MAX, SharedBudget
 from hive_common.contracts.events import BudgetLimit, BudgetReserved, BudgetReturned, BudgetSet, Event
 from hive_common.kernel.errors import InvalidArgument, UnknownEvent
 from hive_common.kernel.ids import is_id
@@ -28,14 +29,12 @@ PERIODS: Final = (REQUEST, DAY, MONTH, EVER)
 USD: Final = "usd"
 TOKENS: Final = "tokens"
 UNITS: Final = (USD, TOKENS)
-TOKENS_MAX: Final = 10**15
 
 TOTAL: Final = "total"
 KEY: Final = "key"
-JOB: Final = "job"
 AGENT: Final = "agent"
 EACH: Final = "*"
-"""In place of a name: each one that has no limits of its own."""
+"""In place of a name: each one that has no limits of its own. Of tasks there is none: their jobs say it."""
 
 BLOCK_CALLS: Final = 8
 """A block is enough for so many calls like the one that needs it: what a crash costs is bounded by that."""
@@ -244,6 +243,30 @@ def limits_of(subject: str, limits: Mapping[str, Sequence[BudgetLimit]]) -> Sequ
     return limits.get(f"{kind}:{EACH}", ()) if colon else ()
 
 
+def asked_of(budget: SharedBudget) -> tuple[BudgetLimit, ...]:
+    """Return the limits with which a job was submitted."""
+    asked = ((USD, budget.nano_usd), (TOKENS, budget.tokens))
+    return tuple(BudgetLimit(EVER, unit, amount) for unit, amount in asked if amount is not None)
+
+
+def with_asked(
+    limits: Sequence[BudgetLimit], own: Sequence[BudgetLimit], asked: Sequence[BudgetLimit]
+) -> Sequence[BudgetLimit]:
+    """Return the limits that hold where a job was submitted with some.
+
+    Args:
+        limits: those that hold without.
+        own: those of them that somebody has set for just this subject: they raise, or lower, what was asked for.
+        asked: with which it was submitted. They take nothing away from what is set for each one.
+    """
+    by_place = {(one.per, one.unit): one for one in limits}
+    for one in asked:
+        place = (one.per, one.unit)
+        if place not in {(other.per, other.unit) for other in own}:
+            by_place[place] = min(one, by_place.get(place, one), key=lambda limit: limit.amount)
+    return tuple(by_place.values())
+
+
 def subjects_of(key: str, job: str, agent: str) -> tuple[str, ...]:
     """Return whose budgets a call counts against."""
     named = ((KEY, key), (JOB, job), (AGENT, agent))
@@ -262,13 +285,14 @@ def changed(before: Sequence[BudgetLimit], new: Sequence[BudgetLimit], *, clear:
 def check_subject(subject: str) -> None:
     """Refuse what is no subject. Raises InvalidArgument."""
     kind, colon, name = subject.partition(":")
-    good = subject == TOTAL or (colon and kind in (KEY, JOB, AGENT) and 0 < len(name) <= _NAME_CHARACTERS_MAX)
-    if good and kind == JOB and name != EACH:
+    kinds = (KEY, JOB, TASK, AGENT)
+    good = subject == TOTAL or (colon and kind in kinds and 0 < len(name) <= _NAME_CHARACTERS_MAX)
+    if good and (kind == TASK or (kind == JOB and name != EACH)):
         good = is_id(name)
     if not good or not subject.isprintable():
         raise InvalidArgument(
-            f"subject: got {subject[:80]!r}; expected total, key:<name>, job:<id> or agent:<name>,"
-            " with * in place of a name for each one",
+            f"subject: got {subject[:80]!r}; expected total, key:<name>, job:<id>, task:<id> or agent:<name>,"
+            " with * in place of a name for each key, job or agent",
             path="subject",
         )
 

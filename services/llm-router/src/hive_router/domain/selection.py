@@ -61,6 +61,7 @@ class CloudRefusal(msgspec.Struct, frozen=True):
     detail: str
 
 
+CORE: Final = "core"
 _NOT_ASKED: Final = CloudRefusal(REASON_CLOUD_OFF, "nobody looked whether this call may")
 
 
@@ -76,6 +77,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         needs: abilities that the model has to have, such as `tools`.
         tried: back ends that this call has tried.
         cloud_refusal: why it may go to no provider; None: it may, by its key, permission and budget.
+        metered: its tokens are counted here, so that it came here although its device may serve the model.
     """
 
     model: str
@@ -87,6 +89,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     needs: frozenset[str] = frozenset()
     tried: frozenset[str] = frozenset()
     cloud_refusal: CloudRefusal | None = _NOT_ASKED
+    metered: bool = False
 
 
 class BackEnd(msgspec.Struct, kw_only=True):
@@ -103,6 +106,7 @@ class BackEnd(msgspec.Struct, kw_only=True):
         latency_ms: moving average of the time to the first byte; 0 before the first.
         lacks: (model, need) that it has refused.
         provider: name, of one that costs money; empty for devices.
+        tier: class of the device.
     """
 
     id: str
@@ -122,6 +126,12 @@ class BackEnd(msgspec.Struct, kw_only=True):
     breaker: Breaker = CLOSED
     lacks: set[tuple[str, str]] = msgspec.field(default_factory=set)
     provider: str = ""
+    tier: str = "worker"
+
+    @property
+    def core(self) -> bool:
+        """Whether what it answers is a core call: it is a provider, or a device of tier `core`."""
+        return bool(self.provider) or self.tier == CORE
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -165,11 +175,13 @@ def route_to(backend: BackEnd, ask: Ask, host_executors: frozenset[str]) -> str:
     if backend.provider:
         return CLOUD
     from_host = not ask.origin or ask.origin in host_executors
-    return LOCAL if backend.is_host and from_host else POOL
+    return LOCAL if (backend.is_host and from_host) or (ask.origin and backend.id == ask.origin) else POOL
 
 
 def _origin(ask: Ask, backend: BackEnd, at: Circumstances) -> str | None:
-    return "the call comes from there" if ask.origin and backend.id == ask.origin else None
+    if ask.metered or not ask.origin or backend.id != ask.origin:
+        return None
+    return "the call comes from there"
 
 
 def _outside(ask: Ask, backend: BackEnd, at: Circumstances) -> CloudRefusal | None:
