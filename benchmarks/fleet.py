@@ -60,14 +60,18 @@ class Fleet:
                 self.installation.hive("executor", "drain" if drained else "undrain", name)
                 (self._drained.add if drained else self._drained.remove)(name)
 
-    def push(self, name: str, source: str, permissions: str = "{}") -> str:
-        """Publish a Python agent, and return its name with its version."""
+    def push(self, name: str, source: str, permissions: dict[str, Any] | None = None) -> str:
+        """Publish a Python agent, grant it what it asks for, and return its name with its version."""
         folder = self.folder / name
         folder.mkdir()
         manifest = MANIFEST.format(name=name, runtime="python", entry="agent.py")
-        (folder / "manifest.yaml").write_text(manifest.replace("permissions: {}", f"permissions: {permissions}"))
+        (folder / "manifest.yaml").write_text(
+            manifest.replace("permissions: {}", f"permissions: {json.dumps(permissions or {})}")
+        )
         (folder / "agent.py").write_text(source)
         self.installation.hive("agent", "push", str(folder))
+        if permissions:
+            self.installation.hive("agent", "grant", name, *permissions)
         return f"{name}@1.0.0"
 
     @asynccontextmanager

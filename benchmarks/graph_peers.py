@@ -1,9 +1,9 @@
-"""The graphs of `graphs.py` as a durable workflow of a peer: `python benchmarks/graph_peers.py SYSTEM < graphs.json`.
+"""The graphs of `graphs.py` as workflows of a peer: `python benchmarks/graph_peers.py SYSTEM < graphs.json`.
 
 Runs in the peers' environment. Standard input is a list of graphs (`graphs.plain`), each with what its calls wait
-for; each is run once, after one that is not counted, and printed is one line of JSON: milliseconds from the start of
-each workflow to its result. A call is one of the scripted model at `HIVE_BENCH_MODEL`. Everything is kept in Postgres
-(`HIVE_BENCH_DSN`, an empty database), or in SQLite in `HIVE_BENCH_FOLDER`.
+for; each is run once, after one that is not counted, and printed is one line of JSON: milliseconds from the start
+of each workflow to its result. A call is one of the scripted model at `HIVE_BENCH_MODEL`. Everything is kept in
+Postgres (`HIVE_BENCH_DSN`, an empty database), or in SQLite in `HIVE_BENCH_FOLDER`.
 """
 
 import asyncio
@@ -127,7 +127,7 @@ def _dbos() -> tuple[Any, Any, Any]:
         return await follow(tree, given, queued)
 
     async def follow(tree: Any, given: list[str], queued: bool) -> list[str]:
-        """Return the texts of the last calls. What runs at once is started in the graph's order, as DBOS asks for."""
+        """Return the texts of the last calls. What runs at once starts in the graph's order, as DBOS asks for."""
         if "series" in tree:
             for part in tree["series"]:
                 given = await follow(part, given, queued)
@@ -220,7 +220,9 @@ async def measure(name: str, graphs: list[dict[str, Any]]) -> list[float]:
             text = await run()
             found.append((time.perf_counter() - began) * 1e3)
             if len(text.split()) != graph["calls"][-1][1]:
-                raise RuntimeError(f"{name}: the last call has {graph['calls'][-1][1]} tokens, the answer is {text!r}")
+                raise RuntimeError(
+                    f"{name}: the last call has {graph['calls'][-1][1]} tokens, the answer is {text!r}"
+                )
         return found
     finally:
         await one.close()

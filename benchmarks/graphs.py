@@ -171,6 +171,7 @@ def job(graph: Graph, agent: str, *, forked: bool) -> dict[str, Any]:
         "kind": "Job",
         "name": "graph",
         "limits": {"deadline": "10m", "fan_out": 100},
+        "models": {"pin": "pool"},
         "tasks": steps,
         "output": "${tasks.answer.output.text}",
     }
