@@ -137,7 +137,7 @@ def test_joins() -> None:
         ({"join": {"integrator": {"agent": "sum"}}, "fork": [1]}, "join.integrator.agent"),
         (
             {"join": {"vote": {"equal": {"critic": {"agent": "guess@1"}}}}, "fork": [1]},
-            "join.vote.equal.critic.agent",
+            "join.vote.equal.critic",
         ),
     ],
 )

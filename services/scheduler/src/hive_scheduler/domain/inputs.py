@@ -5,15 +5,17 @@ from typing import Any, Final
 
 import msgspec
 from hive_common.contracts import values
-from hive_common.contracts.events import Judging
+from hive_common.contracts.events import AgentRef, Judging
 from hive_common.contracts.judgement import Producer
 from hive_common.contracts.limits import MIB, TASK_INPUT_BYTES_MAX
 from hive_common.contracts.values import Value
+from hive_common.judgement.joins import Given
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
-from hive_scheduler.domain import verdicts
+from hive_scheduler.domain import joining, verdicts
 from hive_scheduler.domain.expressions import Template
 from hive_scheduler.domain.job import BlobsNeeded, Inputs, JobState, StepState
+from hive_scheduler.domain.joining import Output
 from hive_scheduler.domain.schemas import Check, Schemas
 from hive_scheduler.domain.task import TaskState
 
@@ -88,12 +90,40 @@ class Evaluator(Inputs):
         given, *outputs = [msgspec.Raw(self._bytes_of(value)) for value in read]
         data = values.encode_json(verdicts.question(judging.kind, given, outputs))
         where = f"what {agent} ({judging.kind}) is given"
-        if len(data) > TASK_INPUT_BYTES_MAX:
-            raise InvalidArgument(f"{where}: has {len(data)} bytes; expected at most {TASK_INPUT_BYTES_MAX}")
-        violation = self._schemas.input_of(job.agents[agent]).violation(data)
-        if violation is not None:
-            raise InvalidArgument(f"{where}: does not fit its input schema: {violation}")
+        self._check_question(data, where, job.agents[agent])
         return self._value(data, values.fits_inline(data) and job.takes_inline(len(data)))
+
+    def integration(self, job: JobState, state: StepState) -> Value:
+        """Return what the integrator of a step is given (job.Inputs)."""
+        given = joining.integration_of(state)
+        agent = state.step.join.integrator
+        where = f"what {agent} (integrator of `{state.step.id}`) is given"
+        read = [job.input, *(one.value for one in given.results if one.value is not None)]
+        byte_count = sum(value.size_bytes for value in read)
+        if byte_count > TASK_INPUT_BYTES_MAX:
+            raise InvalidArgument(f"{where}: has {byte_count} bytes; expected at most {TASK_INPUT_BYTES_MAX}")
+        self._require(read)
+        data = values.encode_json(
+            {
+                "input": self._raw(job.input),
+                "results": [self._given(one) for one in given.results],
+                "partial": given.partial,
+                "succeeded": given.succeeded,
+                "size": given.size,
+            }
+        )
+        self._check_question(data, where, job.agents[agent])
+        return self._value(data, values.fits_inline(data) and job.takes_inline(len(data)))
+
+    def _given(self, one: Given) -> dict[str, Any]:
+        found: dict[str, Any] = {"index": one.index, "status": one.status}
+        if one.value is not None:
+            found["value"] = self._raw(one.value)
+        if one.score is not None:
+            found["score"] = one.score
+        if one.code:
+            found["code"] = one.code
+        return found
 
     def trust(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
         """Check every result (job.Inputs): nothing is known of executors here."""
@@ -129,43 +159,49 @@ class Evaluator(Inputs):
             path=state.step.input.path,
         )
 
+    def _check_question(self, data: bytes, where: str, agent: AgentRef) -> None:
+        if len(data) > TASK_INPUT_BYTES_MAX:
+            raise InvalidArgument(f"{where}: has {len(data)} bytes; expected at most {TASK_INPUT_BYTES_MAX}")
+        violation = self._schemas.input_of(agent).violation(data)
+        if violation is not None:
+            raise InvalidArgument(f"{where}: does not fit its input schema: {violation}")
+
     def _scope(self, job: JobState, templates: Iterable[Template]) -> dict[str, Any]:
         roots = frozenset[str]().union(*(template.roots for template in templates))
         steps = frozenset[str]().union(*(template.steps for template in templates))
         forked = frozenset[str]().union(*(template.forked for template in templates))
         read: list[Value] = [job.input] if "input" in roots else []
         for step in steps:
-            for task in job.steps[step].tasks:
-                read += [task.outputs[attempt] for attempt in task.kept] or [_output_of(task)]
+            read += _values_of(joining.output_of(job.steps[step]))
             if step in forked:
-                read += [_output_of(task) for task in job.steps[step].children]
+                read += [task.output for task in job.steps[step].children if task.output is not None]
         self._require(read)
         scope: dict[str, Any] = {}
         if "input" in roots:
             scope["input"] = self._plain(job.input)
         if steps:
-            scope["tasks"] = {step: {"output": self._step_output(job.steps[step])} for step in steps}
+            outputs = {step: joining.output_of(job.steps[step]) for step in steps}
+            scope["tasks"] = {step: {"output": self._plain_output(one)} for step, one in outputs.items()}
             for step in forked:
                 scope["tasks"][step]["forked"] = self._forked(job, job.steps[step])
         return scope
 
-    def _step_output(self, state: StepState) -> Any:
-        if state.step.fork is None:
-            return self._plain_output(state.tasks[0])
-        return [self._plain_output(task) for task in state.tasks]
-
-    def _plain_output(self, task: TaskState) -> Any:
-        """Return the output of a task that has succeeded; where several results are kept, the list of them."""
-        if task.kept:
-            return [self._plain(task.outputs[attempt]) for attempt in task.kept]
-        return self._plain(_output_of(task))
+    def _plain_output(self, output: Output) -> Any:
+        if isinstance(output, Value):
+            return self._plain(output)
+        return [self._plain_output(one) for one in output]
 
     def _forked(self, job: JobState, state: StepState) -> list[dict[str, Any]]:
-        """Return what the tasks of a step forked: each child followed by what it forked itself."""
+        """Return what the tasks of a step forked: each child followed by what it forked itself.
+
+        One that did not succeed is left out, or has the default, as the step says of its tasks.
+        """
         if not state.children:
             return []
+        default = values.inline(state.step.default) if state.step.on_failure == "default" else None
         below = (job.tasks[one] for task in state.tasks for one in job.forks.descendants(task.id))
-        return [{"agent": task.agent, "output": self._plain(_output_of(task))} for task in below]
+        outputs = ((task.agent, default if task.output is None else task.output) for task in below)
+        return [{"agent": agent, "output": self._plain(output)} for agent, output in outputs if output is not None]
 
     def _require(self, read: list[Value]) -> None:
         if sum(value.size_bytes for value in read) > SCOPE_BYTES_MAX:
@@ -184,6 +220,13 @@ class Evaluator(Inputs):
         if data is None:
             raise InvalidArgument(f"the blob {value.digest} is not in the artifact store", digest=value.digest)
         return data
+
+    def _raw(self, value: Value) -> msgspec.Raw:
+        """Return a value as it is, once it is known to be JSON."""
+        try:
+            return msgspec.json.decode(self._bytes_of(value), type=msgspec.Raw)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidArgument(f"{value.digest or 'a value'} is not JSON: {error}") from error
 
     def _plain(self, value: Value) -> Any:
         try:
@@ -210,16 +253,16 @@ def _where(state: StepState, index: int) -> str:
 def _passed_on(job: JobState, template: Template) -> Value | None:
     """Return the value where the template is exactly one output of one task: it need not be looked at."""
     whole = template.whole_output_of
-    if whole is None or job.steps[whole].step.fork is not None:
+    if whole is None:
         return None
-    task = job.steps[whole].tasks[0]
-    return None if task.kept else _output_of(task)
+    output = joining.output_of(job.steps[whole])
+    return output if isinstance(output, Value) else None
 
 
-def _output_of(task: Any) -> Value:
-    output: Value | None = task.output
-    assert output is not None, f"task {task.id} has not succeeded"
-    return output
+def _values_of(output: Output) -> list[Value]:
+    if isinstance(output, Value):
+        return [output]
+    return [value for one in output for value in _values_of(one)]
 
 
 def _kind(value: Any) -> str:
@@ -242,6 +285,8 @@ def check_static(job: JobState, inputs: Inputs) -> None:
             state.size = 1
         elif not fork.steps:
             state.size = inputs.expand(job, state)
+        if state.size is not None and fork is not None:
+            joining.check_size(state.step, state.size)
     total = sum(1 if state.size is None else state.size for state in job.steps.values())
     if total > job.spec.fan_out:
         raise InvalidArgument(

@@ -24,6 +24,7 @@ from hive_common.contracts.events import (
     JobSubmitted,
     JobSucceeded,
     Judging,
+    StepJoined,
     TaskCancelled,
     TaskCreated,
     TaskFailed,
@@ -38,7 +39,7 @@ from hive_common.kernel.errors import CorruptLog, InvalidArgument
 from hive_common.kernel.ids import derive_child_id
 
 from hive_scheduler.domain import approval as approvals
-from hive_scheduler.domain import deciding
+from hive_scheduler.domain import deciding, joining
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.approval import ApprovalState
 from hive_scheduler.domain.deciding import Known
@@ -80,6 +81,9 @@ class StepState:
         judges_open: how many of all these have not ended.
         undecided: ids of judged tasks of which something may be due.
         known: what was made of the results of judged tasks so that they can be compared.
+        joins: it is joined by an event (`domain/joining.py`); `joined` is that, `integrator` the task that joins.
+        closed: its tasks were cancelled so that it can be joined in time.
+        lost: how many tasks, without children, failed or were cancelled for that reason.
         items, scope: what inputs are made from while the step expands; dropped afterwards.
     """
 
@@ -92,6 +96,11 @@ class StepState:
         self.judges_open = 0
         self.undecided: dict[str, None] = {}
         self.known: dict[str, Known] = {}
+        self.joins = joining.is_joined(step)
+        self.joined: StepJoined | None = None
+        self.integrator: TaskState | None = None
+        self.closed = False
+        self.lost = 0
         self.size: int | None = None
         self.forked = 0
         self.children: list[TaskState] = []
@@ -102,7 +111,14 @@ class StepState:
 
     @property
     def complete(self) -> bool:
-        """Every task of the step has succeeded, and every one that they forked; no judge is at it any more."""
+        """Every task of the step has succeeded, and every one that they forked; no judge is at it any more.
+
+        Of a step that is joined, its join is known, and its integrator has succeeded.
+        """
+        if self.joins:
+            by = self.integrator
+            done = by is not None and by.status == "succeeded"
+            return self.joined is not None and (done or not self.joined.task)
         if self.size is None or self.judges_open:
             return False
         return self.counts["succeeded"] == self.size + self.forked
@@ -132,6 +148,8 @@ class JobState:
         self.pin = narrowest(spec.pin, submitted.pin)
         self.counts_only = submitted.counts_only
         self.steps = {step.id: StepState(step) for step in spec.steps}
+        self.closers = [state for state in self.steps.values() if joining.is_closed_early(state.step)]
+        self.reserves_us = joining.reserves_us(spec, submitted.agents) if self.closers else {}
         self.tasks: dict[str, TaskState] = {}
         self.approvals: dict[str, ApprovalState] = {}
         self.forks = Forks()
@@ -210,6 +228,10 @@ class Inputs:
         """Return for how many valid results in a row a result counts without another; None: it is checked."""
         raise NotImplementedError
 
+    def integration(self, job: JobState, state: StepState) -> Value:
+        """Return what the integrator of a step is given. Raises `InvalidArgument`, `BlobsNeeded`."""
+        raise NotImplementedError
+
     def may_extend(self, job: JobState, task: TaskState) -> bool:
         """Say whether anybody could make one more independent result."""
         raise NotImplementedError
@@ -227,7 +249,10 @@ def due(job: JobState, now_us: int, inputs: Inputs) -> Iterator[Decision]:
     needed = _Needed()
     while job.end is None:
         closing = job.closing(now_us)
-        decisions = _progress(job, inputs, needed) if closing is None else _close(job, closing, inputs, needed)
+        if closing is None:
+            decisions = _progress(job, now_us, inputs, needed)
+        else:
+            decisions = _close(job, closing, now_us, inputs, needed)
         for decision in decisions:
             yield decision
             if job.closing(now_us) != closing:
@@ -254,10 +279,26 @@ class _Needed:
             raise BlobsNeeded(frozenset(self._load), tuple(self._store))
 
 
-def _progress(job: JobState, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
+def _progress(job: JobState, now_us: int, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
     complete = True
+    # The last first: what only that one waits for need not be joined any more.
+    for state in reversed(job.closers):
+        if joining.is_closing(job, state, now_us) and state.step.id not in joining.abandoned(job):
+            try:
+                yield from _close_step(job, state, inputs)
+            except BlobsNeeded as error:
+                needed.add(error)
+            if job.broken is not None:
+                return
+    abandoned = joining.abandoned(job)
     for state in job.steps.values():
         if state.complete:
+            continue
+        if state.step.id in abandoned:
+            yield from joining.cancel(state)
+            continue
+        if joining.is_closing(job, state, now_us):
+            complete = False
             continue
         try:
             yield from _progress_step(job, state, inputs)
@@ -273,7 +314,19 @@ def _progress(job: JobState, inputs: Inputs, needed: _Needed) -> Iterator[Decisi
             needed.add(error)
 
 
+def _close_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[Decision]:
+    # A new leader may not have looked at lists yet; a list that is not there has no tasks.
+    for other in job.steps.values():
+        if other.size is None and job.broken is None:
+            _expand(job, other, inputs, job.needs_done(other))
+    if job.broken is None:
+        yield from joining.close(job, state, inputs)
+
+
 def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[Decision]:
+    if state.joined is not None:
+        yield from joining.integrate(job, state, inputs)
+        return
     needs_done = job.needs_done(state)
     if state.size is None and not _expand(job, state, inputs, needs_done):
         return
@@ -291,6 +344,8 @@ def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[
     state.items = state.scope = None
     while state.forking:
         yield _create_child(job, state, next(iter(state.forking)), inputs)
+    if state.joins:
+        yield from joining.progress(job, state, inputs)
 
 
 def _decide(job: JobState, state: StepState, inputs: Inputs) -> Iterator[Decision]:
@@ -316,6 +371,7 @@ def _expand(job: JobState, state: StepState, inputs: Inputs, needs_done: bool) -
         return False
     try:
         size = inputs.expand(job, state)
+        joining.check_size(state.step, size)
     except InvalidArgument as error:
         job.broken = JobFailed("invalid_fork", error.message)
         return False
@@ -388,7 +444,7 @@ def _end_of_success(job: JobState, inputs: Inputs) -> Event:
         return JobFailed("invalid_output", error.message)
 
 
-def _close(job: JobState, closing: Closing, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
+def _close(job: JobState, closing: Closing, now_us: int, inputs: Inputs, needed: _Needed) -> Iterator[Decision]:
     """Cancel what has not ended; when all has, end the job."""
     for state in job.steps.values():
         if not state.open:
@@ -402,12 +458,12 @@ def _close(job: JobState, closing: Closing, inputs: Inputs, needed: _Needed) -> 
         yield Decision(job.id, [JobFailed(DEADLINE_CODE, "the job did not end before its deadline")])
     else:
         try:
-            yield Decision(job.id, [_failure_of(job, inputs)])
+            yield Decision(job.id, [_failure_of(job, now_us, inputs)])
         except BlobsNeeded as error:
             needed.add(error)
 
 
-def _failure_of(job: JobState, inputs: Inputs) -> JobFailed:
+def _failure_of(job: JobState, now_us: int, inputs: Inputs) -> JobFailed:
     if job.failed is not None:
         assert job.failed.failure is not None
         failure = job.failed.failure
@@ -417,6 +473,8 @@ def _failure_of(job: JobState, inputs: Inputs) -> JobFailed:
         for state in job.steps.values():
             if state.size is None and job.broken is None:
                 _expand(job, state, inputs, job.needs_done(state))
+        failures = (joining.failure_of(job, state, now_us, inputs) for state in job.steps.values())
+        job.broken = job.broken or next((failure for failure in failures if failure is not None), None)
     return job.broken or JobFailed("internal", "the job was ended for a reason that the log does not show")
 
 
@@ -449,6 +507,10 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
     if task.input is not given:
         job.inline_bytes += values.inline_bytes(task.input) - values.inline_bytes(given)
     state = job.steps[task.step]
+    if isinstance(event, TaskCancelled):
+        job.expired = job.expired or event.reason == "deadline"
+        job.aborted = job.aborted or event.reason == "job_failed"
+        state.closed = state.closed or event.reason == joining.PARTIAL
     if task.judging is not None:
         if task.ended and before not in TERMINAL:
             _end_judge(job, state, task)
@@ -458,10 +520,9 @@ def evolve(job: JobState, stream: str, event: Event) -> TaskState | None:
     if task.status != before:
         state.counts[before] -= 1
         state.counts[task.status] += 1
-        if isinstance(event, TaskCancelled):
-            job.expired = job.expired or event.reason == "deadline"
-            job.aborted = job.aborted or event.reason == "job_failed"
-        elif task.status == "failed" and job.failed is None:
+        if task.parent is None and (task.status == "failed" or joining.is_partial(event)):
+            state.lost += 1
+        if task.status == "failed" and job.failed is None and state.step.on_failure == "fail":
             job.failed = task
         elif job.forks.claims and isinstance(event, TaskSucceeded):
             forked = job.forks.decide(task, event.attempt, job.tasks)
@@ -495,6 +556,8 @@ def _add_judge(job: JobState, state: StepState, task: TaskState, judging: Judgin
     state.judges_open += 1
     if judging.task:
         state.judges_of.setdefault(judging.task, []).append(task)
+    if judging.kind == "integrator":
+        state.integrator = task
     job.tasks[task.id] = task
     job.inline_bytes += values.inline_bytes(task.input)
 
@@ -502,6 +565,8 @@ def _add_judge(job: JobState, state: StepState, task: TaskState, judging: Judgin
 def _end_judge(job: JobState, state: StepState, task: TaskState) -> None:
     assert task.judging is not None
     state.judges_open -= 1
+    if task.judging.kind == "integrator" and task.status == "failed" and job.failed is None:
+        job.failed = task
     judged = job.tasks.get(task.judging.task)
     if judged is not None and judged.judged is not None:
         deciding.judge_ended(task, judged.judged)
@@ -524,6 +589,8 @@ def _evolve_job(job: JobState, event: Event) -> None:
     match event:
         case JobCancelRequested():
             job.cancel_reason = event.reason
+        case StepJoined():
+            _join_step(job, event)
         case JobSucceeded() | JobFailed() | JobCancelled():
             if any(state.open for state in job.steps.values()):
                 raise CorruptLog(f"job {job.id} ended before its tasks", job=job.id)
@@ -531,6 +598,18 @@ def _evolve_job(job: JobState, event: Event) -> None:
         case _:
             raise CorruptLog(f"job {job.id}: {type(event).__name__} is not an event of a job", job=job.id)
     job.version += 1
+
+
+def _join_step(job: JobState, event: StepJoined) -> None:
+    state = job.steps.get(event.step)
+    if state is None or not state.joins or state.joined is not None or state.open:
+        raise CorruptLog(f"job {job.id}: step {event.step} cannot be joined", job=job.id)
+    state.joined = event
+    state.size = len(state.tasks) if state.size is None else state.size
+    state.forking.clear()
+    state.undecided.clear()
+    state.known.clear()
+    state.items = state.scope = None
 
 
 def forget_values(job: JobState) -> None:
@@ -558,6 +637,7 @@ def snapshot(job: JobState) -> dict[str, Any]:
             name: ([task.id for task in state.tasks], dict(state.counts), [judge.id for judge in state.judges])
             for name, state in job.steps.items()
         },
+        "joins": {name: (_plain(state.joined), state.closed, state.lost) for name, state in job.steps.items()},
         "tasks": {task_id: _plain(task) for task_id, task in job.tasks.items()},
         "approvals": {approval_id: _plain(one) for approval_id, one in job.approvals.items()},
         "forks": job.forks.snapshot(),

@@ -77,8 +77,8 @@ class Step(msgspec.Struct, frozen=True):
     def agents(self) -> frozenset[str]:
         """The `name@version` of every agent that it names."""
         asked = frozenset[str]() if self.judging is None else self.judging.agents
-        joins = {self.join.integrator} if self.join.integrator else set()
-        return asked | joins | {self.agent}
+        by_join = "" if self.join.equal is None else self.join.equal.agent
+        return asked | {self.agent, *filter(None, (self.join.integrator, by_join))}
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -128,10 +128,14 @@ def parse_job(document: bytes) -> JobSpec:
     require(0 < len(job.tasks) <= STEPS_MAX, "tasks", f"1 to {STEPS_MAX} tasks", len(job.tasks))
     require(1 <= job.limits.fan_out <= FAN_OUT_MAX, "limits.fan_out", f"1 to {FAN_OUT_MAX}", job.limits.fan_out)
     steps = [_step(task, f"tasks[{index}]") for index, task in enumerate(job.tasks)]
+    deadline_ms = duration_ms(job.limits.deadline, "limits.deadline", DEADLINE_MAX_MS) or DEADLINE_DEFAULT_MS
+    for index, step in enumerate(steps):
+        reserve_ms, path = step.join.reserve_ms or 0, f"tasks[{index}].join.integrator.reserve"
+        require(reserve_ms < deadline_ms, path, f"less than limits.deadline, {deadline_ms} ms", f"{reserve_ms} ms")
     return JobSpec(
         name=job.name,
         input=job.input,
-        deadline_ms=duration_ms(job.limits.deadline, "limits.deadline", DEADLINE_MAX_MS) or DEADLINE_DEFAULT_MS,
+        deadline_ms=deadline_ms,
         fan_out=job.limits.fan_out,
         priority=job.priority,
         steps=_ordered(steps),
@@ -175,6 +179,11 @@ def _step(task: Task, path: str) -> Step:
     for code in retry.codes:
         require(code in FAILURE_CODES, f"{path}.retry.codes", f"codes out of {sorted(FAILURE_CODES)}", code)
     judging = judging_of(task, path)
+    if judging is not None and judging.embedding_model:
+        at = f"{path}.verify.quorum.equal.embedding"
+        refuse(
+            "", at, "nothing makes vectors of results yet", "`numeric`, or a `critic` that is asked about each pair"
+        )
     _check_failure(task, path)
     return Step(
         id=task.id,

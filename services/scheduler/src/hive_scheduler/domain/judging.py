@@ -14,6 +14,7 @@ from hive_common.contracts.jobdocument import EqualBy, JoinBy, Quorum, Speculate
 from hive_common.contracts.judgement import (
     REPLICAS_MAX,
     CanonicalJson,
+    Embedding,
     Equality,
     Exact,
     Numeric,
@@ -215,7 +216,7 @@ def _equality(words: Literal["exact", "json"] | EqualBy, path: str) -> EqualityW
         least = words.embedding.min
         require(-1 <= least <= 1, f"{path}.embedding.min", "a cosine: -1 to 1", least)
         require(words.embedding.model, f"{path}.embedding.model", "the name of a model", words.embedding.model)
-        refuse("", f"{path}.embedding", "nothing makes vectors of results yet", "`numeric` or `critic`")
+        return EqualityWords(Embedding(least), model=words.embedding.model)
     assert words.critic is not UNSET
     return EqualityWords(PairCritic(), agent=words.critic.agent)
 
@@ -231,7 +232,14 @@ def _join(task: Task, path: str) -> Join:
         require(top is None or top >= 1, f"{path}.rank.top", "1 or more", top)
         return Join("rank", top=top)
     if words.vote is not UNSET:
-        return Join("vote", equal=_equality(words.vote.equal, f"{path}.vote.equal"))
+        equal = _equality(words.vote.equal, f"{path}.vote.equal")
+        if equal.agent:
+            problem = "agents judge pairs of results of one task (`verify.quorum`), and none of several tasks"
+            refuse("", f"{path}.vote.equal.critic", problem, "`exact`, `json` or `numeric`")
+        if equal.model:
+            problem = "nothing makes vectors of results yet"
+            refuse("", f"{path}.vote.equal.embedding", problem, "`exact`, `json` or `numeric`")
+        return Join("vote", equal=equal)
     assert words.integrator is not UNSET
     said_by = words.integrator
     return Join(
