@@ -1,6 +1,7 @@
-"""Follows a job to its end and shows it meanwhile: a live table on a terminal, a line now and then elsewhere."""
+"""Follows a job to its end and shows it meanwhile: a live tree on a terminal, a line now and then elsewhere."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from hive_cli.commands.drawing import Drawing
 from hive_cli.commands.tracking import TASK_STATES, TERMINAL_STATES, Tracker
 from hive_cli.output import err
 
@@ -21,14 +22,8 @@ if TYPE_CHECKING:
 PLAIN_S = 5.0
 """Without a terminal, one line this often."""
 
-_STYLES = {
-    "blocked": "dim",
-    "ready": "yellow",
-    "active": "cyan",
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "magenta",
-}
+TASKS_DRAWN = 5
+"""Tasks of a step that the live view draws; the others are counted."""
 
 
 class Left(Exception):
@@ -48,17 +43,20 @@ class JobView:
         self.note = ""
         self._title = title
         self._executors = executors
+        self._lock = threading.Lock()
 
     def __rich__(self) -> RenderableType:
-        """Render the table (called by Rich several times a second)."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("step")
-        for state in TASK_STATES:
-            table.add_column(state, justify="right", style=_STYLES[state])
-        for step in self.tracker.steps:
-            counts = self.tracker.counts(step)
-            table.add_row(escape(step), *(str(counts[state] or "·") for state in TASK_STATES))
-        return Group(Text(self.summary(), style="bold"), table, Text(self._bottom(), style="dim"))
+        """Render the tree (called by Rich several times a second)."""
+        with self._lock:
+            now_us = self.tracker.ended_us or time.time_ns() // 1000
+            tree = Drawing(self.tracker, self._executors, TASKS_DRAWN, now_us).tree("")
+            # First what has to be seen: a terminal shows as much of the tree as it has room for.
+            return Group(Text(self.summary(), style="bold"), Text(self._running(), style="dim"), tree)
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Take in one event. It is drawn by a thread of Rich's, which has to wait meanwhile."""
+        with self._lock:
+            self.tracker.apply(event)
 
     def summary(self) -> str:
         """Return one line: how far it is."""
@@ -91,7 +89,7 @@ class JobView:
         more = f" (and {len(waiting) - 1} more: hive approvals)" if len(waiting) > 1 else ""
         return f"   waits for you: hive approvals show {waiting[0]}{more}"
 
-    def _bottom(self) -> str:
+    def _running(self) -> str:
         busy = sorted((self._executors.get(key, key[:8]), count) for key, count in self.tracker.busy().items())
         shown = ", ".join(f"{name} runs {count}" for name, count in busy[:6])
         more = f" and {len(busy) - 6} more" if len(busy) > 6 else ""
@@ -105,7 +103,7 @@ def follow(api: "Api", job_id: str, name: str) -> dict[str, Any]:
     Raises:
         Left: it was left.
     """
-    view = JobView(f"{name} {job_id}", _executor_names(api))
+    view = JobView(f"{name} {job_id}", executor_names(api))
     cancelled = False
     with _shown(view):
         while not view.tracker.ended:
@@ -134,7 +132,7 @@ def _take(api: "Api", job_id: str, view: JobView) -> None:
     told = time.monotonic()
     for event in api.events(f"/v1/jobs/{job_id}/stream", position):
         known = len(view.tracker.waiting)
-        view.tracker.apply(json.loads(event.data))
+        view.apply(json.loads(event.data))
         # Nothing more comes until somebody decides, so it is said at once.
         due = time.monotonic() - told > PLAIN_S or len(view.tracker.waiting) > known
         if not err.is_terminal and due:
@@ -157,7 +155,8 @@ def _shown(view: JobView) -> Iterator[None]:
         yield
 
 
-def _executor_names(api: "Api") -> dict[str, str]:
+def executor_names(api: "Api") -> dict[str, str]:
+    """Return the names of executors by id."""
     return {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from hive_common.contracts.jobdocument import job_schema
@@ -10,7 +10,10 @@ from hive_common.kernel.clock import iso
 from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from rich.markup import escape
 
-from hive_cli.commands.following import Left, follow
+from hive_cli.commands.deciding import print_decision
+from hive_cli.commands.drawing import Drawing
+from hive_cli.commands.following import Left, executor_names, follow
+from hive_cli.commands.past import EVENTS_MAX, task_json, tracked, tree_json
 from hive_cli.commands.run import finish, traceback_of
 from hive_cli.commands.spending import in_words
 from hive_cli.options import HomeOption, JsonOption, LimitOption
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, end them.")
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+DETAILS_MAX: Final = 10
+"""Tasks of a step whose attempts `hive job show` tells, those first that did not go as planned."""
 _SHOWN_STATES = ("succeeded", "failed", "cancelled", "active", "ready", "blocked")
 
 
@@ -62,18 +67,24 @@ def schema(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Show a job: its steps, its tasks, its output or what went wrong."""
+    """Show a job: its steps, its tasks, what happened to them, its output or what went wrong."""
     with connect(home) as api:
         found = api.get(f"/v1/jobs/{job}")
         usage = _usage(api, job)
         tasks = _first(api.pages(f"/v1/jobs/{job}/tasks", "tasks", "after", limit=min(limit, 1000)), limit)
         if found.get("output_digest"):
             found["output"] = json.loads(api.get_blob(found["output_digest"]))
-        names = {one["executor_id"]: one["name"] for one in api.get("/v1/executors", limit=1000)["executors"]}
+        names = executor_names(api)
+        tracker, complete = tracked(api, job)
         failed_task = (found.get("error") or {}).get("task")
         traceback = "" if as_json or not failed_task else traceback_of(api, job, failed_task)
     if as_json:
-        print_json({**found, "counts": found["tasks"], "tasks": tasks, "model_usage": usage})
+        for task in tasks:
+            if (known := tracker.tasks.get(task["task_id"])) is not None:
+                task |= task_json(known, names)
+        joins = [step.join for step in tracker.steps.values() if step.join is not None]
+        more = {"tasks": tasks, "model_usage": usage, "joins": joins, "complete": complete}
+        print_json({**found, "counts": found["tasks"], **more})
         return
     _print_job(found)
     if usage is not None and (words := in_words(usage)):
@@ -82,9 +93,13 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
         out.print(escape(clean(traceback)), style="dim")
     rows = (
         (t["task_id"], _shown_at(depth, t), _state(t), str(t["attempts"]), _who(t, names), _error(t))
-        for depth, t in _below_parents(tasks)
+        for depth, t in _below_parents([task for task in tasks if task["judging"] is None])
     )
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
+    if (happened := Drawing(tracker, names, DETAILS_MAX).details()) is not None:
+        out.print("attempts", style="bold")
+        out.print(happened)
+    _say_whether(complete, job)
     if found["state"] == "succeeded":
         out.print("output", style="bold")
         out.print(escape(clean(show_json(found.get("output")))))
@@ -112,6 +127,48 @@ def _print_job(job: dict[str, Any]) -> None:
 
 def _state(task: dict[str, Any]) -> str:
     return f"{task['state']}, waits for a person" if task.get("approvals_open") else str(task["state"])
+
+
+def _say_whether(complete: bool, job: str) -> None:
+    if not complete:
+        err.print(f"[dim]what the first {EVENTS_MAX} events tell; all of them: hive job events {job}[/dim]")
+
+
+@app.command("tree")
+def tree(
+    job: JobArgument,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=10_000, help="Tasks of each step that are drawn.")
+    ] = 12,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Draw what happened: steps, tasks, attempts and where they ran, scores, decisions, joins."""
+    with connect(home) as api:
+        found = api.get(f"/v1/jobs/{job}")
+        names = executor_names(api)
+        tracker, complete = tracked(api, job)
+    if as_json:
+        print_json({"name": found["name"], "state": found["state"], **tree_json(job, tracker, names, complete)})
+        return
+    out.print(Drawing(tracker, names, limit).tree(f"{clean(found['name'])} {job}   {found['state']}"))
+    _say_whether(complete, job)
+
+
+@app.command("decision")
+def decision(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of a task; `hive job show` lists them.")],
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Show what was decided over a task: the rule, every candidate, who voted, who judged, and the winner."""
+    with connect(home) as api:
+        found = api.get(f"/v1/tasks/{task}/decision")
+        executors = () if as_json else api.get("/v1/executors", limit=1000)["executors"]
+    if as_json:
+        print_json(found)
+    else:
+        print_decision(found, {one["owner"]: one["owner_name"] for one in executors if one["owner_name"]})
 
 
 @app.command("watch")
