@@ -178,7 +178,7 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
             slots=0 if told is None else told.slots,
             running=now.running,
             position=row.position,
-            reputation=now.reputation if now.HasField("reputation") else None,
+            reputation=None if present is None else _reputation_of(now),
         )
 
     def _state_of(self, row: ExecutorRow, online: bool | None) -> str:
@@ -191,6 +191,10 @@ class ExecutorsServicer(executors_pb2_grpc.ExecutorsServicer):
         if online is None:
             return "unknown"
         return "online" if online else "offline"
+
+
+def _reputation_of(present: executors_pb2.Present) -> executors_pb2.Reputation:
+    return present.reputation if present.HasField("reputation") else executors_pb2.Reputation(standing="new")
 
 
 def page_limit(limit: int) -> int:

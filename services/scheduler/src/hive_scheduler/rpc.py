@@ -325,22 +325,25 @@ class PresenceService(executors_pb2_grpc.PresenceServicer):
         self._reputation = reputation
 
     async def List(self, request: executors_pb2.PresenceRequest, context: Any) -> executors_pb2.PresenceResponse:
-        """Return everybody who has pulled from this leader."""
+        """Return everybody who has pulled from this leader, or of whom it knows results."""
         if self._catalogue.position < request.min_position:
             await self._catalogue.catch_up()
-        return executors_pb2.PresenceResponse(
-            executors=[
-                executors_pb2.Present(
-                    executor_id=executor,
-                    last_seen_us=last_seen_us,
-                    running=running,
-                    slots_free=slots_free,
-                    online=online,
-                    reputation=_reputation(self._reputation.book(executor), executor == request.agents_of),
-                )
-                for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
-            ]
-        )
+        found = {
+            executor: executors_pb2.Present(
+                executor_id=executor,
+                last_seen_us=last_seen_us,
+                running=running,
+                slots_free=slots_free,
+                online=online,
+            )
+            for executor, last_seen_us, running, slots_free, online in self._dispatcher.present()
+        }
+        for executor in self._reputation.executors():
+            found.setdefault(executor, executors_pb2.Present(executor_id=executor))
+        for executor, present in found.items():
+            book = self._reputation.book(executor)
+            present.reputation.CopyFrom(_reputation(book, executor == request.agents_of))
+        return executors_pb2.PresenceResponse(executors=found.values())
 
 
 def _reputation(book: Book, with_agents: bool) -> executors_pb2.Reputation:
