@@ -455,7 +455,7 @@ class Cluster:
 
     async def register(self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",)) -> str:
         executor = new_id()
-        capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, runtimes)
+        capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, runtimes, device=f"device {name}")
         await self.append(executor, 1, ExecutorEnrolled(name, f"nkey of {name}", OWNER))
         await self.append(executor, 2, ExecutorRegistered(name, capabilities))
         return executor

@@ -7,7 +7,7 @@ given work only in the answer to its own pull, and only after the assignment is 
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Final, NamedTuple
 
@@ -17,6 +17,7 @@ from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
 from hive_common.contracts.permissions import NONE
 from hive_common.control.kill_log import KillLog
+from hive_common.judgement.reputation import Standing
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
@@ -134,6 +135,8 @@ class Dispatcher:
         self._answer_after_ms = lease_ms * 3 // 10
         # A cancel that an executor was told is no reason to answer its next pull at once for this long.
         self._cancel_again_ms = lease_ms // 3
+        self.standing_of: Callable[[str], Standing] = lambda _: "new"
+        """What is thought of an executor, for tasks of others than its owner."""
         self._executors: dict[str, _Executor] = {}
         self._pulls: OrderedDict[str, _Pull] = OrderedDict()
         self._leases: OrderedDict[str, None] = OrderedDict()
@@ -462,6 +465,7 @@ class Dispatcher:
                 online=state.id in self._leases,
                 revoked=known.revoked,
                 killed=self._kills.verifier.stopped.executor(state.id) is not None,
+                standing=self.standing_of(state.id),
             )
         )
 

@@ -27,11 +27,13 @@ from hive_scheduler.blobs import Blobs
 from hive_scheduler.commits import Committer, Effect
 from hive_scheduler.domain import approval as approvals
 from hive_scheduler.domain import job as jobs
+from hive_scheduler.domain import joining, needs
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.inputs import Evaluator
 from hive_scheduler.domain.job import BlobsNeeded, JobState
 from hive_scheduler.domain.placement import Need
 from hive_scheduler.domain.queue import ReadyQueue
+from hive_scheduler.domain.reputation import TELLING
 from hive_scheduler.domain.schemas import Schemas
 from hive_scheduler.domain.task import TaskState
 from hive_scheduler.hedges import Hedges
@@ -61,6 +63,10 @@ Trust = Callable[[JobState, TaskState, Producer], int | None]
 
 def _trusts_nobody(job: JobState, task: TaskState, producer: Producer) -> int | None:
     return None
+
+
+def _observes_nothing(task: TaskState, event: Event) -> None:
+    pass
 
 
 class Listener(Protocol):
@@ -124,6 +130,7 @@ class Engine:
         self.queue = ReadyQueue()
         self.hedges = Hedges(self)
         self.trust: Trust = _trusts_nobody
+        self.observe: Callable[[TaskState, Event], None] = _observes_nothing
         self.committer: Committer
         self.listener: Listener
         self._dirty: OrderedDict[str, None] = OrderedDict()
@@ -176,10 +183,10 @@ class Engine:
         self.jobs[job.id] = job
         for task_id in job.tasks:
             self.task_jobs[task_id] = job.id
-        heapq.heappush(self._deadlines, (job.deadline_us, job.id))
+        heapq.heappush(self._deadlines, (joining.next_due_us(job, 0), job.id))
         if len(self._deadlines) > 2 * len(self.jobs) + 1_000:
             # Most jobs end long before their deadline; without this their entries would pile up.
-            self._deadlines = [(open_job.deadline_us, open_job.id) for open_job in self.jobs.values()]
+            self._deadlines = [(joining.next_due_us(one, 0), one.id) for one in self.jobs.values()]
             heapq.heapify(self._deadlines)
 
     def find_task(self, task_id: str) -> tuple[JobState, TaskState] | None:
@@ -196,8 +203,7 @@ class Engine:
 
     def need_of(self, job: JobState, task: TaskState) -> Need:
         """Return what a task asks of a device."""
-        agent = job.agents[task.agent]
-        return Need(agent.runtime, agent.memory_bytes, scratch_bytes=agent.scratch_bytes)
+        return needs.need_of(job, task)
 
     # --- decisions ---
 
@@ -238,6 +244,8 @@ class Engine:
             byte_count += len(payload)
             new.append(self._new_event(job, stream, version, type(event).__name__, payload, actor, now_us))
             task = jobs.evolve(job, stream, event)
+            if task is not None and isinstance(event, TELLING):
+                self.observe(task, event)
             self._react(job, task, event, live, was_ready)
             if ends and job.approvals:
                 new += self._end_approvals(job, stream)
@@ -325,7 +333,11 @@ class Engine:
         """Run the timers and deadlines that are due."""
         now_us = self.now_us()
         while self._deadlines and self._deadlines[0][0] <= now_us:
-            self.poke(heapq.heappop(self._deadlines)[1])
+            due_us, job_id = heapq.heappop(self._deadlines)
+            self.poke(job_id)
+            job = self.jobs.get(job_id)
+            if job is not None and due_us < job.deadline_us:
+                heapq.heappush(self._deadlines, (joining.next_due_us(job, due_us), job_id))
         while self._timers and self._timers[0][0] <= now_us:
             heapq.heappop(self._timers)[2]()
         self.settle()
@@ -433,7 +445,8 @@ class Engine:
                     self.queue.drop_job(job.priority, job.id)
                 state = job.steps[task.step]
                 is_judged = task.judged is not None or task.judging is not None
-                if state.complete or job.failed is task or not state.open or state.forking or is_judged:
+                is_last = not state.open or joining.is_hopeless(state)
+                if state.complete or job.failed is task or is_last or state.forking or is_judged:
                     self.poke(job.id)
         if task.judged is not None:
             self._react_judged(job, task, event)

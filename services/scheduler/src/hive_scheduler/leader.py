@@ -147,9 +147,11 @@ class Leader:
         )
         self.reports = Reports(self.engine, blobs, self.reader, clock, self.catalogue.is_revoked, permits)
         self.submissions = Submissions(
-            *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits)
+            *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits),
+            devices=self.fleet.devices,
         )
         self.reputation.on_standing = self.dispatcher.standing_changed
+        self.dispatcher.standing_of = self.reputation.standing
         self._reputation_reader = database.reader()
         self.views_wake = asyncio.Event()
         self._views_later = _Later(self.views_wake, VIEWS_DELAY_S)
@@ -172,6 +174,8 @@ class Leader:
         await self.kills.catch_up()
         fold, position = await recover(self._database.open_jobs(), self.reader, self.specs, self.engine.now_us())
         await self.reputation.load(self._database.records(), self.reader)
+        for executor in self.reputation.executors():
+            self.dispatcher.standing_changed(executor)
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         self.approvals.take_over()

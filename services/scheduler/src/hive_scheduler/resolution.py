@@ -1,5 +1,6 @@
 """Which agents a job uses, decided at submit: those of its file and all that they may fork, each in one version."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -11,9 +12,10 @@ from hive_common.contracts.permissions import Permissions
 from hive_common.control.kill_log import KillLog
 from hive_common.inference.calls import narrowest
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, PermissionDenied
-from hive_common.permissions import agent_covers, covers, named, only
+from hive_common.permissions import agent_covers, covers, named, only, reading
 
 from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.domain.feasibility import JUDGE_WORDS, judges_of, path_of
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.permits import Permits
 
@@ -57,24 +59,29 @@ class Resolution:
         """
         if spec.agents - self._catalogue.agents.keys():
             await self._catalogue.catch_up()
-        named_by = {step.agent: agent_path(step) for step in reversed(spec.steps)}
-        found: Agents = {}
+        named_by: dict[str, str] = {}
         for step in spec.steps:
-            if step.agent not in self._catalogue.agents:
-                close = nearest(step.agent, self._catalogue.agents)
+            for reference, path in named_agents(step):
+                named_by.setdefault(reference, path)
+        found: Agents = {}
+        for reference, path in named_by.items():
+            if reference not in self._catalogue.agents:
+                close = nearest(reference, self._catalogue.agents)
                 hint = f"; did you mean {close}?" if close else ""
-                path = agent_path(step)
                 raise InvalidArgument(
-                    f"{path}: there is no agent {step.agent}{hint}", path=path, expected="a published name@version"
+                    f"{path}: there is no agent {reference}{hint}", path=path, expected="a published name@version"
                 )
-            found[step.agent] = self._catalogue.agents[step.agent]
+            found[reference] = self._catalogue.agents[reference]
         for reference, path in named_by.items():
             await self._require_usable(reference, path, pin)
         agents = await self._permits.granted(found)
+        for step in spec.steps:
+            _require_reads(step, agents[step.agent])
+        doers = {step.agent for step in spec.steps}
         parents = [
             _Parent(reference, named_by[reference], agent.fork.depth)
             for reference, agent in agents.items()
-            if agent.fork is not None
+            if agent.fork is not None and reference in doers  # judges do not fork
         ]
         if parents:
             await self._add_forked(agents, parents, spec, pin)
@@ -160,7 +167,34 @@ class Resolution:
 
 def agent_path(step: Step) -> str:
     """Return where a job file names the agent of a step."""
-    return step.input.path.removesuffix(".input") + ".agent"
+    return f"{path_of(step)}.agent"
+
+
+def named_agents(step: Step) -> Iterator[tuple[str, str]]:
+    """Yield every agent that a step names, its own first, and where in the job file."""
+    path, join = path_of(step), step.join
+    yield step.agent, agent_path(step)
+    if step.judging is not None:
+        for kind, agent in judges_of(step.judging).items():
+            if agent:
+                yield agent, f"{path}.{JUDGE_WORDS[kind]}"
+    if join.equal is not None and join.equal.agent:
+        yield join.equal.agent, f"{path}.join.vote.equal.critic.agent"
+    if join.integrator:
+        yield join.integrator, f"{path}.join.integrator.agent"
+
+
+def _require_reads(step: Step, agent: AgentRef) -> None:
+    """Refuse an agent that would be done several times, and asks for nothing but requests that change something."""
+    if step.judging is None or not step.judging.replicated or agent.http is None or reading(agent.http) is not None:
+        return
+    path = agent_path(step)
+    raise InvalidArgument(
+        f"{path}: {step.agent} asks for {', '.join(agent.http.methods)} of `http`, and its task is replicated, in "
+        "which only GET and HEAD are allowed; expected one that reads, or a task with one attempt",
+        path=path,
+        expected="an agent that asks for GET or HEAD",
+    )
 
 
 def _require_within(parent: _Parent, forker: AgentRef, child: AgentRef) -> None:

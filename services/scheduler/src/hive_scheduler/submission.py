@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 import msgspec
 from hive_common.contracts import events, values
-from hive_common.contracts.events import JobCancelRequested, JobSubmitted
+from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmitted
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
 from hive_common.control.kill_log import KillLog
@@ -26,9 +27,11 @@ from hive_common.rpc.rules import NO_RULES, KeyRules
 
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.catalogue import Catalogue
+from hive_scheduler.domain.feasibility import check_places
 from hive_scheduler.domain.inputs import Evaluator, check_static
 from hive_scheduler.domain.job import BlobsNeeded, JobState
 from hive_scheduler.domain.jobfile import JobSpec, parse_job
+from hive_scheduler.domain.placement import Device
 from hive_scheduler.engine import Engine
 from hive_scheduler.permits import Permits
 from hive_scheduler.resolution import Resolution
@@ -94,8 +97,11 @@ class Submissions:
         owner: str,
         kills: KillLog,
         permits: Permits,
+        devices: Callable[[], Collection[Device]],
     ) -> None:
         self._engine = engine
+        self._catalogue = catalogue
+        self._devices = devices
         self._blobs = blobs
         self._reader = reader
         self._clock = clock
@@ -143,6 +149,7 @@ class Submissions:
         spec = await self._parse(request.document, large)
         pin = _pin_of(spec, request.rules)
         agents = await self._resolution.agents_of(spec, pin)
+        await self._require_places(spec, agents, pin)
         event = JobSubmitted(
             name=spec.name,
             document=msgspec.Raw(request.document),
@@ -166,6 +173,14 @@ class Submissions:
         self._engine.submit(job, _payload_of(event), request.caller or "anonymous", resolve)
         await self._engine.committer.settled()
         return Submitted(job_id, await committed, False)
+
+    async def _require_places(self, spec: JobSpec, agents: dict[str, AgentRef], pin: str) -> None:
+        """Refuse a job for which there are not the machines; those that joined a moment ago are looked for."""
+        try:
+            check_places(spec, agents, self._owner, pin, self._devices())
+        except InvalidArgument:
+            await self._catalogue.catch_up()
+            check_places(spec, agents, self._owner, pin, self._devices())
 
     async def _parse(self, document: bytes, large: bool) -> JobSpec:
         try:

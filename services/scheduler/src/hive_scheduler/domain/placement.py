@@ -7,7 +7,7 @@ over every device. (Shape after Nomad's scheduler: a line of small stages that s
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 import msgspec
@@ -347,7 +347,7 @@ class Fleet:
         self.upsert(msgspec.structs.replace(device, slots_free=device.slots_free - 1, running=device.running + 1))
         return Picked(executor, Placement(len(self._devices), round(-negative_score, 6), dict(rejected)))
 
-    def devices(self) -> Iterable[Device]:
+    def devices(self) -> Collection[Device]:
         """Return all devices that are known."""
         return self._devices.values()
 
