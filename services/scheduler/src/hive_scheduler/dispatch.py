@@ -380,8 +380,8 @@ class Dispatcher:
             self._sync(state)
             return popped is not None
         job, task = found
-        if task.judged is not None and self._engine.need_of(job, task) != need:
-            # What it needs has changed since it was put there, and then it was put there again.
+        if task.judged is not None and not self._engine.is_due(job, task, need):
+            # Something has changed since it was put there, and then it was put there again.
             self._sync(state)
             return True
         if self._engine.fail_if_stopped(job, task, self._kills):

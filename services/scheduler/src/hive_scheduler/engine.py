@@ -489,6 +489,10 @@ class Engine:
         else:
             self._enqueue_if_ready(job, task)
 
+    def is_due(self, job: JobState, task: TaskState, need: Need) -> bool:
+        """Say whether a task that has several attempts is still to be placed now, and as its place in line says."""
+        return task.not_before_us <= self.now_us() and self.need_of(job, task) == need
+
     def _enqueue_if_ready(self, job: JobState, task: TaskState) -> None:
         if task.wanted and job.end is None and job.closing(self.now_us()) is None:
             self.queue.push(job.priority, self.need_of(job, task), job.id, task.id)
