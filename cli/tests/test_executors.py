@@ -29,6 +29,10 @@ LAPTOP = {
     "slots": 4,
     "running": 1,
     "last_seen_us": 98_000_000,
+    "reputation": {
+        **{"standing": "known", "in_a_row": 12, "valid": 40, "invalid": 1, "late": 0, "lost": 2},
+        "agents": [{"agent": "guess@1.0.0", "in_a_row": 12, "valid": 40, "invalid": 1, "late": 0, "lost": 2}],
+    },
 }
 
 
@@ -52,6 +56,8 @@ def test_a_row_says_whose_it_is_what_it_can_do_and_when_it_was_seen() -> None:
         "running": "1",
         "models": "a, b",
         "power": "80 %",
+        "standing": "known",
+        "results": "40 valid, 1 invalid, 2 lost",
         "last seen": "2 s ago",
     }
 
@@ -67,6 +73,12 @@ def test_who_never_said_hello_is_shown_without_what_is_not_known() -> None:
     unknown = {name: shown[name] for name in ("version", "cores", "memory", "runtimes", "models", "power")}
     assert unknown == dict.fromkeys(("version", "cores", "memory", "runtimes", "power"), "?") | {"models": "-"}
     assert shown["last seen"] == "never"
+
+
+def test_standing_is_shown_where_it_is_known() -> None:
+    assert (row(reputation=None)["standing"], row(reputation=None)["results"]) == ("?", "?")
+    new = dict.fromkeys(("valid", "invalid", "late", "lost", "in_a_row"), 0) | {"standing": "new", "agents": []}
+    assert (row(reputation=new)["standing"], row(reputation=new)["results"]) == ("new", "-")
 
 
 def test_power_and_many_models_are_put_shortly() -> None:

@@ -144,6 +144,18 @@ async def enrolled_once(rig: Rig, request: Any, answer: Any) -> None:
     assert await rig.types_of(request.token_id) == ["JoinTokenIssued", "JoinTokenUsed"]
 
 
+async def trust_executor_request(rig: Rig) -> Message:
+    return executors_pb2.TrustRequest(executor_id=rig.executor_id, reason="r", caller="somebody")
+
+
+async def trusted_in_the_end(rig: Rig, request: Any, answer: Any) -> None:
+    """Asked twice, its records began twice, which is what begins them once."""
+    assert "ExecutorTrusted" in await rig.types_of(rig.executor_id)
+    with rig.api() as api:
+        found = await asyncio.to_thread(api.get, f"/v1/executors/{rig.executor_id}")
+    assert found["reputation"]["standing"] == "new"
+
+
 async def revoke_request(rig: Rig) -> Message:
     """Of an executor that joined for this: revoked is for ever."""
     async with rig.owner("Executors") as (executors, metadata):
@@ -212,6 +224,11 @@ UNARY: dict[str, Unary] = {
     ),
     "Executors.Revoke": Unary(
         revoke_request, lambda rig, answer: answer.revoked and answer.state == "revoked", revoked_once
+    ),
+    "Executors.Trust": Unary(
+        trust_executor_request,
+        lambda rig, answer: answer.executor_id == rig.executor_id,
+        trusted_in_the_end,
     ),
     "Executors.Keys": reading(
         lambda rig: executors_pb2.KeysRequest(executor_ids=[rig.executor_id, new_id()]),

@@ -261,6 +261,11 @@ class ExecutorsPeer(executors_pb2_grpc.ExecutorsServicer):
         self.executor.state = "online" if request.undrain else "drained"
         return self.executor
 
+    async def Trust(self, request, context):
+        self.requests.append(request)
+        self.executor.reputation.standing = "new"
+        return self.executor
+
 
 class AgentsPeer(agents_pb2_grpc.AgentsServicer):
     def __init__(self) -> None:

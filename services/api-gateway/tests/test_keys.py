@@ -122,6 +122,7 @@ async def test_a_key_of_users_administers_nothing(world: World) -> None:
             ("POST", "/v1/executors/tokens"),
             ("POST", "/v1/executors/e/revoke"),
             ("POST", "/v1/executors/e/drain"),
+            ("POST", "/v1/executors/e/trust"),
             ("POST", "/v1/agents"),
             ("GET", "/v1/approvals"),
             ("POST", f"/v1/approvals/{new_id()}/approve"),

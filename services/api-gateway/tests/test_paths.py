@@ -7,6 +7,7 @@ from hive_common.contracts.values import digest_of
 from hive_common.inference.ollama import Ollama
 from hive_common.inference.openai import OpenAI
 from hive_common.kernel.ids import new_id
+from hive_proto.executors.v1 import executors_pb2
 
 OPEN = ("/healthz", "/readyz", "/v1/ca", "/v1/executors/enrol")
 WITHOUT_BODY = ("/v1/audit/verify", "/v1/executors/{executor}/credentials")
@@ -163,6 +164,24 @@ async def test_executors_are_listed_and_drained(world, http):
     assert (await response.json())["state"] == "online" and world.executors.requests[-1].undrain
     response = await http.post("/v1/executors/executor-1/drain", json={"why": "x"})
     assert response.status == 400 and "unknown field `why`" in (await response.json())["detail"]
+
+
+async def test_a_person_takes_an_executor_out_of_quarantine(world, http):
+    world.executors.executor.reputation.CopyFrom(
+        executors_pb2.Reputation(
+            standing="quarantined",
+            invalid=2,
+            valid=7,
+            agents=[executors_pb2.AgentReputation(agent="guess@1.0.0", invalid=2, valid=7)],
+        )
+    )
+    found = (await (await http.get("/v1/executors/executor-1")).json())["reputation"]
+    counts = {"in_a_row": 0, "valid": 7, "invalid": 2, "late": 0, "lost": 0}
+    assert found == {"standing": "quarantined", **counts, "agents": [{"agent": "guess@1.0.0", **counts}]}
+    response = await http.post("/v1/executors/executor-1/trust", json={"reason": "a new memory module"})
+    assert response.status == 200 and (await response.json())["reputation"]["standing"] == "new"
+    asked = world.executors.requests[-1]
+    assert (asked.executor_id, asked.reason) == ("executor-1", "a new memory module")
 
 
 async def test_agents_are_published_listed_and_shown(world, http):

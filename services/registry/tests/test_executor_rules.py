@@ -8,6 +8,7 @@ from hive_common.contracts.events import (
     ExecutorEnrolled,
     ExecutorRegistered,
     ExecutorRevoked,
+    ExecutorTrusted,
     ExecutorUndrained,
     Gpu,
     JobCancelled,
@@ -31,6 +32,7 @@ from hive_registry.domain.executors import (
     evolve,
     revoke,
     say_hello,
+    trust,
     undrain,
 )
 from hypothesis import given
@@ -159,6 +161,15 @@ def test_drain_and_undrain_are_events_once() -> None:
     assert drain(drained, "again") == ()
     assert undrain(drained) == (ExecutorUndrained(),)
     assert undrain(after(*undrain(drained), start=drained)) == ()
+
+
+def test_each_word_of_a_person_that_an_executor_is_trusted_begins_new_records() -> None:
+    assert trust(KNOWN, "fixed") == (ExecutorTrusted(reason="fixed"),)
+    trusted = after(*trust(KNOWN, "fixed"), start=KNOWN)
+    assert trusted == msgspec.structs.replace(KNOWN, version=KNOWN.version + 1)
+    assert trust(trusted, "again") == (ExecutorTrusted(reason="again"),)
+    with pytest.raises(FailedPrecondition):
+        trust(after(ExecutorRevoked(), start=KNOWN), "please")
 
 
 def test_a_drained_executor_that_says_hello_stays_drained() -> None:

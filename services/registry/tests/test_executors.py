@@ -9,7 +9,14 @@ from hive_common.artifacts.keys import public_hex
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.events import Capabilities, Power
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
-from hive_common.kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound, Unauthenticated
+from hive_common.kernel.errors import (
+    Conflict,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+)
 from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig
 from hive_common.ops.ports import free_port
@@ -152,6 +159,26 @@ async def test_a_drained_executor_is_told_so_until_it_is_taken_back(registry: Re
     ]
 
 
+async def test_a_person_trusts_an_executor_anew_and_says_why(registry: Registry) -> None:
+    executor = await registry.joined()
+    await registry.hello(executor, "laptop")
+    key = (*registry.key, ("hive-caller", "caller-1"))
+    told = await call(registry.executors.Trust(pb.TrustRequest(executor_id="laptop", reason="fixed"), metadata=key))
+    assert not told.HasField("reputation"), "nobody is there who could tell"
+    event = (await registry.events())[-1]
+    assert (event.type, event.stream, event.actor, event.position) == (
+        *("ExecutorTrusted", executor, "caller-1"),
+        told.position,
+    )
+    # What is written after it has to have the version after it.
+    await call(registry.executors.Drain(pb.DrainRequest(executor_id=executor), metadata=key))
+    with pytest.raises(NotFound):
+        await call(registry.executors.Trust(pb.TrustRequest(executor_id="desktop"), metadata=key))
+    await call(registry.executors.Revoke(pb.RevokeRequest(executor_id=executor), metadata=key))
+    with pytest.raises(FailedPrecondition):
+        await call(registry.executors.Trust(pb.TrustRequest(executor_id=executor), metadata=key))
+
+
 async def test_the_gateway_says_who_called_and_a_request_cannot_say_otherwise(registry: Registry) -> None:
     await registry.hello(await registry.joined(), "laptop")
     key = (*registry.key, ("hive-caller", "caller-1"))
@@ -205,11 +232,12 @@ class Scheduler(executors_pb2_grpc.PresenceServicer):
     def __init__(self) -> None:
         self.present: list[pb.Present] = []
         self.min_position = 0
+        self.agents_of = ""
 
     async def List(
         self, request: pb.PresenceRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PresenceResponse:
-        self.min_position = request.min_position
+        self.min_position, self.agents_of = request.min_position, request.agents_of
         return pb.PresenceResponse(executors=self.present)
 
 
@@ -235,7 +263,13 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
         executors_pb2_grpc.add_PresenceServicer_to_server(scheduler, server.server)
         await server.start()
         scheduler.present = [
-            pb.Present(executor_id=pulls, online=True, running=3, last_seen_us=2**62),
+            pb.Present(
+                executor_id=pulls,
+                online=True,
+                running=3,
+                last_seen_us=2**62,
+                reputation=pb.Reputation(standing="quarantined"),
+            ),
             pb.Present(executor_id=silent, online=False, last_seen_us=1),
         ]
         while (await states())[0][0] == "unknown":
@@ -243,6 +277,9 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
         assert await states() == [("online", 3), ("offline", 0), ("offline", 0)]
         got = await call(registry.executors.Get(pb.GetRequest(executor_id=pulls), metadata=registry.key))
         assert got.last_seen_us == 2**62 and scheduler.min_position == 0
+        assert (got.reputation.standing, scheduler.agents_of) == ("quarantined", pulls)
+        listed = (await call(registry.executors.List(pb.ListRequest(), metadata=registry.key))).executors
+        assert [one.reputation.standing for one in listed] == ["quarantined", "new", "new"]
         drained = await call(registry.executors.Drain(pb.DrainRequest(executor_id=pulls), metadata=registry.key))
         assert drained.position == scheduler.min_position > 0
         undrain = pb.DrainRequest(executor_id=pulls, undrain=True)
