@@ -38,6 +38,8 @@ from hive_scheduler.database import prepare_database
 from hive_scheduler.views import JobsProjection, Judged, judged_of
 from psycopg.rows import dict_row
 
+from .test_views import views_of
+
 E = TypeVar("E", bound=Event)
 EXECUTORS = [new_id() for _ in range(3)]
 QUORUM = Rule(k=2, of=3, distinct="executor", on_none="fail")
@@ -342,3 +344,30 @@ async def test_who_watches_gets_the_events_of_judgement_as_they_were_written(clu
     batches = await control.watch_batches(story.job)
     assert [(one.stream, one.type, one.data_json) for batch in batches for one in batch] == written
     assert (task, "TaskDecided") in [(stream, name) for stream, name, _ in written]
+
+
+async def test_a_judged_job_that_runs_is_told_as_it_was_decided(cluster: Any, control: Any, one_step: Any) -> None:
+    outputs = {"one": 9, "two": 10, "three": 9}
+    for name, output in outputs.items():
+        await cluster.executor(name, {"square": lambda assignment, given, output=output: output}, slots=1)
+    judged = {"speculate": {"replicas": 3, "distinct": "executor"}, "verify": {"quorum": {"k": 2, "of": 3}}}
+    job = await control.submit({**one_step, "tasks": [{**one_step["tasks"][0], **judged}]})
+    seen = await control.watch(job)
+    (decided,) = [events.decode(one.type, 1, one.data_json) for one in seen if one.type == "TaskDecided"]
+    assert isinstance(decided, TaskDecided)
+    (task,) = (await tasks_of(control, job)).values()
+    assert (task.state, task.output_json, task.replicas, task.decided) == ("succeeded", b"9", 3, True)
+    told = await decision_in(control, task.task_id)
+    assert (told["outcome"], told["winner"]) == ("decided", decided.decision.winner)
+    names = {one["name"] for one in told["candidates"] if one["attempt"] in told["votes"]}
+    assert names == {"one", "three"}
+    assert (await control.get(job)).output_json == b"9"
+    live = await views_of(cluster)
+    await control.shut_down()
+    dsn = cluster.database.role_dsn("scheduler")
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await conn.execute("TRUNCATE scheduler.jobs, scheduler.tasks, scheduler.steps, scheduler.job_positions")
+        await conn.execute("UPDATE scheduler.projections SET position = 0 WHERE name = 'jobs'")
+    await control.start()
+    await control.get(job, (await cluster.log())[-1].position)
+    assert await views_of(cluster) == live

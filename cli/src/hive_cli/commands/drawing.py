@@ -83,6 +83,10 @@ class Drawing:
                 line.append(f" {step.counts[state]} {state}", style=f"not bold {STYLES[state]}")
         branch = tree.add(line)
         chosen = self._chosen(tasks, step) if below else tasks[: self._limit]
+        rules = [task.decision["rule"] for task in chosen if task.decision is not None and "rule" in task.decision]
+        if rules:
+            # It is the step's, and the same for all of its tasks.
+            branch.add(Text(f"rule: {rule_in_words(msgspec.convert(rules[0], Rule))}", style="dim"))
         self._tasks(branch, chosen, len(tasks), below)
         for judge in step.judges:
             self._judge(branch, judge)
@@ -125,7 +129,7 @@ class Drawing:
             self._judge(node, judge)
         _more(node, len(task.judges), "judges")
         if task.decision is not None:
-            node.add(self._decision(task))
+            node.add(Text(outcome_in_words(task.decision, task.trust), style="bold"))
         if below:
             self._tasks(node, task.children[: self._limit], len(task.children), below)
 
@@ -166,12 +170,6 @@ class Drawing:
         if judge.why and judge.why != "decided":
             line.append(f"  {_short(judge.why)}", style="red")
         node.add(line)
-
-    def _decision(self, task: TrackedTask) -> Text:
-        decision = task.decision or {}
-        line = Text(outcome_in_words(decision, task.trust), style="bold")
-        line.append(f"  ({rule_in_words(msgspec.convert(decision['rule'], Rule))})", style="not bold dim")
-        return line
 
     def _name(self, executor: str) -> str:
         return clean(self._names.get(executor, executor[:8]))
