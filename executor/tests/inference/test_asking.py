@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from hive_common.bus.authority import Authority
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.values import digest_of
 from hive_common.inference.backends import BackEnds
 from hive_common.inference.parts import PART_BYTES_MAX
@@ -48,6 +49,30 @@ async def test_an_own_model_is_served_here_and_reported(places: Places, scripted
     assert report.request is not None and report.request.raw == asked.body
     assert report.response is not None and msgspec.json.decode(report.response.raw or b"") == body
     assert not place.router.asked and scripted.calls[0].body == asked.body
+
+
+async def test_where_tokens_are_counted_for_others_too_the_router_is_asked_first(
+    places: Places, scripted: ScriptedBackEnd, far: ScriptedBackEnd
+) -> None:
+    far.play(models=(ScriptedModel(name="scripted"),))
+    place = await with_far(places, far, scripted.url)
+    counted, money = (SharedBudget("job:j", tokens=5),), (SharedBudget("job:j", nano_usd=5),)
+    await read((await place.completer.complete(msgspec.structs.replace(call(), budgets=counted))).chunks)
+    assert (len(place.router.asked), len(scripted.calls), len(far.calls)) == (1, 0, 1)
+    # It answers for itself that it costs nothing.
+    await read((await place.completer.complete(msgspec.structs.replace(call(), budgets=money))).chunks)
+    assert (len(place.router.asked), len(scripted.calls), len(far.calls)) == (1, 1, 1)
+
+
+async def test_without_a_router_nothing_is_called_whose_tokens_it_counts(
+    places: Places, scripted: ScriptedBackEnd
+) -> None:
+    place = await places.make(scripted.url)
+    await place.router.go()
+    asked = msgspec.structs.replace(call(), budgets=(SharedBudget("task:t", tokens=5),))
+    with pytest.raises(Unavailable):
+        await place.completer.complete(asked)
+    assert not scripted.calls
 
 
 async def test_a_stream_is_counted_though_its_caller_did_not_ask_for_that(

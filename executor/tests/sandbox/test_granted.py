@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.messages import Assignment
 from hive_common.contracts.permissions import (
@@ -14,6 +15,7 @@ from hive_common.contracts.permissions import (
 )
 from hive_common.contracts.values import inline
 from hive_common.kernel.errors import PermissionDenied
+from hive_common.permissions.tokens import Claims
 from hive_executor.host import Means, approvals_of, granted, scratch
 from hive_executor.host.addresses import SystemResolver
 from hive_executor.host.approval import Approvals
@@ -91,3 +93,23 @@ async def test_where_nobody_can_be_asked_what_asks_is_refused_by_name() -> None:
             await capabilities[name].call(operation, request, 1_000)
     with pytest.raises(PermissionDenied, match=r"`scratch` .*nobody can be asked here"):
         await scratch(asking, approvals)
+
+
+async def test_what_a_token_says_of_budgets_and_replicas_goes_along() -> None:
+    completer, shared = Scripted(), (SharedBudget("job:j", tokens=5),)
+    claims = Claims(
+        executor="e",
+        key="key",
+        job="j",
+        task="t",
+        attempt=2,
+        permissions=EVERYTHING,
+        expires_us=1,
+        budgets=shared,
+        replicated=True,
+    )
+    found = granted(assignment(), EVERYTHING, means(completer), None, claims)
+    await found["model"].call("chat", b"{}", 1_000)
+    assert [(call.budgets, call.metered) for call in completer.calls] == [(shared, True)]
+    with pytest.raises(PermissionDenied, match="in a replicated task"):
+        await found["http"].call("request", b'{"url": "https://a.test/", "method": "POST"}', 1_000)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from hive_common.contracts.permissions import ModelPermission
-from hive_common.kernel.errors import NotFound, RateLimited
+from hive_common.kernel.errors import BudgetExhausted, NotFound, RateLimited
 from hive_executor.host import ModelAccess
 from hive_executor.sandbox import Capabilities, Program, RunnerPool
 
@@ -232,3 +232,28 @@ async def test_log_lines_and_calls_at_the_same_time_do_not_mix(pool: RunnerPool)
     outcome = await pool.run(program, b"{}", limits(wall_ms=60_000), granted=granted(completer))
     assert outcome.status == "succeeded", outcome
     assert (len(completer.calls), len(outcome.log)) == (200, 200)
+
+
+SPENT = BudgetExhausted("job `j` has spent $1.00 of $1.00 so far", subject="job:j", limit=10**9, spent=10**9)
+OWN = BudgetExhausted("100 of the 100 tokens of this attempt are used up", limit=100, spent=100)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        # Another attempt would not get it either.
+        (SPENT, "budget_exhausted"),
+        # Another attempt has tokens of its own again.
+        (OWN, "agent_error"),
+    ],
+)
+async def test_who_cannot_do_without_a_budget_that_others_share_fails_with_its_name(
+    pool: RunnerPool, error: BudgetExhausted, code: str
+) -> None:
+    completer = Scripted(error=error)
+    outcome = await pool.run(ASK, b'{"text": "x"}', limits(), granted=granted(completer))
+    assert (outcome.status, outcome.code) == ("failed", code), outcome
+    assert error.message in outcome.message
+    # A guest may do without.
+    caught = await pool.run(CATCH, b'{"calls": [{}, {}]}', limits(), granted=granted(completer))
+    assert json.loads(caught.output or b"{}") == {"codes": ["budget_exhausted"] * 2}, caught

@@ -84,6 +84,19 @@ async def test_what_changes_something_carries_a_key_of_its_own_for_each_request_
     assert len(set(keys)) == 4
 
 
+async def test_in_a_replicated_task_nothing_is_sent_that_changes_something() -> None:
+    async with serving(ok("read")) as web:
+        url = f"http://a.test:{web.port}"
+        permission = HttpPermission((url,), ("GET", "POST"), True)
+        client = HttpAccess(HttpClient(Names(a_test=LOCAL)), permission, task="t", attempt=1, replicated=True)
+        assert (await ask(client, url))["body"] == "read"
+        says = "the permission `http` covers only GET and HEAD in a replicated task, not 'POST'"
+        with pytest.raises(PermissionDenied) as refused:
+            await ask(client, url, "POST", body="x")
+        assert (refused.value.message, refused.value.fields["permission"]) == (says, "http")
+        assert len(web.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "method"),
     [

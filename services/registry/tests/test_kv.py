@@ -13,18 +13,22 @@ from hive_common.contracts.events import (
     SCHEMA,
     AttemptFailed,
     AttemptLost,
+    AttemptSucceeded,
     Event,
     KvStaged,
     KvWrite,
     TaskCancelled,
+    TaskDecided,
     TaskFailed,
     TaskSucceeded,
     decode,
     encode,
 )
+from hive_common.contracts.judgement import Decision, Rule
 from hive_common.contracts.limits import MIB
 from hive_common.contracts.messages import KvReply, KvRequest, call_subject, inbox_prefix
 from hive_common.contracts.permissions import HttpPermission, KvPermission, Permissions
+from hive_common.contracts.values import inline
 from hive_common.eventlog.log import Append, LogWriter, NewEvent
 from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.kernel.clock import SystemClock
@@ -97,11 +101,11 @@ class Kv:
         reply = await self.ask("stage", token(task, attempt, **more), writes=writes)
         return reply.error.code if reply.error else ""
 
-    async def log(self, task: str, *events: Event) -> None:
-        """Write events of a new task."""
+    async def log(self, task: str, *events: Event, after: int = 0) -> None:
+        """Write events of a task, which has so many already."""
         new = tuple(
             NewEvent(task, version, type(event).__name__, SCHEMA, encode(event), 1, "scheduler", self._owner)
-            for version, event in enumerate(events, start=1)
+            for version, event in enumerate(events, start=after + 1)
         )
         async with await LogWriter.open(self._database.role_dsn("scheduler")) as writer:
             await writer.append(Append(new))
@@ -167,6 +171,25 @@ async def test_of_an_attempt_that_does_not_decide_its_task_nothing_is_kept(kv: K
     assert await kv.get("b") == ...
     assert await kv.get("a") == (2 if end[-1] == TaskSucceeded(2) else ...)
     # And it holds no room: the whole quota is there for somebody else.
+    assert await kv.stage(new_id(), put("c", "x" * 900), quota=1000) == ""
+
+
+async def test_of_replicas_the_one_that_is_chosen_is_kept_and_nothing_before_it_is(kv: Kv) -> None:
+    task, attempts = new_id(), (1, 2, 3)
+    for attempt in attempts:
+        assert await kv.stage(task, put("a", attempt), put(f"of-{attempt}", 1), attempt=attempt) == ""
+    succeeded = [AttemptSucceeded(attempt, inline(b"42")) for attempt in attempts]
+    await kv.log(task, *succeeded)
+    # Each of them has succeeded, and none is decided on.
+    assert [await kv.get(key) for key in ("a", "of-1", "of-2", "of-3")] == [...] * 4
+    await kv.log(
+        task,
+        TaskDecided(Decision(1, task, Rule(k=2, of=3), "decided", winner=2, votes=(2, 3))),
+        TaskSucceeded(2),
+        after=3,
+    )
+    assert [await kv.get(key) for key in ("a", "of-1", "of-2", "of-3")] == [2, ..., 1, ...]
+    # Nor do the others hold room.
     assert await kv.stage(new_id(), put("c", "x" * 900), quota=1000) == ""
 
 
