@@ -82,10 +82,10 @@ class Installation:
             result: dict[str, Any] = self.ask("run", str(job), "--input-file", file.name)
         return result
 
-    def tree(self, job_id: str) -> None:
-        """Show what became of each task of a job."""
+    def tree(self, job_id: str, tasks: int = 4) -> None:
+        """Show what became of the tasks of a job, of the first ones of each step."""
         self.console.print()
-        self.hive("job", "tree", job_id)
+        self.hive("job", "tree", job_id, "--limit", str(tasks))
 
     def decision(self, task_id: str) -> None:
         """Show how a task was decided."""

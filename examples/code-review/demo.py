@@ -1,36 +1,19 @@
 """`make demo`: a scratch installation, four agents, one job over this repository's own Python files."""
 
-import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-HIVE = Path(sys.executable).with_name("hive")
-AGENTS = ("planner", "reviewer", "critic", "integrator")
-EXECUTORS = 2
+sys.path.insert(0, str(HERE.parent))
 
-console = Console(highlight=False)
+from installation import ROOT, Installation, arguments, files, installation  # noqa: E402
 
-
-def hive(*arguments: str, home: Path, capture: bool = False) -> str:
-    """Run the command against the scratch home. Its progress goes to the terminal as it would for a user."""
-    environment = {**os.environ, "HIVE_HOME": str(home)}
-    stdout = subprocess.PIPE if capture else None
-    done = subprocess.run([HIVE, *arguments], cwd=ROOT, env=environment, stdout=stdout, text=True, check=False)
-    if done.returncode != 0:
-        if done.stdout:
-            console.print(done.stdout, markup=False)
-        raise SystemExit(f"demo: `hive {' '.join(arguments)}` ended with exit code {done.returncode}")
-    return done.stdout or ""
+AGENTS = ("planner", "reviewer", "critic", "integrator", "proofreader")
+SOURCES = "**/*.py"
 
 
 def planted(files: list[str]) -> list[tuple[str, str, str]]:
@@ -43,8 +26,9 @@ def planted(files: list[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def show(report: dict) -> None:
+def show(hive: Installation, report: dict) -> None:
     """Print the report as a table."""
+    console = hive.console
     table = Table(
         title=f"Code review: {report['files']} files, {report['findings']} findings", title_justify="left"
     )
@@ -57,51 +41,43 @@ def show(report: dict) -> None:
     console.print("by rule: " + ", ".join(f"{rule} {count}" for rule, count in report["rules"].items()))
 
 
-def check(report: dict, files: list[str]) -> None:
+def check(hive: Installation, report: dict, paths: list[str]) -> None:
     """Fail unless the critics dropped exactly the planted findings."""
     dropped = sorted((one["path"], one["function"], one["rule"]) for one in report["dropped"])
-    if dropped != sorted(planted(files)):
-        raise SystemExit(f"demo: the critics dropped {dropped}, and should have dropped {sorted(planted(files))}")
-    console.print(f"the critics dropped the {len(dropped)} planted findings and nothing else")
+    if dropped != sorted(planted(paths)):
+        raise SystemExit(f"demo: the critics dropped {dropped}, and should have dropped {sorted(planted(paths))}")
+    hive.console.print(f"the critics dropped the {len(dropped)} planted findings and nothing else")
 
 
-def run(home: Path) -> None:
+def run(hive: Installation) -> None:
     """Run the job and check everything that the demo promises."""
     start = time.monotonic()
-    hive("agent", "push", *(str(HERE / agent) for agent in AGENTS), home=home)
-    files = [str(path) for path in sorted(Path().glob("**/*.py")) if not any(p.startswith(".") for p in path.parts)]
-    result = json.loads(
-        hive("run", str(HERE / "job.yaml"), "--input", "files=@**/*.py", "--json", home=home, capture=True)
+    hive.push(*(HERE / agent for agent in AGENTS))
+    sources = files([SOURCES])
+    result = hive.run(HERE / "job.yaml", files=sources)
+    show(hive, result["output"])
+    check(hive, result["output"], [file["path"] for file in sources])
+    hive.tree(result["job_id"])
+    # The group with the planted findings: two critics, who had to drop the same.
+    decided = hive.tasks(result["job_id"], "criticise")[0]["task_id"]
+    hive.decision(decided)
+    decisions = hive.ask("audit", "verify", "--decisions", result["job_id"])
+    audit = hive.ask("audit", "verify")
+    if not (decisions["ok"] and audit["ok"]):
+        raise SystemExit(f"demo: the log does not verify: {audit['reason'] or decisions}")
+    hive.console.print(
+        f"\n{result['tasks']['total']} tasks, {result['attempts']} attempts, {time.monotonic() - start:.1f} s, "
+        f"{audit['events']} events, log verified, {decisions['counts']['same']} decisions recomputed"
     )
-    show(result["output"])
-    check(result["output"], files)
-    audit = json.loads(hive("audit", "verify", "--json", home=home, capture=True))
-    if not audit["ok"]:
-        raise SystemExit(f"demo: the log does not verify: {audit['reason']}")
-    console.print(
-        f"{result['tasks']['total']} tasks, {EXECUTORS} executors, {result['attempts']} attempts, "
-        f"{time.monotonic() - start:.1f} s, {audit['events']} events, log verified"
-    )
+    hive.finish({**result, "decided": decided})
 
 
 def main() -> None:
     """Start, run, stop; whatever happens, nothing stays behind."""
+    chosen = arguments(__doc__ or "").parse_args()
     os.chdir(ROOT)
-    home = Path(tempfile.mkdtemp(prefix="hive-demo-"))
-    try:
-        hive("init", "--free-ports", "--executors", str(EXECUTORS), home=home, capture=True)
-        hive("up", "--detach", "--executors", str(EXECUTORS), home=home)
-        run(home)
-    except SystemExit:
-        for log in sorted((home / "logs").glob("*.log")):
-            last = log.read_text(errors="replace").splitlines()[-5:]
-            console.print(f"--- {log.name}", *last, sep="\n", markup=False)
-        raise
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        subprocess.run([HIVE, "down", "--home", str(home)], check=False)
-        shutil.rmtree(home, ignore_errors=True)
+    with installation(chosen) as hive:
+        run(hive)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from hive import log
 
-GROUP_BYTES = 40_000
+GROUP_BYTES = 80_000
 
 
 def run(input: dict) -> dict:

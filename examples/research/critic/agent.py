@@ -11,7 +11,7 @@ a an and any are as at be but by can do does for from has have how if in into is
 than that the their them then there these they this to was were what when where which while who why will with"""
 EMPTY = frozenset(STOP.split())
 GROUNDED = 0.8
-QUOTE, ABOUT, OWN_WORDS = 0.5, 0.3, 0.2
+QUOTE, ABOUT, OWN_WORDS = 0.3, 0.5, 0.2
 
 
 def run(input: dict) -> dict:
@@ -24,6 +24,8 @@ def run(input: dict) -> dict:
     if support < 0.5:
         return {"score": 0.0, "reason": f"only {support:.0%} of what the model said stands in the passage"}
     about = share(words(question), words(quote))
+    if not about:
+        return {"score": 0.0, "reason": "the quote has no word of the question"}
     numbers = set(re.findall(r"\d+", said)) <= set(re.findall(r"\d+", passage))
     own = support if numbers and support >= GROUNDED and words(said) - words(question) else 0.0
     return {"score": round(QUOTE + ABOUT * about + OWN_WORDS * own, 3), "support": round(support, 3)}

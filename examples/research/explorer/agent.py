@@ -28,7 +28,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*\"(`])")
 
 
 def run(input: dict) -> dict:
-    """Take `question` and a passage (`path`, `line`, `text`); return it with `said` and the `quote`."""
+    """Take `question` and a passage (`path`, `line`, `relevance`, `text`); return `said` and `quote`."""
     seed = random.randrange(2**31)  # noqa: S311 - each try of the same task shall be another one
     answer = model.chat(
         messages(input["text"], input["question"]),
@@ -40,7 +40,8 @@ def run(input: dict) -> dict:
     said = " ".join(answer.text.split())
     quote = nearest(said, sentences(input["text"]))
     log.info(f"{input['path']}: seed {seed}, the model said: {said}")
-    return {"path": input["path"], "line": input["line"], "said": said, "quote": quote, "model": answer["model"]}
+    found = {"path": input["path"], "line": input["line"], "relevance": input["relevance"]}
+    return {**found, "said": said, "quote": quote, "model": answer["model"]}
 
 
 def messages(text: str, question: str) -> list[dict]:

@@ -9,7 +9,7 @@ def run(input: dict) -> dict:
     """Take the fork's `results`; return `notes`, and their quotes as one `text`."""
     found = [(result["score"], result["value"]) for result in input["results"] if result["status"] == "succeeded"]
     notes, seen = [], set()
-    for score, note in sorted(found, key=lambda one: -one[0]):
+    for score, note in sorted(found, key=lambda one: -one[0] * one[1]["relevance"]):
         if note["quote"] not in seen:
             seen.add(note["quote"])
             notes.append({**note, "score": score})
