@@ -61,6 +61,7 @@ class Rig:
         self.url = self.home.settings().endpoints.http
         self.job_id = ""
         self.task_id = ""
+        self.judged_id = ""
         self.executor_id = ""
         self.digest = ""
         self.signature_digest = ""
@@ -73,10 +74,14 @@ class Rig:
     async def prepare(self) -> None:
         await asyncio.to_thread(self.installation.hive, "agent", "push", str(HERE / "agents" / "spin"))
         self.job_id = await self.submit(TASKS, 1)
-        await self.types_of(self.job_id, until_ended=True)
+        judged = await self.submit(1, 1, speculate={"replicas": 2, "distinct": "none"})
+        for job in (self.job_id, judged):
+            await self.types_of(job, until_ended=True)
         async with self.reader() as reader:
             created = await reader.read(0, 10_000, types=["TaskCreated"])
             (self.task_id, *_) = [e.stream for e in created if json.loads(e.payload or b"{}")["job"] == self.job_id]
+            (decided,) = await reader.read(0, 10, types=["TaskDecided"])
+            self.judged_id = decided.stream
             (registered, *_) = await reader.read(0, 1, types=["ExecutorRegistered"])
             published = await reader.read(0, 1000, types=["AgentVersionPublished"])
             self.head = await reader.head()
@@ -148,8 +153,10 @@ class Rig:
     def config(self, service: str) -> ServiceConfig:
         return msgspec.json.decode(self.home.config_file(service).read_bytes(), type=ServiceConfig)
 
-    async def submit(self, numbers: int, ms: int) -> str:
+    async def submit(self, numbers: int, ms: int, **words: Any) -> str:
+        """Submit a job, with further words in its task."""
         body = json.loads(document(numbers, ms))
+        body["tasks"][0] |= words
         with self.api() as api:
             answer = await asyncio.to_thread(api.post, "/v1/jobs", body, {"idempotency-key": new_id()})
         job_id: str = answer["job_id"]
