@@ -184,8 +184,8 @@ class Integrator(Word, frozen=True):
     reserve: Annotated[
         Duration | None,
         _said(
-            "So long before the job's deadline it gets what there is by then; unless it is said the timeout of the "
-            "agent, and half of the time that the job has at most."
+            "So long before the job's deadline it gets what there is by then; unless it is said the timeouts of "
+            "the agent and of the tasks that follow, and half of the time that the job has at most."
         ),
     ] = None
 
@@ -216,7 +216,10 @@ class Task(Word, frozen=True):
     verify: Verify | None = None
     on_failure: Annotated[
         Literal["fail", "skip", "default"],
-        _said("When a task fails for good: the job fails, it is left out, or `default` stands in its place."),
+        _said(
+            "When a task fails for good: the job fails, it is left out, or `default` stands in its place. Unless "
+            "it is `fail`, what has not ended shortly before the job's deadline is not waited for."
+        ),
     ] = "fail"
     default: Annotated[
         Any, _said("What stands in the place of a task that failed, under `on_failure: default`.")

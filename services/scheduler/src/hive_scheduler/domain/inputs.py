@@ -253,10 +253,7 @@ def _where(state: StepState, index: int) -> str:
 def _passed_on(job: JobState, template: Template) -> Value | None:
     """Return the value where the template is exactly one output of one task: it need not be looked at."""
     whole = template.whole_output_of
-    if whole is None:
-        return None
-    output = joining.output_of(job.steps[whole])
-    return output if isinstance(output, Value) else None
+    return None if whole is None else joining.single_output_of(job.steps[whole])
 
 
 def _values_of(output: Output) -> list[Value]:

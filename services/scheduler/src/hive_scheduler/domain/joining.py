@@ -456,6 +456,15 @@ def output_of(state: "StepState") -> Output:
     return found
 
 
+def single_output_of(state: "StepState") -> Value | None:
+    """Return the output of a step that is complete where it is one value, which need not be looked at."""
+    joined = state.joined
+    if state.step.fork is not None and (joined is None or not (joined.task or joined.kind == "vote")):
+        return None
+    output = output_of(state)
+    return output if isinstance(output, Value) else None
+
+
 def output_of_task(task: TaskState) -> Output:
     """Return the output of a task that has succeeded: the list of its results where all are kept."""
     output = task.output
@@ -476,10 +485,9 @@ def integration_of(state: "StepState") -> Integration:
         ordered = tuple(sorted(given, key=lambda one: one.index))
         return Integration(ordered, joined.partial, len(kept), state.step.judging.rule.of)
     results = {one.index: one for one in _results(state)}
-    default = values.inline(state.step.default)
+    default, defaulted = values.inline(state.step.default), frozenset(joined.defaulted)
     there = [
-        Result(index, "succeeded", default) if index in joined.defaulted else results[index]
-        for index in joined.order
+        Result(index, "succeeded", default) if index in defaulted else results[index] for index in joined.order
     ]
     gathered = Gathered(tuple(there), joined.defaulted, joined.missing, joined.partial)
     return integration(list(results.values()), len(joined.order) + len(joined.missing), gathered)
