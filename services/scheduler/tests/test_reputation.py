@@ -8,9 +8,11 @@ import psycopg
 import pytest
 from hive_common.contracts import events
 from hive_common.contracts.events import ExecutorTrusted, TaskDecided
+from hive_common.eventlog.projection import ProjectionRunner
 from hive_common.judgement.reputation import TRUSTED_AFTER
 from hive_common.rpc.client import bearer, call
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
+from hive_scheduler.reputation_views import ReputationProjection
 
 from .conftest import KEY, agent, succeeded
 
@@ -69,6 +71,24 @@ async def tables(cluster: Any) -> dict[str, list[Any]]:
         return {name: await (await conn.execute(query)).fetchall() for name, query in TABLES.items()}
 
 
+async def forget(cluster: Any) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        cluster.database.role_dsn("scheduler"), autocommit=True
+    ) as conn:
+        await conn.execute("TRUNCATE scheduler.reputation, scheduler.reputation_of_agents")
+        await conn.execute("UPDATE scheduler.projections SET position = 0 WHERE name = 'reputation'")
+
+
+async def project(cluster: Any, batch_events: int) -> None:
+    dsn, reader = cluster.database.role_dsn("scheduler"), cluster.reader
+    projection = ReputationProjection(reader)
+    runner = ProjectionRunner(dsn, reader, projection, "scheduler", batch_events=batch_events)
+    running = asyncio.create_task(runner.run())
+    await runner.wait_for(await reader.head())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def in_tables(cluster: Any, known: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the tables once they say what the leader knows: they are written a moment later."""
     wanted = {
@@ -110,11 +130,10 @@ async def test_liars_come_into_quarantine_and_the_log_says_the_same_to_the_next_
     await control.start()
     assert await reputations(control, bad.id) == known, "from the tables"
     await control.shut_down()
-    async with await psycopg.AsyncConnection.connect(
-        cluster.database.role_dsn("scheduler"), autocommit=True
-    ) as conn:
-        await conn.execute("TRUNCATE scheduler.reputation, scheduler.reputation_of_agents")
-        await conn.execute("UPDATE scheduler.projections SET position = 0 WHERE name = 'reputation'")
+    await forget(cluster)
+    await project(cluster, batch_events=1)
+    assert await tables(cluster) == written, "however the log is cut into batches"
+    await forget(cluster)
     await control.start()
     assert await reputations(control, bad.id) == known, "from the log alone"
     assert await in_tables(cluster, known) == written

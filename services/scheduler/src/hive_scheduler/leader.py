@@ -131,7 +131,7 @@ class Leader:
         blobs = Blobs(store)
         self.engine = Engine(ns, clock, blobs)
         self.reputation = Reputation(ns, chance)
-        self.engine.trust = self.reputation.trust_in
+        self.engine.trust = lambda _, task, producer: self.reputation.trust_in(task, producer)
         self.engine.observe = self.reputation.observe_task
         self._catalogue_reader = database.reader()
         self.catalogue = Catalogue(

@@ -8,7 +8,7 @@ The interface (`Reputation`, in memory; nothing here awaits but `load`):
     book(executor) -> Book                           counts, record and agents, to be shown
     chance() -> float                                a fresh number for one decision; from a seed in tests
     observe_task(task, event)                        what the engine decides (domain.reputation.TELLING), at once
-    trust_in(job, task, producer) -> int | None      `trust` with a fresh number, as `Engine.trust` asks it
+    trust_in(task, producer) -> int | None           `trust` with a number drawn once for this result
     trusted(executor, position)                      a person took it out of quarantine (ExecutorTrusted)
     on_standing: Callable[[str], None]               called when the standing of an executor has changed; while a
                                                      decision is applied, so it MUST NOT decide
@@ -21,6 +21,7 @@ order.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from random import SystemRandom
 from typing import Final, NamedTuple, Protocol
@@ -32,7 +33,6 @@ from hive_common.eventlog.log import LogReader, Stored
 from hive_common.judgement import reputation as rules
 from hive_common.judgement.reputation import Access, AgentRecord, Standing
 
-from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.reputation import TELLING, Book, Observation, observed
 from hive_scheduler.domain.task import TaskState
 
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 TYPES_OF_TASKS: Final = tuple(one.__name__ for one in TELLING)
 TYPES: Final = (*TYPES_OF_TASKS, ExecutorTrusted.__name__)
 PAGE_EVENTS: Final = 1_000
+DRAWN_MAX: Final = 10_000
+"""Results for which a number has been drawn; most are decided at once."""
 TASKS_PAGE: Final = 50
 """Tasks whose agent and executors are read from the log at once: their inputs come along."""
 
@@ -76,6 +78,7 @@ class Reputation:
         self.on_standing: Callable[[str], None] = lambda _: None
         self.position = 0
         self._books: dict[str, Book] = {}
+        self._drawn: OrderedDict[tuple[str, int], float] = OrderedDict()
 
     async def load(self, records: Records, reader: LogReader) -> None:
         """Begin with the table, and fold what the log has after it.
@@ -136,9 +139,18 @@ class Reputation:
         """Take an event that was applied to a task."""
         self.observe(event, task.agent, lambda attempt: task.attempts[attempt].executor)
 
-    def trust_in(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
-        """Decide, with a fresh number, whether a result is checked (domain.job.Inputs.trust)."""
-        return self.trust(producer.executor, task.agent, self.chance())
+    def trust_in(self, task: TaskState, producer: Producer) -> int | None:
+        """Decide whether a result is checked (domain.job.Inputs.trust).
+
+        The number is drawn once for a result, however often this is asked while the result waits for its test: who
+        draws often enough is checked always.
+        """
+        key = task.id, producer.attempt
+        if key not in self._drawn:
+            self._drawn[key] = self.chance()
+            if len(self._drawn) > DRAWN_MAX:
+                self._drawn.popitem(last=False)
+        return self.trust(producer.executor, task.agent, self._drawn[key])
 
     def trusted(self, executor: str, position: int) -> None:
         """Begin new records of an executor, as a person said in the log at `position`."""

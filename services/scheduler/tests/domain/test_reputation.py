@@ -24,6 +24,7 @@ from hive_common.judgement.quorum import Decided, Extend, Failed, judge
 from hive_common.judgement.record import Same, decision_of, recompute
 from hive_common.judgement.reputation import TRUSTED_AFTER
 from hive_common.testing.memory_log import MemoryLog, MemoryReader
+from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.reputation import AGENTS_MAX, Book, observed
 from hive_scheduler.reputation import Reputation
 
@@ -92,6 +93,9 @@ def test_a_result_that_was_taken_on_trust_judges_nobody() -> None:
     rule = msgspec.structs.replace(QUORUM, k=1, of=1)
     assert judged(rule, candidate(1, "x"), trust=12) == {}
     assert judged(Rule(), candidate(1, "x")) == {}
+    tested = msgspec.structs.replace(rule, tested=True)
+    assert judged(tested, candidate(1, "x", passed=True), trust=12) == {"e1": ["valid"]}
+    assert judged(tested, candidate(1, "x", passed=False), trust=12) == {"e1": ["invalid"]}
 
 
 def test_who_agrees_with_itself_has_shown_nothing() -> None:
@@ -173,6 +177,20 @@ def test_two_lies_are_quarantine_until_a_person_says_otherwise() -> None:
     assert reputation.book("e3").counts.invalid == 0
     assert reputation.refused("e3", "ann", "bob", True) == ""
     assert reputation.refused("e3", "ann", "bob", False) == "new_executor"
+
+
+def test_a_number_is_drawn_once_for_a_result_and_anew_for_the_next() -> None:
+    drawn = iter([0.5, 0.01, 0.5])
+    reputation = Reputation("default", lambda: next(drawn))
+    agreed = TaskDecided(
+        decision_of("t", QUORUM, Decided(1, (1, 2)), candidates=(candidate(1, "x"), candidate(2, "x")))
+    )
+    for _ in range(TRUSTED_AFTER):
+        reputation.observe(agreed, AGENT, lambda _: None)
+    first, second = (tasks.created(one, TaskCreated("job", "s", AGENT)) for one in ("t1", "t2"))
+    assert [reputation.trust_in(first, Producer(1, "e1")) for _ in range(3)] == [TRUSTED_AFTER] * 3
+    assert [reputation.trust_in(second, Producer(1, "e1")) for _ in range(3)] == [None] * 3
+    assert reputation.trust_in(second, Producer(2, "e1")) == TRUSTED_AFTER
 
 
 # --- fleets ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A quorum judges whoever took part in it, and a test whoever it was asked about. Scores of critics and the choice
 of a senior agent are opinions about results and no judgement of who made them. Nor does a quorum judge whose votes
 need not come from different machines: who agrees with itself has shown nothing. Where one result was taken because
-its executor is trusted, nothing was compared, and nobody is judged.
+its executor is trusted, nothing was compared, and nobody is judged but by a test, where there is one.
 
 The rules themselves stand in `hive_common.judgement.reputation`.
 """
@@ -92,8 +92,7 @@ def observed(event: Event, agent: str, executor_of: Callable[[int], str | None])
     """
     match event:
         case TaskDecided():
-            if not event.trust:
-                yield from _judged(event.decision, agent)
+            yield from _judged(event.decision, agent, compared=not event.trust)
         case AttemptLost() if event.reason in _LOST:
             yield from _of(executor_of(event.attempt), agent, "lost")
         case AttemptLate():
@@ -105,9 +104,9 @@ def _of(executor: str | None, agent: str, ending: Ending) -> Iterator[Observatio
         yield Observation(executor, agent, ending)
 
 
-def _judged(decision: Decision, agent: str) -> Iterator[Observation]:
+def _judged(decision: Decision, agent: str, compared: bool) -> Iterator[Observation]:
     rule = decision.rule
-    compared = rule.k > 1 and rule.distinct != "none"
+    compared = compared and rule.k > 1 and rule.distinct != "none"
     agreed: frozenset[int] = frozenset()
     valid: frozenset[int] = frozenset()
     if compared and decision.outcome == "decided" and decision.winner is not None:
