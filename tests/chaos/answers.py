@@ -27,6 +27,7 @@ from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.pain.v1 import pain_pb2_grpc
 from hive_proto.values.v1 import values_pb2_grpc
 
 HERE = Path(__file__).parent
@@ -43,6 +44,7 @@ STUBS: dict[str, tuple[str, Any]] = {
     "Keys": ("registry", keys_pb2_grpc.KeysStub),
     "Values": ("registry", values_pb2_grpc.ValuesStub),
     "Approvals": ("scheduler", approvals_pb2_grpc.ApprovalsStub),
+    "Pain": ("scheduler", pain_pb2_grpc.PainStub),
 }
 """Services of the contracts: who answers."""
 TASKS = 12
@@ -66,6 +68,7 @@ class Rig:
         self.digest = ""
         self.signature_digest = ""
         self.head = 0
+        self.fingerprint = ""
         self.has_values = False
         self.events: list[int] = []
         self.calls: list[str] = []
@@ -73,6 +76,7 @@ class Rig:
 
     async def prepare(self) -> None:
         await asyncio.to_thread(self.installation.hive, "agent", "push", str(HERE / "agents" / "spin"))
+        await self.submit(1, 1, input={"n": "${item}", "ms": "no number"}, retry={"max_attempts": 1})
         self.job_id = await self.submit(TASKS, 1)
         judged = await self.submit(1, 1, speculate={"replicas": 2, "distinct": "none"})
         for job in (self.job_id, judged):
@@ -96,10 +100,17 @@ class Rig:
             )
         self.events = [event["position"] for event in page]
         assert len(self.events) > 4 * TASKS
+        await self.until(self._has_failed, "a failure is counted")
         await self.until(self._serves_the_model, "the model can be called")
         async with self.owner("Models") as (models, metadata):
             answer = [part async for part in stream(models.Complete(self.completion(), metadata=metadata))]
         assert tokens_of(answer) == list(range(TOKENS))
+
+    async def _has_failed(self) -> bool:
+        with self.api() as api:
+            groups = (await asyncio.to_thread(api.get, "/v1/pain", agent="spin"))["groups"]
+        self.fingerprint = groups[0]["fingerprint"] if groups else ""
+        return bool(groups)
 
     async def _serves_the_model(self) -> bool:
         async with self.owner("Models") as (models, metadata):

@@ -29,6 +29,7 @@ from hive_proto.audit.v1 import audit_pb2
 from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
+from hive_proto.pain.v1 import pain_pb2
 
 from tests.chaos import approval_cases, owner_cases
 from tests.chaos.answers import (
@@ -248,6 +249,13 @@ UNARY: dict[str, Unary] = {
     ),
     "Audit.Verify": reading(
         lambda rig: audit_pb2.VerifyRequest(), lambda rig, answer: answer.ok and answer.events >= rig.head
+    ),
+    "Pain.List": reading(
+        lambda rig: pain_pb2.ListRequest(), lambda rig, answer: answer.groups[0].fingerprint == rig.fingerprint
+    ),
+    "Pain.Get": reading(
+        lambda rig: pain_pb2.GetRequest(fingerprint=rig.fingerprint),
+        lambda rig, answer: answer.examples[0].message != "" and answer.group.agent == "spin",
     ),
     "Audit.Decisions": reading(
         lambda rig: audit_pb2.DecisionsRequest(job_id=rig.job_id), lambda rig, answer: not answer.next_after

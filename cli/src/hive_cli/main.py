@@ -24,6 +24,7 @@ from hive_cli.commands import (
     kill,
     kv,
     model,
+    pain,
     run,
     spending,
 )
@@ -80,6 +81,7 @@ model.app.add_typer(spending.app, name="budget")
 app.add_typer(model.app, name="model", rich_help_panel=WORK)
 app.add_typer(key.app, name="key", rich_help_panel=PEOPLE)
 app.add_typer(audit.app, name="audit", rich_help_panel=PEOPLE)
+app.add_typer(pain.app, name="pain", rich_help_panel=WORK)
 app.add_typer(kill.app, name="kill", rich_help_panel=PEOPLE)
 app.add_typer(kv.app, name="kv", rich_help_panel=WORK)
 app.command("unkill", rich_help_panel=PEOPLE)(kill.unkill)

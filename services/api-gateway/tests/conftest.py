@@ -34,6 +34,7 @@ from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2, keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2, models_pb2_grpc
+from hive_proto.pain.v1 import pain_pb2, pain_pb2_grpc
 from hive_proto.values.v1 import values_pb2, values_pb2_grpc
 
 TOKEN_ID = "01890000-0000-7000-8000-00000000000a"
@@ -399,6 +400,21 @@ class KeysPeer(keys_pb2_grpc.KeysServicer):
         return keys_pb2.FindResponse(key=self.keys.get(request.digest))
 
 
+class PainPeer(pain_pb2_grpc.PainServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.group = pain_pb2.Group(fingerprint="0123456789abcdef", agent="a", failures=3, nano_usd=7)
+
+    async def List(self, request, context):
+        self.requests.append(request)
+        return pain_pb2.ListResponse(groups=[self.group], position=9, truncated=True)
+
+    async def Get(self, request, context):
+        self.requests.append(request)
+        example = pain_pb2.Example(job_id="j", task_id="t", message="m", position=4)
+        return pain_pb2.GetResponse(group=self.group, examples=[example])
+
+
 class AuditPeer(audit_pb2_grpc.AuditServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -619,7 +635,7 @@ class World:
         self.audit, self.models, self.keyring = AuditPeer(), ModelsPeer(), KeysPeer()
         self.exchange = ExchangePeer(self.models)
         self.control = ControlPeer()
-        self.approvals = ApprovalsPeer()
+        self.approvals, self.pain = ApprovalsPeer(), PainPeer()
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
 
@@ -634,6 +650,7 @@ class World:
         if name == "scheduler":
             jobs_pb2_grpc.add_JobsServicer_to_server(self.jobs, server.server)
             jobs_pb2_grpc.add_IntakeServicer_to_server(self.intake, server.server)
+            pain_pb2_grpc.add_PainServicer_to_server(self.pain, server.server)
             approvals_pb2_grpc.add_ApprovalsServicer_to_server(self.approvals, server.server)
         elif name == "registry":
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)

@@ -23,6 +23,7 @@ SAMPLES = {
     "name": "square",
     "version": "1.0.0",
     "namespace": "notes",
+    "fingerprint": "0123456789abcdef",
 }
 
 

@@ -27,6 +27,7 @@ from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.keys.v1 import keys_pb2
 from hive_proto.models.v1 import models_pb2
+from hive_proto.pain.v1 import pain_pb2
 from hive_proto.values.v1 import values_pb2
 
 from hive_gateway.holders import Holders
@@ -45,6 +46,7 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
     return {
         _service(jobs_pb2, "Jobs"): peers.scheduler,
         _service(approvals_pb2, "Approvals"): peers.scheduler,
+        _service(pain_pb2, "Pain"): peers.scheduler,
         _service(executors_pb2, "Executors"): peers.registry,
         _service(agents_pb2, "Agents"): peers.registry,
         _service(control_pb2, "Control"): peers.registry,

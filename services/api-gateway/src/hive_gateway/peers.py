@@ -18,6 +18,7 @@ from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
 from hive_proto.keys.v1 import keys_pb2_grpc
 from hive_proto.models.v1 import models_pb2_grpc
+from hive_proto.pain.v1 import pain_pb2_grpc
 from hive_proto.values.v1 import values_pb2_grpc
 from prometheus_client import Gauge
 
@@ -160,6 +161,7 @@ class Peers:
         self.router = Peer("router", addresses["router"], key)
         self.jobs = jobs_pb2_grpc.JobsStub(self.scheduler.channel)
         self.approvals = approvals_pb2_grpc.ApprovalsStub(self.scheduler.channel)
+        self.pain = pain_pb2_grpc.PainStub(self.scheduler.channel)
         self.intake = jobs_pb2_grpc.IntakeStub(self.scheduler.channel)
         self.executors = executors_pb2_grpc.ExecutorsStub(self.registry.channel)
         self.control = control_pb2_grpc.ControlStub(self.registry.channel)

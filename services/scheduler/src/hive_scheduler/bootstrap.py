@@ -19,13 +19,16 @@ from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
+from hive_proto.pain.v1 import pain_pb2_grpc
 from nats.aio.client import Client
 
 from hive_scheduler import metrics
 from hive_scheduler.approvals_rpc import ApprovalsService
 from hive_scheduler.database import PostgresDatabase, prepare_database
+from hive_scheduler.failure_groups import Failures
 from hive_scheduler.leader import Leader
 from hive_scheduler.leadership import lead
+from hive_scheduler.pain_rpc import PainService
 from hive_scheduler.rpc import IntakeService, JobsService, PresenceService
 
 log = logging.getLogger(__name__)
@@ -174,14 +177,24 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
         executors_pb2_grpc.add_PresenceServicer_to_server(
             PresenceService(leader.dispatcher, leader.catalogue, leader.reputation), rpc.server
         )
+        failures = Failures(dsn, config.ns)
+        following: asyncio.Task[None] | None = None
+        pain_pb2_grpc.add_PainServicer_to_server(PainService(failures), rpc.server)
         try:
             await leader.start()
             state.leader = leader
+            await failures.open()
+            following = asyncio.create_task(failures.runner.run(), name="failures")
+            stop.guard(following)
             await rpc.start()
             await stop.wait()
         finally:
             # One that does not lead any more can answer nobody, and its successor waits.
             await rpc.stop(0.0 if stop.exit_code else RPC_GRACE_S)
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            await failures.close()
             await leader.close()
     finally:
         await client.close()
