@@ -38,7 +38,7 @@ def show(hive: Installation, index: dict[str, Any], shown: int) -> None:
         f"\n{index['files']} files, {index['lines']} lines, {index['names']} names, {index['defined']} defined here"
     )
     used = ", ".join(f"{one['name']} {one['count']}" for one in index["most_used"][:shown])
-    say(f"most used: {used}", markup=False)
+    say(f"mentioned most: {used}", markup=False)
     table = Table(title=f"defined, and named nowhere else: {len(index['named_once'])}", title_justify="left")
     table.add_column("name")
     table.add_column("where", overflow="fold")

@@ -22,7 +22,7 @@ def main() -> None:
         "Ask a question several times and take what most samples say; else eight, with a quorum each."
     )
     parser.add_argument("question", nargs="?", help="a word problem; without it those of questions.json")
-    parser.add_argument("--temperature", type=float, default=0.6, help="how much samples differ")
+    parser.add_argument("--temperature", type=float, default=0.5, help="how much samples differ")
     parser.add_argument("--model", default="", help="one of `hive model list`; else the first one that is served")
     parser.add_argument(
         "--model-url", default="", help="serve a scratch home's models from there (`hive up --model-url`)"

@@ -2,7 +2,7 @@
 
 from hive import log
 
-NOTES_MAX = 5
+NOTES_MAX = 3
 
 
 def run(input: dict) -> dict:

@@ -13,9 +13,9 @@ PASSAGE_CHARACTERS_MAX = 900
 SATURATION, LENGTH_WEIGHT = 1.5, 0.3  # k1 and b of BM25; short passages often say little
 STOP = """\
 a about after all also an and any are as at be been before but by can could did do does for from had happen
-happens has have he how i if in into is it its may me more most much must no not of on one only or other our out
-over she should so some such than that the their them then there these they this those to up was we were what
-when where which while who whom whose why will with would you your"""
+happens has have he how i if in into is it its long may me more most much must no not of on one only or other
+our out over she should so some such than that the their them then there these they this those to up was we were
+what when where which while who whom whose why will with would you your"""
 EMPTY = frozenset(STOP.split())
 
 
@@ -23,11 +23,12 @@ def run(input: dict) -> dict:
     """Take `question`, `documents` ({path, text}) and `readings`; return the best passages to read."""
     question, most = input["question"], input["readings"]
     passages = [passage for document in input["documents"] for passage in split(document)]
-    asked = [word for word in dict.fromkeys(words(question)) if word not in EMPTY]
+    asked = list(dict.fromkeys(words(question)))
     if not asked:
         raise ValueError(f"the question has no word to look for: {question!r}")
+    weights = weights_of(asked, passages)
     best: dict[str, list[tuple[float, dict]]] = {}
-    for score, passage in scored(passages, asked):
+    for score, passage in scored(passages, weights):
         best.setdefault(passage["path"], []).append((score, passage))
     if not best:
         raise ValueError(
@@ -35,7 +36,7 @@ def run(input: dict) -> dict:
         )
     ranked = sorted(best.values(), key=lambda found: -found[0][0])[:most]
     log.info(f"{len(passages)} passages of {len(input['documents'])} documents; {len(ranked)} documents to read")
-    return {"readings": [reading(found) for found in ranked], "passages": len(passages)}
+    return {"readings": [reading(found) for found in ranked], "passages": len(passages), "terms": weights}
 
 
 def reading(found: list[tuple[float, dict]]) -> dict:
@@ -73,8 +74,9 @@ def split(document: dict) -> list[dict]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words in lower case, without endings: enough for `leases` to find `lease`. Code is no prose."""
-    return [stem(word) for word in re.findall(r"[a-z0-9]+", re.sub(r"`[^`]*`", " ", text.lower()))]
+    """Return the words that say something, without endings, so that `leases` finds `lease`. Code is no prose."""
+    prose = re.sub(r"`[^`]*`", " ", text.lower())
+    return [stem(word) for word in re.findall(r"[a-z0-9]+", prose) if word not in EMPTY]
 
 
 def stem(word: str) -> str:
@@ -85,18 +87,23 @@ def stem(word: str) -> str:
     return word
 
 
-def scored(passages: list[dict], asked: list[str]) -> list[tuple[float, dict]]:
+def weights_of(asked: list[str], passages: list[dict]) -> dict[str, float]:
+    """Return what each word of the question says: the fewer passages have it, the more."""
+    having = Counter(word for passage in passages for word in set(words(passage["title"] + " " + passage["text"])))
+    rare = {word: math.log(1 + (len(passages) - having[word] + 0.5) / (having[word] + 0.5)) for word in asked}
+    return {word: round(weight, 3) for word, weight in rare.items() if having[word]}
+
+
+def scored(passages: list[dict], weights: dict[str, float]) -> list[tuple[float, dict]]:
     """Return (BM25, passage) of those that have a word of the question, best first."""
     counts = [Counter(words(passage["title"] + " " + passage["text"])) for passage in passages]
     usual = sum(count.total() for count in counts) / max(1, len(counts))
     found = []
-    having = {word: sum(word in count for count in counts) for word in asked}
     for passage, count in zip(passages, counts, strict=True):
         length = 1 - LENGTH_WEIGHT + LENGTH_WEIGHT * count.total() / usual
         score = sum(
-            math.log(1 + (len(passages) - having[word] + 0.5) / (having[word] + 0.5))
-            * (count[word] * (SATURATION + 1) / (count[word] + SATURATION * length))
-            for word in asked
+            weight * count[word] * (SATURATION + 1) / (count[word] + SATURATION * length)
+            for word, weight in weights.items()
             if count[word]
         )
         if score:

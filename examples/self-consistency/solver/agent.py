@@ -16,8 +16,12 @@ SHOWN = (
     ("Sam has 4 pens. He buys 3 more. How many pens does he have?", "4 + 3"),
     ("There are 9 birds on a tree. 2 fly away. How many are left?", "9 - 2"),
     ("A box holds 6 eggs. How many eggs do 3 boxes hold?", "6 * 3"),
+    ("A jar has 30 beans. 12 fall out. How many are left?", "30 - 12"),
+    ("Eva has 11 cards. She gets 5 more. How many cards does she have?", "11 + 5"),
     ("Mia had 20 euros. She paid 4 euros for lunch and 7 euros for a book. How many euros are left?", "20 - 4 - 7"),
     ("18 sweets are shared equally by 3 children. How many does each child get?", "18 / 3"),
+    ("A hall has 5 rows with 12 chairs each. 7 chairs are broken. How many chairs are fine?", "5 * 12 - 7"),
+    ("A room has 16 guests. 4 leave. How many are left?", "16 - 4"),
 )
 TOKENS_MAX = 24
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
