@@ -197,6 +197,20 @@ def test_of_a_large_fork_what_failed_and_what_runs_is_drawn_and_the_rest_is_coun
     assert len(lines) < 12
 
 
+def test_of_a_large_fork_what_was_disputed_is_drawn(told: Told) -> None:
+    for index in range(100):
+        told.task(f"t{index}", index=index, replicas=2)
+        told.run(f"t{index}", 1)
+        told.run(f"t{index}", 2)
+        keys = ("a", "b") if index in (40, 70) else ("a", "a")
+        candidates = [{"attempt": n, "executor": "e1", "key": key} for n, key in enumerate(keys, 1)]
+        record = {"v": 1, "task": f"t{index}", "rule": QUORUM, "outcome": "decided", "winner": 1, "votes": [1]}
+        told(f"t{index}", "TaskDecided", decision={**record, "candidates": candidates})
+        told(f"t{index}", "TaskSucceeded", attempt=1)
+    heads = [line.split("]")[0] for line in told.lines(limit=3) if line.startswith("[")]
+    assert heads == ["[0", "[40", "[70"]
+
+
 def test_of_many_attempts_and_judges_of_a_task_the_first_are_drawn(told: Told) -> None:
     told.task("t", replicas=40)
     for attempt in range(1, 41):

@@ -154,6 +154,7 @@ async def test_the_output_is_that_of_the_attempt_that_decided_and_not_of_the_fir
     assert [(found[task].replicas, found[task].decided) for task in judged] == [(3, True)] * 2
     assert found[plain].output_json == b'"first"'
     assert (found[plain].replicas, found[plain].decided, found[plain].judging) == (0, False, "")
+    assert {found[task].executor for task in judged} == {EXECUTORS[1]}, "the winner's, not the latest one's"
 
 
 async def test_judges_are_listed_with_what_they_judge_and_count_in_no_step(cluster: Any) -> None:

@@ -267,7 +267,7 @@ class Tracker:
             self._tell_verdict(task)
         elif state == "failed":
             step.failed[task.id] = task
-        elif task.extended or task.failures:
+        elif task.extended or task.failures or _disputed(task.decision or {}):
             step.noted[task.id] = task
 
     def _tell_verdict(self, judge: TrackedTask) -> None:
@@ -289,6 +289,13 @@ def _take_decision(task: TrackedTask, data: dict[str, Any]) -> None:
         attempt = task.attempts.get(candidate["attempt"])
         if attempt is not None:
             attempt.score, attempt.passed = candidate.get("score"), candidate.get("passed")
+
+
+def _disputed(decision: dict[str, Any]) -> bool:
+    """Whether the results were not all the same, or a test or a senior agent had to say so."""
+    candidates = decision.get("candidates", ())
+    differ = len({one.get("key", "") for one in candidates}) > 1
+    return differ or decision.get("outcome") == "escalated" or any(one.get("passed") is False for one in candidates)
 
 
 def _why(data: dict[str, Any]) -> str:

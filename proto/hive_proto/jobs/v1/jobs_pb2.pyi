@@ -650,7 +650,7 @@ class Task(_message.Message):
     """blocked | ready | active | succeeded | failed | cancelled"""
     attempts: _builtins.int
     executor: _builtins.str
-    """of the latest attempt"""
+    """of the latest attempt; of the winner where results were judged"""
     error_code: _builtins.str
     error_message: _builtins.str
     output_json: _builtins.bytes

@@ -116,7 +116,8 @@ class KeptOutput(View, frozen=True, kw_only=True):
 
 
 class Task(View, frozen=True, kw_only=True):
-    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt.
+    """A task. `index` is null where its step does not fork; `executor` is the one of the latest attempt, or where
+    results were judged of the winner.
 
     `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
     what that one forked. `approvals_open` are those that its attempt waits for.

@@ -386,8 +386,11 @@ def _note_decision(row: TaskRow, stored: Stored) -> None:
     judged = judged_of(row.judged)
     judged.decision = stored.position
     event = _decode(stored)
-    if isinstance(event, events.TaskDecided) and event.decision.outcome == "kept":
-        judged.kept = event.decision.votes
+    if isinstance(event, events.TaskDecided):
+        decision = event.decision
+        judged.kept = decision.votes if decision.outcome == "kept" else ()
+        winners = [one.executor for one in decision.candidates if one.attempt == decision.winner]
+        row.executor = winners[0] if winners else row.executor
     row.judged = _json(judged)
 
 
