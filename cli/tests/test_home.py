@@ -5,12 +5,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hive_cli.home import Home, HomeInUse, find_home
+from hive_cli.home import ExecutorEntry, Home, HomeInUse, JoinedSettings, find_home
 from hive_cli.placing import chosen_labels, chosen_tier
 from hive_cli.supervisor import ports
 from hive_cli.supervisor.configs import write_configs
+from hive_cli.supervisor.joined import checked, executor_config
 from hive_cli.supervisor.provision import active_executors, provision, write_private
+from hive_cli.supervisor.wishes import Wishes
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
+from hive_common.kernel.ids import new_id
 from hive_common.ops.config import load_config, write_config
 from hive_executor.config import ExecutorConfig
 
@@ -54,6 +57,23 @@ def test_tier_and_labels_are_kept_by_every_executor_until_another_wish(tmp_path:
     write_configs(home, settings, settings.executors, tmp_path / "cache")
     config = load_config(home.config_file("executor-1"), ExecutorConfig)
     assert (config.tier, config.labels, config.device) == ("edge", {"room": "attic"}, "")
+
+
+def test_a_joined_machine_keeps_its_tier_and_labels_too(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    settings = JoinedSettings(
+        gateway="https://desktop:8500",
+        nats="tls://desktop:4222",
+        owner=new_id(),
+        executor=ExecutorEntry("laptop", new_id(), device="simulated"),
+        ports={"http": 0, "executor_ops": 0},
+        labels={"region": "eu", "room": "attic"},
+    )
+    write_config(home.joined_file, settings)
+    wished = checked(home, Wishes(tier="edge", labels={"room": "", "gpu": "no"}))
+    assert checked(home, Wishes()) == wished == home.joined()
+    config = executor_config(home, wished)
+    assert (config.tier, config.labels, config.device) == ("edge", {"region": "eu", "gpu": "no"}, "simulated")
 
 
 @pytest.mark.parametrize("said", ["moon", ""])
