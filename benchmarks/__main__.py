@@ -13,7 +13,21 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import budgets, kill, log_append, models, peer_runs, report, sandbox, signing, stack, tokens, verify
+from benchmarks import (
+    budgets,
+    forkjoin,
+    kill,
+    log_append,
+    models,
+    peer_runs,
+    report,
+    sandbox,
+    signing,
+    speculation,
+    stack,
+    tokens,
+    verify,
+)
 from benchmarks.scratch import scratch_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,6 +90,10 @@ async def run() -> dict[str, Any]:
     results["stack"] = await stack.run()
     progress("model calls, beside nothing between, LiteLLM's proxy and Portkey's gateway")
     results["models"] = await models.run()
+    progress("graphs of model calls and wide forks, beside LangGraph and DBOS")
+    results["forkjoin"] = await forkjoin.run()
+    progress("judged tasks: coverage, losers, hedges")
+    results["speculation"] = await speculation.run()
     results["about"]["load_average_after"] = [round(load, 1) for load in os.getloadavg()]
     return results
 
@@ -83,7 +101,9 @@ async def run() -> dict[str, Any]:
 def main() -> None:
     """Run, print and keep the results, and write the table of the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.epilog = "Some fifteen minutes. By themselves: python -m benchmarks.log_append, .verify, .models."
+    parser.epilog = (
+        "Some thirty minutes. By themselves: python -m benchmarks.models, .forkjoin, .speculation and others."
+    )
     parser.parse_args()
     if peer_runs.interpreter() is None:
         progress("the peers are not installed, their rows stay empty: make bench-peers")

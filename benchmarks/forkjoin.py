@@ -136,7 +136,8 @@ def possible(made: list[tuple[str, Graph]]) -> Figures:
 
 async def ours(client: aiohttp.ClientSession, agents: Agents, made: list[tuple[str, Graph]]) -> Figures:
     """Run every graph and its sequence on HiveFabric."""
-    walls, one_by_one = [], []
+    walls: list[float] = []
+    one_by_one: list[float] = []
     for kind, graph in made:
         for document, times in (
             (job(graph, agents.caller, forked=kind != "dependent"), walls),

@@ -142,9 +142,10 @@ def forked_steps(graph: Series, agent: str) -> list[dict[str, Any]]:
         TypeError: it is not a plan, calls at once, and an answer.
     """
     plan, middle, answer = graph.parts
-    if not (isinstance(plan, Call) and isinstance(middle, Parallel) and isinstance(answer, Call)):
+    searches = middle.parts if isinstance(middle, Parallel) else ()
+    items = [part.tokens for part in searches if isinstance(part, Call)]
+    if not (isinstance(plan, Call) and isinstance(answer, Call) and items and len(items) == len(searches)):
         raise TypeError("expected a plan, calls at once, and an answer")
-    items = [call.tokens for call in calls(middle)]
     return [
         {"id": "plan", "agent": agent, "input": {"tokens": plan.tokens, "items": items, "given": []}},
         {

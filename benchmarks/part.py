@@ -1,8 +1,10 @@
 """Runs a part of the benchmarks by itself, and keeps its results with their own date."""
 
 import argparse
+import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +17,10 @@ from benchmarks import report
 async def _described(run: Awaitable[dict[str, Any]]) -> dict[str, Any]:
     from benchmarks.__main__ import about  # which imports the parts
 
+    # What was started is stopped then, too: the installation runs in processes that would stay.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     described = {key: value for key, value in about().items() if key != "versions"}
     result = await run
     described["load_average_after"] = [round(load, 1) for load in os.getloadavg()]

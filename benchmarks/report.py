@@ -7,9 +7,11 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report_judgement import forkjoin_rows, forkjoin_table, speculation_rows, speculation_table
+from benchmarks.report_rows import Row, number, span, when
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "BENCHMARKS.md"
 RESULTS = Path(__file__).parent / "results"
@@ -57,33 +59,6 @@ PEERS = {
     ),
 }
 NOT_DURABLE = {"taskiq_lazy"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of goals; `reached` is None where the run has no figure for it."""
-
-    what: str
-    goal: str
-    figure: str
-    reference: str
-    reached: bool | None
-    unfair: str
-
-    def text(self) -> str:
-        """Return it as a line of Markdown."""
-        verdict = {True: "reached", False: "**missed**", None: "not measured"}[self.reached]
-        return f"| {self.what} | {self.goal} | {self.figure} | {self.reference} | {verdict} | {self.unfair} |"
-
-
-def span(figure: dict[str, float], unit: str = "") -> str:
-    """Return a median with its extremes."""
-    return f"{number(figure['median'])}{unit} ({number(figure['min'])} to {number(figure['max'])})"
-
-
-def number(value: float) -> str:
-    """Return a figure with no more digits than it deserves."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _appends(log: dict[str, Any]) -> Iterator[Row]:
@@ -416,12 +391,8 @@ def _model_peers(models: dict[str, Any] | None) -> Iterator[str]:
     yield ""
     yield "### Model calls, beside what people would put before their models"
     yield ""
-    if about := models.get("about"):
-        yield (
-            f"A run of its own: {about['date'][:16].replace('T', ' ')} UTC, tree {about['tree']}, load "
-            f"{about['load_average_before'][0]} before and {about['load_average_after'][0]} after it. "
-            f"{models['rounds']} rounds."
-        )
+    if "about" in models:
+        yield f"{when(models)}{models['rounds']} rounds."
         yield ""
     yield (
         "| system | added p50 ms at 1 | at 4 | at 16 in flight | added to the first token, ms | calls/s "
@@ -482,6 +453,8 @@ def render(results: dict[str, Any], name: str) -> str:
         _idle(stack),
         _long(results.get("long")),
         *_models(results.get("models")),
+        *forkjoin_rows(results.get("forkjoin")),
+        *speculation_rows(results.get("speculation")),
     ]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     before, after = (about[f"load_average_{when}"] for when in ("before", "after"))
@@ -502,7 +475,12 @@ def render(results: dict[str, Any], name: str) -> str:
         "",
     ]
     peers = [line.format(**about["peers"]) if "{" in line else line for line in _peers(stack)]
-    return "\n".join([*head, *peers, *_model_peers(results.get("models")), ""])
+    models = [*_model_peers(results.get("models")), ""]
+    judged = [
+        *forkjoin_table(results.get("forkjoin"), about["peers"]),
+        *speculation_table(results.get("speculation")),
+    ]
+    return "\n".join([*head, *peers, *models, *judged])
 
 
 def document(results: dict[str, Any], name: str) -> str:

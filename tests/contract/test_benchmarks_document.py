@@ -1,11 +1,17 @@
 """`docs/BENCHMARKS.md` says what the results say that are kept in the tree."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hive_scheduler.domain.jobfile import parse_job
+
+from benchmarks.graphs import KINDS, calls, critical_tokens, graph_of, job, needs, sequence
+from benchmarks.report_judgement import WAYS, forkjoin_rows, speculation_rows
+from benchmarks.speculation import tail
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +28,10 @@ def copy_of(tmp_path: Path) -> tuple[Path, Path, Path]:
     for source, target in (
         (ROOT / "docs" / "BENCHMARKS.md", document),
         (newest, results),
-        (ROOT / "benchmarks" / "__init__.py", tmp_path / "benchmarks" / "__init__.py"),
-        (ROOT / "benchmarks" / "report.py", tmp_path / "benchmarks" / "report.py"),
+        *(
+            (ROOT / "benchmarks" / name, tmp_path / "benchmarks" / name)
+            for name in ("__init__.py", "report.py", "report_rows.py", "report_judgement.py")
+        ),
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
@@ -100,3 +108,138 @@ def test_a_long_log_is_judged_by_rate_restart_and_a_chain_that_verifies(tmp_path
     assert report(cwd=tree).returncode == 0
     row = next(line for line in document.read_text().splitlines() if line.startswith("| 10⁵ tasks in the log"))
     assert f"| {verdict} |" in row
+
+
+def figure(median, least=None, most=None):
+    return {"median": median, "min": median if least is None else least, "max": median if most is None else most}
+
+
+GRAPHS = {
+    f"{kind}_{what}": figure(value) for kind in KINDS for what, value in (("speed_up", 4.0), ("of_bound", 0.95))
+}
+FORKJOIN = {
+    "about": LONG["about"] | {"peers": {"langgraph": "1.2.24", "dbos": "9.9"}},
+    "rounds": 3,
+    "devices": 8,
+    "slots": 4,
+    "wide_tasks": 1_000,
+    "possible": GRAPHS,
+    "hive": GRAPHS,
+    "dbos_steps": GRAPHS | {"fan_out_8_speed_up": figure(2.5)},
+    "grains": {f"{what}_{ms}": figure(0.95) for what in ("of_bound", "added_ms") for ms in (50, 100, 200, 500)},
+    "wide": {"wall_s": figure(2.0), "overhead_s": figure(2.0)},
+    "wide_waiting": {"wall_s": figure(9.0), "overhead_s": figure(1.0)},
+    "scaled": {f"{what}_{devices}": figure(0.97) for what in ("efficiency", "wall_s") for devices in (1, 2, 4, 8)},
+    "least_efficiency": figure(0.97),
+    "log": {"ok": True},
+}
+TAIL = {f"{rank}_ms": figure(100.0) for rank in ("p50", "p90", "p99", "p999")} | {"extra_percent": figure(5.0)}
+SPECULATION = {
+    "about": LONG["about"],
+    "rounds": 3,
+    "hedged": 3_000,
+    "tasks": {"1": 4_500, "2": 3_600},
+    "coverage_pooled": {
+        "1": {"measured": 0.512, "expected": 0.5, "points": 1.2},
+        "2": {"measured": 0.752, "expected": 0.75, "points": 0.2},
+    },
+    "losers": {"p50_ms": figure(9.0), "p99_ms": figure(15.0), "max_ms": figure(15.0), "counted": figure(30)},
+    **dict.fromkeys(WAYS, TAIL),
+    "cuts": {"stragglers_5_two_p999_cut": figure(9.0), "stragglers_5_two_p99_cut": figure(4.0)},
+    "log": {"ok": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "row", "verdict"),
+    [
+        ({}, "a graph of model calls, fan-out 8", "reached"),
+        (
+            {"hive": GRAPHS | {"fan_out_8_speed_up": figure(3.69)}},
+            "a graph of model calls, fan-out 8",
+            "**missed**",
+        ),
+        ({}, "the critical path's share", "reached"),
+        ({"grains": FORKJOIN["grains"] | {"of_bound_50": figure(0.89)}}, "the critical path's share", "**missed**"),
+        ({}, "a fork of 1,000 tasks", "reached"),
+        ({"wide_tasks": 100}, "a fork of 1,000 tasks", "not measured"),
+        (
+            {"wide_waiting": {"wall_s": figure(13), "overhead_s": figure(5.1)}},
+            "a fork of 1,000 tasks",
+            "**missed**",
+        ),
+        ({}, "1, 2, 4 and 8 executors", "reached"),
+        ({"least_efficiency": figure(0.89, 0.8, 0.95)}, "1, 2, 4 and 8 executors", "**missed**"),
+    ],
+)
+def test_fork_join_is_judged_by_its_own_figures(changed, row, verdict):
+    (line,) = (one.text() for one in forkjoin_rows(FORKJOIN | changed) if one.what.startswith(row))
+    assert f"| {verdict} |" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "row", "verdict"),
+    [
+        ({}, "coverage@k", "reached"),
+        (
+            {"coverage_pooled": {"1": {"measured": 0.47, "expected": 0.5, "points": -2.1}}},
+            "coverage@k",
+            "**missed**",
+        ),
+        ({}, "from a decision", "reached"),
+        ({"losers": SPECULATION["losers"] | {"p99_ms": figure(20.5)}}, "from a decision", "**missed**"),
+        ({}, "hedging", "reached"),
+        ({"cuts": SPECULATION["cuts"] | {"stragglers_5_two_p999_cut": figure(7.9)}}, "hedging", "**missed**"),
+        ({"stragglers_5_two": TAIL | {"extra_percent": figure(6.1)}}, "hedging", "**missed**"),
+    ],
+)
+def test_judged_tasks_are_judged_by_their_own_figures(changed, row, verdict):
+    (line,) = (one.text() for one in speculation_rows(SPECULATION | changed) if one.what.startswith(row))
+    assert f"| {verdict} |" in line
+
+
+def test_tables_name_version_and_durability_and_every_line_has_all_columns(tmp_path):
+    tree, document, results = copy_of(tmp_path)
+    kept = json.loads(results.read_text()) | {"forkjoin": FORKJOIN, "speculation": SPECULATION}
+    results.write_text(json.dumps(kept))
+    assert report(cwd=tree).returncode == 0
+    lines = document.read_text().splitlines()
+    (dbos,) = (line for line in lines if line.startswith("| DBOS, steps"))
+    assert "DBOS 9.9" in dbos and "Postgres" in dbos and "2.5 (2.5 to 2.5)" in dbos
+    assert not any(line.startswith("| LangGraph") for line in lines), "nothing is shown of what was not measured"
+    for heading in ("### Graphs of model calls", "### Hedging"):
+        begin = next(number for number, line in enumerate(lines) if line.startswith(heading))
+        rest = itertools.dropwhile(lambda line: not line.startswith("|"), lines[begin:])
+        table = list(itertools.takewhile(lambda line: line.startswith("|"), rest))
+        assert len(table) > 3
+        assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_graph_waits_for_what_it_says_and_no_longer():
+    graph = graph_of("dependent", 3)
+    lengths = {call.name: call.tokens for call in calls(graph)}
+    waits = needs(graph)
+    ended: dict[str, int] = {}
+    for name, tokens in lengths.items():
+        ended[name] = max((ended[before] for before in waits[name]), default=0) + tokens
+    assert ended["answer"] == critical_tokens(graph) < sum(lengths.values())
+    assert critical_tokens(sequence(graph)) == sum(lengths.values())
+    assert set(waits["left_compare"]) == {"left_0", "left_1"}
+    assert graph_of("dependent", 3) == graph and graph_of("dependent", 4) != graph
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("forked", [False, True])
+def test_graphs_are_jobs_that_the_scheduler_takes(kind, forked):
+    graph = graph_of(kind, 0)
+    if kind == "dependent" and forked:
+        with pytest.raises(TypeError):
+            job(graph, "caller@1.0.0", forked=True)
+        return
+    spec = parse_job(json.dumps(job(graph, "caller@1.0.0", forked=forked)).encode())
+    assert len(spec.steps) == (3 if forked else len(calls(graph)))
+
+
+def test_percentiles_are_by_nearest_rank_and_extra_attempts_are_a_share_of_tasks():
+    found = tail([float(number) for number in range(1, 1_001)], 1_050)
+    assert found == {"p50_ms": 500.0, "p90_ms": 900.0, "p99_ms": 990.0, "p999_ms": 999.0, "extra_percent": 5.0}

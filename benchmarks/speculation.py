@@ -1,0 +1,298 @@
+"""Judged tasks on a real installation: coverage by samples, what a loser costs after the decision, and hedging.
+
+`python -m benchmarks.speculation [--rounds N] [--quick]` prints JSON. Executors have more slots than there are
+tasks under way where times are measured: what is judged is what a task takes, not how long it waits for a slot.
+"""
+
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import psycopg
+from hive_common.testing.scripted import Script, ScriptedProcess
+
+from benchmarks.fleet import Fleet, fleet
+from benchmarks.graphs import PACE_MS
+from benchmarks.part import run_part
+from benchmarks.rounds import Spread, percentiles, spread, spreads
+from benchmarks.stack import submit_and_wait
+
+ROUNDS = int(os.environ.get("HIVE_BENCH_SPECULATION_ROUNDS", "3"))
+DEVICES: Final = 2
+SLOTS: Final = 16
+RIGHT: Final = 0.5
+"""Of the noisy agent's answers are right."""
+SAMPLES: Final = {1: 1_500, 2: 1_200, 4: 600, 8: 300}
+"""Tasks for each k: the fewer samples, the more the share of solved tasks varies."""
+RACES: Final = 30
+BASE_MS: Final = 100
+SLOW: Final = 10
+HEDGED: Final = 2_000
+CALLERS: Final = 12
+HEDGES: Final = {
+    "5": (0.05, [("one", 2, "150ms"), ("two", 3, "150ms")]),
+    "2": (0.02, [("p95", 2, "p95"), ("one", 2, "150ms")]),
+}
+"""By the percentage of stragglers: their share, and the ways of hedging: name, replicas, `hedge_after`."""
+
+NOISY = f"""\
+import random
+
+
+def run(input: dict) -> dict:
+    right = input["a"] * input["b"] + input["c"]
+    return {{"value": right if random.random() < {RIGHT} else right + random.choice((-10, -1, 1, 10))}}
+"""
+CHECKER = """\
+def run(input: dict) -> dict:
+    asked = input["input"]
+    return {"passed": input["output"]["value"] == asked["a"] * asked["b"] + asked["c"]}
+"""
+RACER = """\
+import random
+from hive import model
+
+
+def run(input: dict) -> dict:
+    return {"text": model.chat("race", max_tokens=random.randint(10, 200)).text}
+"""
+RACER_MAY: Final = {"model": {"names": ["scripted"], "max_tokens": 1000, "pin": "pool"}}
+STRAGGLER = """\
+import random
+import time
+
+
+def run(input: dict) -> dict:
+    slow = random.random() < input["slow"]
+    time.sleep(input["ms"] * (input["times"] if slow else 1) / 1000)
+    return {"slow": slow}
+"""
+
+Figures = dict[str, float]
+
+
+class Sizes:
+    """How much is measured."""
+
+    def __init__(self, *, quick: bool) -> None:
+        self.samples = {k: tasks // 10 for k, tasks in SAMPLES.items()} if quick else SAMPLES
+        self.races = 3 if quick else RACES
+        self.hedged = 200 if quick else HEDGED
+
+
+class Agents:
+    """The agents of this benchmark, published."""
+
+    def __init__(self, of: Fleet) -> None:
+        self.noisy = of.push("noisy", NOISY)
+        self.checker = of.push("checker", CHECKER)
+        self.racer = of.push("racer", RACER, RACER_MAY)
+        self.stragglers = {name: of.push(f"straggler-{name}", STRAGGLER) for name in HEDGES}
+
+
+def document(name: str, step: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
+    """Return a job that forks one step over `tasks`."""
+    return {
+        "apiVersion": "hive/v1",
+        "kind": "Job",
+        "name": name,
+        "input": tasks,
+        "limits": {"deadline": "10m", "fan_out": len(tasks)},
+        "models": {"pin": "pool"},
+        "tasks": [{"id": "solve", "fork": "${input}", "input": "${item}", **step}],
+    }
+
+
+def arithmetic(tasks: int, seed: int) -> list[dict[str, int]]:
+    """Return so many generated tasks: a product and a sum."""
+    rng = random.Random(seed)
+    return [{name: rng.randint(2, 999) for name in "abc"} for _ in range(tasks)]
+
+
+async def solved(of: Fleet, client: aiohttp.ClientSession, agents: Agents, k: int, tasks: int, seed: int) -> float:
+    """Return the share of the generated tasks to which a verifier passed an answer, of k samples of each."""
+    step = {
+        "agent": agents.noisy,
+        "speculate": {"replicas": k, "distinct": "none"},
+        "verify": {"test": {"agent": agents.checker}},
+        "on_failure": "skip",
+    }
+    job_id, _ = await submit_and_wait(client, document(f"coverage-{k}", step, arithmetic(tasks, seed)))
+    events = of.installation.events(job_id)
+    decided = {event["stream"] for event in events if event["type"] == "TaskDecided"}
+    if len(decided) != tasks:
+        raise RuntimeError(f"{len(decided)} of {tasks} tasks were decided over")
+    return sum(event["type"] == "TaskSucceeded" and event["stream"] in decided for event in events) / tasks
+
+
+async def coverage(of: Fleet, client: aiohttp.ClientSession, agents: Agents, sizes: Sizes, seed: int) -> Figures:
+    """Return coverage@k for each k."""
+    return {f"at_{k}": await solved(of, client, agents, k, tasks, seed) for k, tasks in sizes.samples.items()}
+
+
+def generations(model: ScriptedProcess) -> list[dict[str, Any]]:
+    """Return what the back end has generated, or begun to."""
+    with urllib.request.urlopen(f"{model.url}/scripted/generations", timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+        return found
+
+
+async def races(
+    of: Fleet, client: aiohttp.ClientSession, agents: Agents, model: ScriptedProcess, times: int
+) -> Figures:
+    """Return the milliseconds from decisions to the end of what the losers had the model do.
+
+    Two replicas call the model, the first answer wins. What is timed is all of the way: the decision is committed,
+    the loser's executor told, its guest killed, and its model call cancelled, until the back end generates no more.
+    """
+    found = []
+    race = document("race", {"agent": agents.racer, "speculate": {"replicas": 2, "distinct": "none"}}, [{}])
+    for _ in range(times):
+        before = len(generations(model))
+        job_id, _ = await submit_and_wait(client, race)
+        (decided,) = (event for event in of.installation.events(job_id) if event["type"] == "TaskDecided")
+        both = generations(model)[before:]
+        lost = [one["ended_s"] for one in both if one["outcome"] == "cancelled"]
+        if len(both) == 2 and len(lost) == 1:
+            # The back end reads the monotonic clock of this machine, the log its wall clock.
+            decided_s = decided["ts_us"] / 1e6 - time.time() + time.monotonic()
+            found.append((lost[0] - decided_s) * 1e3)
+    if len(found) < times / 2:
+        raise RuntimeError(f"of {times} races {len(found)} had a loser that was cancelled")
+    return percentiles(found) | {"max_ms": max(found), "counted": len(found)}
+
+
+def tail(ordered: list[float], attempts: int) -> Figures:
+    """Return percentiles by nearest rank, and extra attempts as a share of tasks; `ordered` ascends."""
+    ranks = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
+    count = len(ordered)
+    found = {name: ordered[max(0, math.ceil(share * count - 1e-9) - 1)] for name, share in ranks.items()}
+    return found | {"extra_percent": (attempts - count) / count * 100}
+
+
+async def straggling(
+    client: aiohttp.ClientSession, agents: Agents, dsn: str, percent: str, hedge: dict[str, Any] | None, tasks: int
+) -> Figures:
+    """Return the percentiles of tasks of which some are slow, with or without hedges.
+
+    Each is a job of its own, submitted by one of `CALLERS` that wait for its result; there are more slots than
+    attempts, since a hedge cannot help where it waits for a slot.
+    """
+    slow, _ = HEDGES[percent]
+    step: dict[str, Any] = {"agent": agents.stragglers[percent]}
+    if hedge is not None:
+        step["speculate"] = {**hedge, "distinct": "none"}
+    one = document("straggler", step, [{"slow": slow, "ms": BASE_MS, "times": SLOW}])
+    left = iter(range(tasks))
+    found: list[float] = []
+
+    async def caller() -> None:
+        for _ in left:
+            _, seconds = await submit_and_wait(client, one)
+            found.append(seconds * 1e3)
+
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        before = await assigned(connection)
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+        return tail(sorted(found), await assigned(connection) - before)
+
+
+async def assigned(connection: psycopg.AsyncConnection[Any]) -> int:
+    """Return how many attempts were assigned so far."""
+    row = await (
+        await connection.execute(b"SELECT count(*) FROM log.events WHERE type = 'TaskAssigned'")
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def one_round(
+    of: Fleet, client: aiohttp.ClientSession, agents: Agents, model: ScriptedProcess, number: int, sizes: Sizes
+) -> dict[str, Mapping[str, float]]:
+    """Measure everything once."""
+    dsn = of.installation.admin_dsn()
+    progress(f"round {number + 1}: coverage")
+    found: dict[str, Mapping[str, float]] = {"coverage": await coverage(of, client, agents, sizes, number)}
+    progress(f"round {number + 1}: losers")
+    found["losers"] = await races(of, client, agents, model, sizes.races)
+    for percent, (_, ways) in HEDGES.items():
+        progress(f"round {number + 1}: {percent} % stragglers")
+        found[f"stragglers_{percent}"] = await straggling(client, agents, dsn, percent, None, sizes.hedged)
+        for name, replicas, after in ways:
+            hedge = {"replicas": replicas, "hedge_after": after}
+            found[f"stragglers_{percent}_{name}"] = await straggling(
+                of, client, agents, percent, hedge, sizes.hedged
+            )
+    found["load"] = {"average_1min": os.getloadavg()[0]}
+    return found
+
+
+def cuts(rounds: list[dict[str, Mapping[str, float]]]) -> dict[str, Spread]:
+    """Return for each way of hedging how many times it cuts p99 and p99.9, within each round."""
+    return {
+        f"stragglers_{percent}_{name}_{rank}_cut": spread(
+            one[f"stragglers_{percent}"][f"{rank}_ms"] / one[f"stragglers_{percent}_{name}"][f"{rank}_ms"]
+            for one in rounds
+        )
+        for percent, (_, ways) in HEDGES.items()
+        for name, *_ in ways
+        for rank in ("p99", "p999")
+    }
+
+
+def pooled(rounds: list[dict[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return coverage@k over the tasks of all rounds, what is expected, and how many points they differ."""
+    found = {}
+    for k in SAMPLES:
+        measured = statistics.fmean(one["coverage"][f"at_{k}"] for one in rounds)
+        expected = 1 - (1 - RIGHT) ** k
+        found[str(k)] = {
+            "measured": round(measured, 4),
+            "expected": round(expected, 4),
+            "points": round((measured - expected) * 100, 2),
+        }
+    return found
+
+
+async def run(rounds: int = ROUNDS, *, quick: bool = False) -> dict[str, Any]:
+    """Start everything, measure, stop everything."""
+    sizes = Sizes(quick=quick)
+    with ExitStack() as started:
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="hive-bench-")))
+        script = Script(tokens=1_000, first_token_ms=PACE_MS, pace_ms=PACE_MS)
+        model = started.enter_context(ScriptedProcess(folder, script))
+        async with fleet(DEVICES, SLOTS, model.url) as made:
+            agents = Agents(made)
+            async with made.client() as client:
+                found = [await one_round(made, client, agents, model, number, sizes) for number in range(rounds)]
+            log = made.installation.verify()
+    result: dict[str, Any] = {"rounds": rounds, "devices": DEVICES, "slots": SLOTS, "right": RIGHT}
+    result |= {"tasks": {str(k): tasks * rounds for k, tasks in sizes.samples.items()}, "hedged": sizes.hedged}
+    result |= {name: spreads([one[name] for one in found]) for name in found[0]}
+    return result | {"coverage_pooled": pooled(found), "cuts": cuts(found), "log": {"ok": log["ok"]}}
+
+
+def progress(text: str) -> None:
+    """Say what is being measured."""
+    print(f"bench: speculation: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, print, and unless it was quick keep the results and write the tables of the documentation."""
+    run_part("speculation", __doc__, run)
+
+
+if __name__ == "__main__":
+    main()
