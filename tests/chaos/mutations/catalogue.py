@@ -48,6 +48,10 @@ BUDGET_TESTS = "services/llm-router/tests/domain/test_budgets.py"
 ROUTER_TOKENS = "services/llm-router/src/hive_router/tokens.py"
 ROUTER_TOKEN_TESTS = "services/llm-router/tests/test_tokens.py"
 TREASURY = "services/llm-router/src/hive_router/treasury.py"
+NEEDS = "services/scheduler/src/hive_scheduler/domain/needs.py"
+NEEDS_TESTS = "services/scheduler/tests/domain/test_needs.py"
+SHARED_TESTS = "services/llm-router/tests/test_shared_budgets.py"
+PERMITS_OF_BUDGETS_TESTS = "services/scheduler/tests/test_budgets.py"
 TREASURY_TESTS = "services/llm-router/tests/test_treasury.py"
 RESPONSE_CACHE = "services/llm-router/src/hive_router/response_cache.py"
 RESPONSE_CACHE_TESTS = "services/llm-router/tests/test_response_cache.py"
@@ -443,7 +447,7 @@ MUTATIONS = (
         "http: a redirect is not checked like a request",
         6,
         HTTP,
-        "            check_http(self._permissions, host, request.method)\n",
+        "            self._check(host, request.method)\n",
         "",
         (
             f"{HTTP_TESTS}::test_a_redirect_out_of_the_list_ends_the_attempt[//b.test/]",
@@ -516,6 +520,46 @@ MUTATIONS = (
         "            self._end(self._hold.need)\n",
         "            self._end(Amount())\n",
         (f"{MONEY_TESTS}::test_an_answer_that_breaks_off_costs_its_reservation",),
+    ),
+    Mutation(
+        "budget: what a job was submitted with binds nothing",
+        7,
+        TREASURY,
+        "asked = {one.subject: asked_of(one) for one in shared}",
+        "asked: dict[str, tuple[BudgetLimit, ...]] = {}",
+        (f"{SHARED_TESTS}::test_money_of_a_job_is_spent_once_over_all_its_tasks_and_a_new_router_knows",),
+    ),
+    Mutation(
+        "budget: what a job was submitted with opens the way to providers",
+        7,
+        TREASURY,
+        "any(has_budget(limits_of(subject, self._limits)) for subject in subjects)",
+        "any(has_budget(self.limits(subject)) for subject in subjects)",
+        (f"{SHARED_TESTS}::test_a_budget_of_the_job_opens_no_way_that_the_owner_has_not_opened",),
+    ),
+    Mutation(
+        "budget: tokens that cost no money are not counted",
+        4,
+        "services/llm-router/src/hive_router/waterfall.py",
+        "                    await self._meter(flight, call, backend)\n",
+        "                    pass\n",
+        (f"{SHARED_TESTS}::test_tokens_are_counted_where_they_cost_nothing_however_many_call_at_once",),
+    ),
+    Mutation(
+        "budget: what was forked has one of its own",
+        6,
+        "services/scheduler/src/hive_scheduler/permits.py",
+        "*_, root = (task, *ancestors(task, job.tasks))",
+        "root = task",
+        (f"{PERMITS_OF_BUDGETS_TESTS}::test_attempts_of_a_task_and_what_it_forks_share_its_budget_and_its_jobs",),
+    ),
+    Mutation(
+        "permissions: replicas may send what changes something",
+        6,
+        "services/scheduler/src/hive_scheduler/permits.py",
+        "if own.http is not None and is_replicated(job, task):",
+        "if own.http is not None and False:",
+        (f"{PERMITS_OF_BUDGETS_TESTS}::test_a_judge_is_on_the_account_of_the_job_and_replicas_only_read",),
     ),
     Mutation(
         "token: where data of a job may go is the device's word",
@@ -845,5 +889,43 @@ MUTATIONS = (
         "if self._credit < 0 or self._buffered_bytes > BUFFERED_BYTES_MAX:",
         "if False:",
         ("libs/common/tests/inference/test_chunks.py::test_a_sender_that_floods_is_not_heard_any_more",),
+    ),
+    Mutation(
+        "placement: a judge runs where what it judges came from",
+        8,
+        NEEDS,
+        "        apart = apart_from(words.rule.distinct, producers, judges=True)\n",
+        "        apart = apart_from('none', producers, judges=True)\n",
+        (f"{NEEDS_TESTS}::test_a_critic_keeps_away_from_what_it_judges_and_from_nothing_else",),
+    ),
+    Mutation(
+        "placement: results of one machine count as of two",
+        8,
+        NEEDS,
+        'devices=frozenset(one.device for one in known) if distinct == "device" else frozenset(),',
+        "devices=frozenset(),",
+        (f"{NEEDS_TESTS}::test_distinct_says_what_attempts_must_not_have_in_common",),
+    ),
+    Mutation(
+        "placement: nobody asks what is known of other people's machines",
+        8,
+        "services/scheduler/src/hive_scheduler/domain/placement.py",
+        "    if need.owner and need.owner != device.owner:\n",
+        "    if False:\n",
+        (
+            "services/scheduler/tests/domain/test_placement.py"
+            "::test_machines_of_others_have_to_be_known_unless_their_work_is_judged",
+        ),
+    ),
+    Mutation(
+        "submit: a quorum is taken that no machines can meet",
+        4,
+        "services/scheduler/src/hive_scheduler/domain/feasibility.py",
+        "    if len(makers) < rule.of:\n",
+        "    if False:\n",
+        (
+            "services/scheduler/tests/domain/test_feasibility.py"
+            "::test_a_quorum_needs_as_many_devices_as_results_and_the_message_says_what_helps",
+        ),
     ),
 )
