@@ -113,6 +113,21 @@ def test_a_key_spends_what_its_budget_allows(paid: Installation, acme: ScriptedP
     assert (state["spent"], state["unaccounted"]) == (2 * COST, 0)
     assert acme.counts.tokens == 20
 
+    # What the job itself may spend holds beside that, and what it says is not tried again.
+    tasks = [{**JOB["tasks"][0], "retry": {"max_attempts": 3, "backoff": "1ms"}}]
+    small = ask(secret, "/v1/jobs", {**JOB, "tasks": tasks, "limits": {"budget": {"usd": 0.0004}}}).json()["job_id"]
+    paid.hive("job", "watch", small, check=False)
+    ended = paid.get(f"/v1/jobs/{small}")
+    assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "budget_exhausted", 1)
+    assert f"job `{small}` has spent $0.00 of $0.0004 so far" in ended["error"]["message"]
+    assert f"hive model budget set --job {small} --usd AMOUNT --per ever" in ended["error"]["message"]
+    assert ask(secret, "/v1/jobs", {**JOB, "limits": {"budget": {}}}).json()["path"] == "limits.budget"
+    shown = paid.hive("job", "show", small).stdout
+    assert "1 model calls, 0 of them core, 0 tokens, $0.00" in shown and "budget: $0.00 of $0.0004" in shown
+    # A provider has answered the first one: a core call.
+    assert paid.json("job", "show", job)["model_usage"]["used"]["core"] == 1
+    assert acme.counts.tokens == 20
+
     paid.hive("key", "revoke", "ci")
     assert ask(secret).status_code == 401
     assert acme.counts.tokens == 20

@@ -234,7 +234,10 @@ async def test_log_lines_and_calls_at_the_same_time_do_not_mix(pool: RunnerPool)
     assert (len(completer.calls), len(outcome.log)) == (200, 200)
 
 
-SPENT = BudgetExhausted("job `j` has spent $1.00 of $1.00 so far", subject="job:j", limit=10**9, spent=10**9)
+SPENT = BudgetExhausted("job `j` has spent $9 of $9 so far", subject="job:j", limit=9, spent=9, needed=1)
+HELD = BudgetExhausted(
+    "$9 are reserved for calls that run", subject="job:j", limit=9, spent=0, reserved=9, needed=1
+)
 OWN = BudgetExhausted("100 of the 100 tokens of this attempt are used up", limit=100, spent=100)
 
 
@@ -245,6 +248,8 @@ OWN = BudgetExhausted("100 of the 100 tokens of this attempt are used up", limit
         (SPENT, "budget_exhausted"),
         # Another attempt has tokens of its own again.
         (OWN, "agent_error"),
+        # The calls that hold it may come to cost less.
+        (HELD, "agent_error"),
     ],
 )
 async def test_who_cannot_do_without_a_budget_that_others_share_fails_with_its_name(

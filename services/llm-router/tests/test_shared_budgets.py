@@ -132,7 +132,11 @@ async def test_a_budget_of_the_job_opens_no_way_that_the_owner_has_not_opened(
         # The one of the key holds beside it.
         refused = await guests.until_refused("big-1", [shared], job=job)
         assert refused.fields["subject"] == "key:owner"
-        assert not acme.requests or len(acme.calls) * cost_of(0, 10) <= cost_of(100, MOST)
+        assert len(acme.calls) * cost_of(0, 10) <= cost_of(100, MOST)
+        # Nor is there a way once it has been taken back, while that of the job is still counted.
+        await set_budget(guests.router, "key:owner", clear=True)
+        refused = await guests.call("big-1", [shared], job=job)
+        assert refused is not None and "no budget for it; set one" in refused.message
 
 
 async def test_whoever_may_set_budgets_may_raise_a_jobs(start: Start, log: Log, paid: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ class Host:
             self.denied = error.message
             return HostAnswer(code=error.code, message=error.message, ends=True)
         except HiveError as error:
-            if isinstance(error, BudgetExhausted) and "subject" in error.fields:
+            if isinstance(error, BudgetExhausted) and _is_for_good(error):
                 self.exhausted = error.message
             return HostAnswer(code=error.code, message=error.message)
         except Exception as error:
@@ -109,6 +109,14 @@ class Host:
             raise DeadlineExceeded("the attempt's time ran out") from error
         _check_size("the answer", answer, HOST_ANSWER_BYTES_MAX)
         return answer.decode()
+
+
+def _is_for_good(error: BudgetExhausted) -> bool:
+    """Say whether a budget that attempts share is used up, and not held for a while by calls that run."""
+    fields = error.fields
+    if not {"subject", "limit", "spent", "needed"} <= fields.keys():
+        return False
+    return bool(fields["spent"] + fields["needed"] > fields["limit"])
 
 
 def _check_size(what: str, data: bytes, bytes_max: int) -> None:
