@@ -168,7 +168,7 @@ def decision(
     if as_json:
         print_json(found)
     else:
-        print_decision(found, {one["owner"]: one["owner_name"] for one in executors if one["owner_name"]})
+        print_decision(found, {one["owner"]: one["owner_name"] or "the owner" for one in executors})
 
 
 @app.command("watch")
