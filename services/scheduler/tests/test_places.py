@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 from hive_common.contracts import events
-from hive_common.contracts.events import Capabilities, ExecutorCapabilitiesChanged
+from hive_common.contracts.events import Capabilities, Child, ExecutorCapabilitiesChanged
+from hive_common.contracts.permissions import ForkPermission, Permissions
 from hive_common.kernel.errors import InvalidArgument
+from hive_common.permissions.grants import Grant
 from hive_proto.jobs.v1 import jobs_pb2
 
-from .conftest import FakeExecutor, agent
+from .conftest import FakeExecutor, agent, succeeded
 
 
 def job(**words: Any) -> dict[str, Any]:
@@ -119,3 +121,23 @@ async def test_agents_of_judges_are_looked_for_like_others(cluster, control):
     with pytest.raises(InvalidArgument, match=r"did you mean check@1\.0\.0") as refused:
         await control.submit(job(verify={"test": {"agent": "chekc@1.0.0"}}))
     assert refused.value.fields["path"] == "tasks[0].verify.test.agent"
+
+
+async def test_judges_do_not_fork_whatever_their_agents_may(cluster, control):
+    forks = ForkPermission(("square",), 3, 1)
+    await cluster.publish(agent("forker", permissions={"fork": {"agents": ["square"], "max": 3}}))
+    await cluster.grant("forker", Grant(Permissions(fork=forks), Permissions(fork=forks)))
+    fake = await cluster.executor("one", AGENTS, start=False)
+
+    def forker(assignment: Any, given: Any) -> Any:
+        done = succeeded(assignment, fake.session, {"passed": True})
+        return msgspec.structs.replace(done, forks=(Child("square@1.0.0", msgspec.Raw(b'{"n": 1}')),))
+
+    fake.agents = {**AGENTS, "forker": forker}
+    cluster.run(fake)
+    words = {"verify": {"test": {"agent": "forker@1.0.0"}}, "speculate": {"distinct": "none"}}
+    ended = await control.finish(await control.submit(job(**words)))
+    assert (ended.state, ended.error_code) == ("failed", "judge_failed")
+    assert "permission_denied" in ended.error_message
+    created = [one for one in await cluster.log() if one.correlation == ended.job_id and one.type == "TaskCreated"]
+    assert len(created) == 2

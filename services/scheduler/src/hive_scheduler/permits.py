@@ -11,7 +11,7 @@ from hive_common.contracts.permissions import NONE, Permissions
 from hive_common.control.kill_log import KillLog
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import FailedPrecondition, PermissionDenied
-from hive_common.permissions import check_fork, delegated, denied, reading
+from hive_common.permissions import check_fork, delegated, denied, named, only, reading
 from hive_common.permissions.grants import effective
 from hive_common.permissions.tokens import Claims, Minter
 
@@ -80,12 +80,16 @@ class Permits:
     def of_task(self, job: JobState, task: TaskState) -> Permissions:
         """Return what a task may do now: what its agent may, and all above it where it was forked.
 
+        Judges do not fork.
+
         Raises:
             PermissionDenied: something was revoked, or has expired, since the job was submitted.
         """
         own = self.permissions(job.agents[task.agent])
         if own.http is not None and is_replicated(job, task):
             own = msgspec.structs.replace(own, http=reading(own.http))
+        if task.judging is not None:
+            own = only(own, *(name for name in named(own) if name != "fork"))
         if task.parent is None or own == NONE:
             return own
         return delegated(self.of_task(job, job.tasks[task.parent]), own)
