@@ -258,7 +258,8 @@ UNARY: dict[str, Unary] = {
         lambda rig, answer: answer.examples[0].message != "" and answer.group.agent == "spin",
     ),
     "Audit.Decisions": reading(
-        lambda rig: audit_pb2.DecisionsRequest(job_id=rig.job_id), lambda rig, answer: not answer.next_after
+        lambda rig: audit_pb2.DecisionsRequest(task_id=rig.judged_id),
+        lambda rig, answer: [(one.task_id, one.result) for one in answer.checks] == [(rig.judged_id, "same")],
     ),
     "Models.List": reading(
         lambda rig: models_pb2.ListRequest(), lambda rig, answer: MODEL in {model.name for model in answer.models}

@@ -66,3 +66,8 @@ def test_results_of_distinct_devices_are_of_distinct_machines(fleet: Installatio
     assert {one["device"] for one in assigned} == {here, "laptop"}
     (decided,) = [event["data"]["decision"] for event in events if event["type"] == "TaskDecided"]
     assert {one["device"] for one in decided["candidates"]} == {here, "laptop"}
+    audited = fleet.json("audit", "verify", "--decision", decided["task"])
+    assert audited["counts"] == {"same": 1, "differs": 0, "not_checkable": 0}
+    assert audited["checks"][0]["reasons"] == []
+    assert "1 decision: 1 same" in fleet.hive("audit", "verify", "--decisions", done["job_id"]).stdout
+    assert fleet.hive("audit", "verify", "--decision", done["job_id"], check=False).returncode == 2

@@ -73,9 +73,8 @@ def _verify_decisions(task: str, job: str, as_json: bool, home: Path | None) -> 
         for one in checks:
             _print_decision(one)
         if job:
-            out.print(
-                f"{len(checks)} decisions: " + ", ".join(f"{n} {_SHOWN[name][1]}" for name, n in counts.items())
-            )
+            told = ", ".join(f"{number} {_SHOWN[name][1]}" for name, number in counts.items())
+            out.print(f"{len(checks)} decision{'' if len(checks) == 1 else 's'}: {told}")
     if counts["differs"]:
         raise typer.Exit(FAILED)
 
