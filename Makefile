@@ -7,10 +7,10 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
 
-.PHONY: help setup demo test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations simulate simulate-bugs compose compose-test contract-containers proto requirements clean
+.PHONY: help setup demo example-research example-self-consistency example-map-reduce test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations simulate simulate-bugs compose compose-test contract-containers proto requirements clean
 
 help: ## show this
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the command
 	@$(BIN)/python -m hive_executor.sandbox.warm >/dev/null
@@ -27,6 +27,15 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 
 demo: setup ## run the code review over this repository's own Python files, on a real stack in a scratch home
 	@$(BIN)/python examples/code-review/demo.py
+
+example-research: setup ## answer a question from docs/adr with a small local model: explorers, critics, an integrator
+	@$(BIN)/python examples/research/run.py $(ARGS)
+
+example-self-consistency: setup ## ask a model that is mostly wrong several times, and let the answers vote
+	@$(BIN)/python examples/self-consistency/run.py $(ARGS)
+
+example-map-reduce: setup ## index this repository on two executors that have to agree; what nothing names
+	@$(BIN)/python examples/map-reduce/run.py $(ARGS)
 
 test: setup ## all tests, the short seeded chaos included, in two processes, for most of them wait (WORKERS=0: in one)
 	@$(BIN)/pytest -q -n $${WORKERS:-2} --dist loadfile

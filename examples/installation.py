@@ -93,9 +93,10 @@ class Installation:
         self.hive("job", "decision", task_id)
 
     def tasks(self, job_id: str, step: str) -> list[dict[str, Any]]:
-        """Return the tasks of a step, without those that judged them."""
+        """Return the tasks of a step in the order of its fork, without those that judged them."""
         shown = self.ask("job", "show", job_id, "--limit", "100000")
-        return [task for task in shown["tasks"] if task["step"] == step and not task.get("judging")]
+        found = [task for task in shown["tasks"] if task["step"] == step and not task.get("judging")]
+        return sorted(found, key=lambda task: task["index"] or 0)
 
     def finish(self, document: dict[str, Any]) -> None:
         """With `--json`, print the one document."""
@@ -118,13 +119,13 @@ def installation(chosen: argparse.Namespace, *up: str, executors: int = 2) -> It
     made = Installation(Path(tempfile.mkdtemp(prefix="hive-example-")), True, chosen.json)
     try:
         with _left_quietly():
-            made.hive("init", "--free-ports", "--executors", str(executors), capture=True)
-            made.hive("up", "--detach", "--executors", str(executors), *up)
+            try:
+                made.hive("init", "--free-ports", "--executors", str(executors), capture=True)
+                made.hive("up", "--detach", "--executors", str(executors), *up)
+            except SystemExit:
+                _show_logs(made)
+                raise
             yield made
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            _show_logs(made)
-        raise
     finally:
         _remove(made)
 

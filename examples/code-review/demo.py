@@ -1,4 +1,4 @@
-"""`make demo`: a scratch installation, four agents, one job over this repository's own Python files."""
+"""`make demo`: a scratch installation, five agents, one job over this repository's own Python files."""
 
 import os
 import sys
@@ -13,7 +13,6 @@ sys.path.insert(0, str(HERE.parent))
 from installation import ROOT, Installation, arguments, files, installation  # noqa: E402
 
 AGENTS = ("planner", "reviewer", "critic", "integrator", "proofreader")
-SOURCES = "**/*.py"
 
 
 def planted(files: list[str]) -> list[tuple[str, str, str]]:
@@ -49,11 +48,11 @@ def check(hive: Installation, report: dict, paths: list[str]) -> None:
     hive.console.print(f"the critics dropped the {len(dropped)} planted findings and nothing else")
 
 
-def run(hive: Installation) -> None:
+def run(hive: Installation, patterns: list[str]) -> None:
     """Run the job and check everything that the demo promises."""
     start = time.monotonic()
     hive.push(*(HERE / agent for agent in AGENTS))
-    sources = files([SOURCES])
+    sources = files(patterns)
     result = hive.run(HERE / "job.yaml", files=sources)
     show(hive, result["output"])
     check(hive, result["output"], [file["path"] for file in sources])
@@ -74,10 +73,12 @@ def run(hive: Installation) -> None:
 
 def main() -> None:
     """Start, run, stop; whatever happens, nothing stays behind."""
-    chosen = arguments(__doc__ or "").parse_args()
+    parser = arguments("Review source files: agents, critics that have to agree, and a proofreader.")
+    parser.add_argument("files", nargs="*", default=["**/*.py"], help="files or patterns; else **/*.py")
+    chosen = parser.parse_args()
     os.chdir(ROOT)
     with installation(chosen) as hive:
-        run(hive)
+        run(hive, chosen.files)
 
 
 if __name__ == "__main__":

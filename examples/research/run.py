@@ -33,11 +33,11 @@ def main() -> None:
         result = hive.run(HERE / "job.yaml", documents=documents, **asked)
         show(hive, chosen.question, result["output"])
         hive.tree(result["job_id"])
-        best = result["output"]["found"]["notes"][0]
         readings = [reading["path"] for reading in result["output"]["readings"]]
-        decided = hive.tasks(result["job_id"], "explore")[readings.index(best["path"])]
-        hive.decision(decided["task_id"])
-        hive.finish({**result, "decided": decided["task_id"]})
+        best = next((readings.index(note["path"]) for note in result["output"]["found"]["notes"]), 0)
+        decided = hive.tasks(result["job_id"], "explore")[best]["task_id"]
+        hive.decision(decided)
+        hive.finish({**result, "decided": decided})
 
 
 def show(hive: Installation, question: str, output: dict[str, Any]) -> None:
@@ -45,8 +45,10 @@ def show(hive: Installation, question: str, output: dict[str, Any]) -> None:
     say, found = hive.console.print, output["found"]
     shorter = {reading["path"]: reading["path"].removeprefix(f"{ROOT}/") for reading in output["readings"]}
     say(f"\n[bold]{question}[/bold]")
-    answer = output["answer"] or found["notes"][0]
-    say(answer["quote"], markup=False, style="green")
+    if found["notes"]:
+        say(found["notes"][0]["quote"], markup=False, style="green")
+    else:
+        say("no answer: nothing that the model chose passed the critic", style="yellow")
     say(f"\nfound in {found['passed']} of {found['size']} passages that were read:")
     for note in found["notes"]:
         say(f"  {note['score']:.2f}  {shorter[note['path']]}:{note['line']}", markup=False, style="cyan")
@@ -58,7 +60,9 @@ def show(hive: Installation, question: str, output: dict[str, Any]) -> None:
                 f"  ----  {shorter[reading['path']]}:{reading['line']}  nothing that the critic let pass",
                 markup=False,
             )
-    say(f"quotes are word for word; {answer['model']} chose them, and a critic checked it", style="dim")
+    models = ", ".join(sorted({note["model"] for note in found["notes"]}))
+    if models:
+        say(f"quotes are word for word; {models} chose them, and a critic checked it", style="dim")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from hive import log
 
-NOTES_MAX = 3
-
 
 def run(input: dict) -> dict:
-    """Take the fork's `results`; return `notes`, and their quotes as one `text`."""
+    """Take the fork's `results`; return `notes`: the quotes that were let pass, with their scores."""
     found = [(result["score"], result["value"]) for result in input["results"] if result["status"] == "succeeded"]
     notes, seen = [], set()
     for score, note in sorted(found, key=lambda one: -one[0] * one[1]["relevance"]):
@@ -15,5 +13,4 @@ def run(input: dict) -> dict:
             notes.append({**note, "score": score})
     left = input["size"] - len(found)
     log.info(f"{len(notes)} notes of {input['size']} readings; {left} were not let pass")
-    text = " ".join(note["quote"] for note in notes[:NOTES_MAX])
-    return {"notes": notes, "text": text, "size": input["size"], "passed": len(found), "partial": input["partial"]}
+    return {"notes": notes, "size": input["size"], "passed": len(found), "partial": input["partial"]}

@@ -58,8 +58,11 @@ def split(document: dict) -> list[dict]:
 
     fenced = False
     for number, line in enumerate(document["text"].splitlines(), 1):
-        fenced ^= line.lstrip().startswith("```")
-        if re.match(r"#{1,6} ", line) and not fenced:
+        fence = line.lstrip().startswith("```")
+        fenced ^= fence
+        if fenced or fence:  # code, which answers no question
+            end()
+        elif re.match(r"#{1,6} ", line):
             end()
             title = line.strip("# ")
         elif not line.strip() or sum(map(len, lines)) + len(line) > PASSAGE_CHARACTERS_MAX:
