@@ -84,10 +84,35 @@ class JudgedLaws(Laws):
     def takes(self, task: TaskState) -> bool:
         return task.judged is None or task.wanted > 0
 
+    def place_of(self, task: TaskState, executor: str) -> str:
+        # Nobody judges what it made itself: that is for placement to see to.
+        return executor if task.judging is None else f"judge {executor}"
+
     def result_of(self, task: TaskState, result: Any) -> Any:
         if task.judging is None:
             return result
         return ANSWERS[task.judging.kind][int(len(result) > 1)]
+
+    def advance(self, most: int) -> bool:
+        is_left = super().advance(most)
+        if not is_left:
+            # Nothing is due any more: nobody judges what is decided.
+            for state in self.job.steps.values():
+                for judged, judges in state.judges_of.items():
+                    assert not self.job.tasks[judged].ended or all(judge.ended for judge in judges)
+        return is_left
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self.log:
+            self.each_decision_follows_from_what_it_records()
+            self.what_judges_said_is_what_decisions_record()
+            self.attempts_are_no_more_than_the_rule_allows()
+
+    def work_on(self, task: TaskState) -> None:
+        # Judges do not all speak at once: what one says decides while another one is still at it.
+        if task.judging is None or (int(task.id[-1], 16) + self.now_us // 1_000_000) % 2:
+            super().work_on(task)
 
     def evaluator(self) -> Evaluator:
         ports = Ports(self.schemas, {}, frozenset())
@@ -113,6 +138,23 @@ class JudgedLaws(Laws):
                     assert ending.attempt == (first if event.decision.outcome == "kept" else event.decision.winner)
                 else:
                     assert isinstance(ending, events.TaskFailed)
+
+    @invariant()
+    def what_judges_said_is_what_decisions_record(self) -> None:
+        said: dict[tuple[str, str, tuple[int, ...]], Any] = {}
+        for stream, event in self.log:
+            task = self.job.tasks.get(stream)
+            if isinstance(event, events.AttemptSucceeded) and task is not None and task.judging is not None:
+                judging = task.judging
+                output = msgspec.json.decode(event.output.raw or b"")
+                said[judging.kind, judging.task, judging.attempts] = next(iter(output.values()))
+        for stream, event in self.log:
+            if isinstance(event, events.TaskDecided):
+                for one in event.decision.candidates:
+                    assert one.score in (None, said.get(("critic", stream, (one.attempt,))))
+                    assert one.passed in (None, said.get(("test", stream, (one.attempt,))))
+                for pair in event.decision.pairs:
+                    assert pair.equal == said["pairs", stream, (pair.a, pair.b)]
 
     @invariant()
     def no_judged_task_succeeds_without_a_decision(self) -> None:

@@ -116,6 +116,10 @@ class Laws(RuleBasedStateMachine):
         """Whether a task is given another attempt: several live ones of one task are as good as one."""
         return True
 
+    def place_of(self, task: TaskState, executor: str) -> str:
+        """Return who is given the next attempt of a task."""
+        return executor
+
     def result_of(self, task: TaskState, result: Any) -> Any:
         """Return what an attempt of a task gives."""
         return result
@@ -162,6 +166,7 @@ class Laws(RuleBasedStateMachine):
         if not found:
             return
         task = found[which % len(found)]
+        executor = self.place_of(task, executor)
         command = tasks.Assign(executor, session, 6_000, self.now_us, device=executor, owner="o")
         if task.not_before_us > self.now_us:
             with pytest.raises(FailedPrecondition):
@@ -340,16 +345,19 @@ class Laws(RuleBasedStateMachine):
 
     def work_on(self, task: TaskState) -> None:
         if task.status == "ready" and task.not_before_us <= self.now_us:
-            self.apply(task.id, tasks.decide(task, tasks.Assign("x", "s", 6_000, self.now_us)))
+            self.assign_to(task, "x")
         while task.judged is not None and task.wanted and task.not_before_us <= self.now_us:
-            place = f"x{len(task.attempts)}"
-            command = tasks.Assign(place, "s", 6_000, self.now_us, device=place, owner="o")
-            self.apply(task.id, tasks.decide(task, command))
+            self.assign_to(task, f"x{len(task.attempts)}")
         for number in itertools.islice(task.live(), 1):
             attempt = task.attempts[number]
             output = values.inline(values.encode_json(self.result_of(task, [1, 2])))
             done = tasks.Succeed(number, attempt.executor, attempt.session, output)
             self.apply(task.id, tasks.decide(task, done, self.closing()))
+
+    def assign_to(self, task: TaskState, executor: str) -> None:
+        place = self.place_of(task, executor)
+        command = tasks.Assign(place, "s", 6_000, self.now_us, device=place, owner="o")
+        self.apply(task.id, tasks.decide(task, command))
 
     def check_output(self, end: events.JobSucceeded) -> None:
         assert end.output.raw is not None
