@@ -113,6 +113,9 @@ def _task(index: int, before: list[str], tasks: list[dict[str, Any]], rng: rando
     return task
 
 
+OWNER = "00000000-0000-8000-8000-000000000001"
+
+
 class Registry:
     """Writes what the registry writes."""
 
@@ -149,6 +152,7 @@ class Registry:
         """Make an executor known, and return its id."""
         executor = derive_id("executor", name)
         capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, ("python",))
-        self.append(executor, ExecutorEnrolled(name, f"nkey of {name}", "owner"))
-        self.append(executor, ExecutorRegistered(name, capabilities))
+        # Of the owner whose jobs they are: those of others have to be known before they get work like this.
+        self.append(executor, ExecutorEnrolled(name, f"nkey of {name}", OWNER), OWNER)
+        self.append(executor, ExecutorRegistered(name, capabilities), OWNER)
         return executor

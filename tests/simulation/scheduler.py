@@ -12,13 +12,13 @@ from hive_scheduler.leader import Leader
 from hive_scheduler.leadership import contend
 
 from .database import Database, Session, Wire
+from .jobs import OWNER
 from .loop import Process
 from .network import Client
 
 if TYPE_CHECKING:
     from .world import World
 
-OWNER = "00000000-0000-8000-8000-000000000001"
 BOOT_US = 1_800_000_000_000_000
 
 
