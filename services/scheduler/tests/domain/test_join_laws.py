@@ -84,7 +84,7 @@ class Joins(RuleBasedStateMachine):
         assert self.play is not None
         self.play.attempt(task, answer, forks=(Child("a@1", msgspec.Raw(b"1")),) if child else ())
         if decide:
-            self.play.advance()
+            self.settle()
 
     @precondition(lambda self: self.play is not None and self.job.end is None)
     @rule(most=st.sampled_from([1, 2, 50]))
@@ -92,18 +92,38 @@ class Joins(RuleBasedStateMachine):
         assert self.play is not None
         self.play.advance(most)
 
+    @precondition(lambda self: self.play is not None and self.job.end is None)
+    @rule()
+    def settle(self) -> None:
+        """Let the job decide all that is due: then nothing waits for what cannot come, or came too late."""
+        assert self.play is not None
+        self.play.advance()
+        if self.job.end is not None:
+            return
+        for state in self.job.steps.values():
+            bad = sum(1 for task in state.tasks if task.status in ("failed", "cancelled"))
+            closed = [self.job.steps[one] for one in {"plan": ["work"], "work": ["last"]}.get(state.step.id, [])]
+            is_over = any(one.joined is not None and one.joined.closed for one in closed)
+            reads = self.job.spec.output.steps if self.job.spec.output is not None else ()
+            if is_over and state.step.id not in reads:
+                assert not state.open
+            elif state.joins and state.joined is None:
+                assert state.size is None or state.size - bad >= state.step.minimum
+                if state in self.job.closers:
+                    assert self.now_us < self.job.deadline_us - self.job.reserves_us[state.step.id]
+
     @rule(seconds=st.sampled_from([1, 5]))
     def time_passes(self, seconds: int) -> None:
         assert self.play is not None
         self.play.now_us += seconds * SECOND_US
 
     @precondition(lambda self: self.play is not None and self.job.end is None and self.job.closers)
-    @rule(really=st.integers(0, 4))
-    def wait_for_the_time_of_a_step(self, really: int) -> None:
+    @rule(really=st.integers(0, 4), before_us=st.sampled_from([0, 0, 1]))
+    def wait_for_the_time_of_a_step(self, really: int, before_us: int) -> None:
         assert self.play is not None
         due_us = next_due_us(self.job, self.now_us)
         if really == 4 and due_us < self.job.deadline_us:
-            self.play.now_us = due_us
+            self.play.now_us = max(due_us - before_us, self.now_us)
 
     @rule()
     def crash(self) -> None:
@@ -230,7 +250,8 @@ class Joins(RuleBasedStateMachine):
         if self.play is None:
             return
         for _ in range(100):
-            self.play.advance()
+            if self.job.end is None:
+                self.settle()
             if self.job.end is not None:
                 break
             # Some do nothing more until the time of a step is over.
