@@ -184,6 +184,18 @@ async def test_a_slow_attempt_gets_a_second_one_beside_it_and_is_stopped(cluster
     await until(cluster, lambda _: not any(executor.held for executor in cluster.executors))
 
 
+async def test_one_whose_result_does_not_pass_gets_the_next_at_once(cluster, control):
+    def judge(assignment: Any, given: Any) -> Any:
+        return {"passed": given["output"] == 3}
+
+    answers = {"guess": lambda assignment, given: assignment.attempt, "check": judge}
+    await cluster.executor("one", answers)
+    words = {"speculate": {"replicas": 3, "hedge_after": "60s", "distinct": "none"}}
+    ended, found = await finish(cluster, control, job(**words, verify={"test": {"agent": "check@1.0.0"}}))
+    assert msgspec.json.decode(ended.output_json) == 3
+    assert [one.passed for one in decision(found).candidates] == [False, False, True]
+
+
 async def test_a_quick_attempt_gets_none_beside_it(cluster, control):
     await cluster.executor("one", says("fast"))
     words = {"replicas": 2, "hedge_after": "60s", "distinct": "none"}

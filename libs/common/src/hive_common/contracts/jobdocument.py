@@ -53,9 +53,7 @@ class Budget(Word, frozen=True):
 class Place(Word, frozen=True):
     """Where attempts may run."""
 
-    tier: Annotated[
-        Tier | None, _said("The class of the machine, as its owner has set it.")
-    ] = None
+    tier: Annotated[Tier | None, _said("The class of the machine, as its owner has set it.")] = None
     executors: Annotated[tuple[str, ...], _said("Names or ids of executors; none: any.")] = ()
     labels: Annotated[dict[str, str], _said("Labels that the executor has to have.")] = {}
 
@@ -141,7 +139,12 @@ class Quorum(Word, frozen=True):
         OnNone, _said("When no result has the votes: one more attempt, a senior agent, or the task fails.")
     ] = "extend"
     extend_to: Annotated[
-        int | None, _between("Attempts that `extend` makes in all; twice `of` unless it is said.", 1, REPLICAS_MAX)
+        int | None,
+        _between(
+            "Attempts that `extend` makes in all; twice `of` unless said. With k: 1, of: 1: until one passes.",
+            1,
+            REPLICAS_MAX,
+        ),
     ] = None
     adaptive: Annotated[
         bool, _said("One attempt is enough of an executor whose results were valid; it is checked now and then.")
@@ -228,7 +231,9 @@ class Task(Word, frozen=True):
         int, _said("Tasks of the fork that have to succeed, whatever `on_failure` says.", minimum=0)
     ] = 0
     place: Place | None = None
-    budget: Annotated[Budget | None, _said("Of the model calls of each task, in all its attempts and all that it forks.")] = None
+    budget: Annotated[
+        Budget | None, _said("Of the model calls of each task, in all its attempts and all that it forks.")
+    ] = None
 
 
 class Models(Word, frozen=True):

@@ -134,12 +134,21 @@ def _apply(
     coming, spent = task.wanted, ended - judged.replaced
 
     outcome = judge(rule, candidates, pairs, running, coming, spent)
+    made = len(candidates) + len(running) + coming + spent
+    if (
+        isinstance(outcome, Failed | Escalate)
+        and made < words.rule.of
+        and not trust
+        and inputs.may_extend(job, task)
+    ):
+        # The others were to come only if the first is slow, or not trusted; it gave nothing that counts.
+        yield task.id, [TaskExtended(1 if words.hedged else words.rule.of - made, "extend")]
+        return
     if isinstance(outcome, Extend):
         if inputs.may_extend(job, task):
             yield task.id, [TaskExtended(1, "extend")]
             return
         # Nobody is left who could make an independent one: the rule as it could be applied here.
-        made = len(candidates) + len(running) + coming + spent
         rule = msgspec.structs.replace(rule, of=max(rule.k, made), extend_to=0, on_none="fail")
         outcome = judge(rule, candidates, pairs, running, coming, spent)
     if isinstance(outcome, Wait):
