@@ -47,6 +47,38 @@ def assigned(by: Producer, attempt: int | None = None) -> TaskAssigned:
     return TaskAssigned(number, by.executor, "session", 1_000, device=by.device, owner=by.owner)
 
 
+async def append(database: Database, job: str, streams: dict[str, Sequence[Event]], first: int = 1) -> None:
+    """Append events of a job, stream by stream, from version `first` on."""
+    async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
+        for stream, made in streams.items():
+            new = (
+                NewEvent(
+                    stream,
+                    version,
+                    type(event).__name__,
+                    events.SCHEMA,
+                    events.encode(event),
+                    ts_us=1,
+                    actor="scheduler",
+                    owner="owner",
+                    correlation=job,
+                )
+                for version, event in enumerate(made, first)
+            )
+            await writer.append(Append(tuple(new)))
+
+
+def submitted(document: dict[str, Any]) -> JobSubmitted:
+    return JobSubmitted(
+        "judged",
+        msgspec.Raw(msgspec.json.encode(document)),
+        inline(b"{}"),
+        {SOLVER: AgentRef("solver", "1.0.0", "d", "core-wasm", 1, 1, 1)},
+        "d",
+        1,
+    )
+
+
 class Case:
     """A task of a job, its judges and its decision; `write` appends all of it."""
 
@@ -73,6 +105,7 @@ class Case:
         self.chosen: int | None = None
         self.trust = 0
         self.end: Event | None = None
+        self.after: list[Event] = []
 
     def asked(self, kind: Any, attempts: tuple[int, ...], answer: dict[str, Any], by: int = 9) -> None:
         """Add a judge that was asked about attempts, and answered."""
@@ -129,40 +162,15 @@ class Case:
     async def write(self, database: Database, decision: Decision | None = None) -> str:
         """Append the job, the judges and the task, and return the task's id."""
         recorded = self.decision() if decision is None else decision
-        submitted = JobSubmitted(
-            "judged",
-            msgspec.Raw(msgspec.json.encode(self.document)),
-            inline(b"{}"),
-            {SOLVER: AgentRef("solver", "1.0.0", "d", "core-wasm", 1, 1, 1)},
-            "d",
-            1,
-        )
-        async with await LogWriter.open(database.role_dsn("scheduler")) as writer:
-            for stream, made in (
-                (self.job, [submitted]),
-                *self.judge_events.items(),
-                (self.task, self.events(recorded)),
-            ):
-                await writer.append(Append(tuple(self._new(stream, made))))
+        streams = {
+            self.job: [submitted(self.document)],
+            **self.judge_events,
+            self.task: self.events(recorded),
+        }
+        await append(database, self.job, streams)
+        if self.after:
+            await append(database, self.job, {self.job: self.after}, first=2)
         return self.task
-
-    def _new(self, stream: str, made: Sequence[Event]) -> list[NewEvent]:
-        return [
-            NewEvent(
-                *(
-                    stream,
-                    version,
-                    type(event).__name__,
-                    events.SCHEMA,
-                    events.encode(event),
-                    1,
-                    "scheduler",
-                    "owner",
-                ),
-                correlation=self.job,
-            )
-            for version, event in enumerate(made, 1)
-        ]
 
 
 FAILED_AND_REPLACED: list[Event] = [

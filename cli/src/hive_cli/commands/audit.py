@@ -88,7 +88,8 @@ _SHOWN = {
 
 def _print_decision(one: dict[str, Any]) -> None:
     sign, words = _SHOWN[one["result"]]
-    named = f"task {one['task_id']} ({one['step']}, {one['outcome']}, position {one['position']})"
+    what = f"task {one['task_id']}" if one["task_id"] else f"join of job {one['job_id']}"
+    named = f"{what} ({one['step']}, {one['outcome']}, position {one['position']})"
     out.print(f"{sign} {escape(clean(named))}: {'differs' if one['result'] == 'differs' else words}")
     for reason in one["reasons"]:
         out.print(escape(f"    {clean(reason)}"))

@@ -86,11 +86,12 @@ class DecisionCheck(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
+    """empty for a join"""
     job_id: _builtins.str
     step: _builtins.str
     position: _builtins.int
     outcome: _builtins.str
-    """decided, kept, escalated, failed"""
+    """decided, kept, escalated, failed; joined"""
     result: _builtins.str
     """same, differs, not_checkable"""
     @_builtins.property

@@ -83,7 +83,8 @@ class AuditServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Decisions(self, request, context):
-        """Decisions over judged tasks, each recomputed and held against the events and values that it was made from.
+        """Decisions over judged tasks and joins of steps, each recomputed and held against the events and values that it
+        was made from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class AuditStub:
     Export: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportRequest, _audit_pb2.ExportChunk]
     """Everything that is needed to check the log without a database."""
     Decisions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.DecisionsRequest, _audit_pb2.DecisionsResponse]
-    """Decisions over judged tasks, each recomputed and held against the events and values that it was made from."""
+    """Decisions over judged tasks and joins of steps, each recomputed and held against the events and values that it
+    was made from.
+    """
 
 @_typing.type_check_only
 class AuditAsyncStub(AuditStub):
@@ -54,7 +56,9 @@ class AuditAsyncStub(AuditStub):
     Export: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportRequest, _audit_pb2.ExportChunk]  # type: ignore[assignment]
     """Everything that is needed to check the log without a database."""
     Decisions: _aio.UnaryUnaryMultiCallable[_audit_pb2.DecisionsRequest, _audit_pb2.DecisionsResponse]  # type: ignore[assignment]
-    """Decisions over judged tasks, each recomputed and held against the events and values that it was made from."""
+    """Decisions over judged tasks and joins of steps, each recomputed and held against the events and values that it
+    was made from.
+    """
 
 class AuditServicer(metaclass=_abc_1.ABCMeta):
     """Audit: re-derives the log with code of its own. Served by the audit service, published by the gateway."""
@@ -89,6 +93,8 @@ class AuditServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.DecisionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.DecisionsResponse, _abc.Awaitable[_audit_pb2.DecisionsResponse]]:
-        """Decisions over judged tasks, each recomputed and held against the events and values that it was made from."""
+        """Decisions over judged tasks and joins of steps, each recomputed and held against the events and values that it
+        was made from.
+        """
 
 def add_AuditServicer_to_server(servicer: AuditServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

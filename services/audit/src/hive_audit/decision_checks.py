@@ -1,4 +1,4 @@
-"""Decisions over tasks, checked again: the rule, the values, and all of the log that they were made from."""
+"""Decisions over tasks and joins of steps, checked again: the rule, the values, and the events they came from."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -6,15 +6,17 @@ from typing import Final, Literal
 
 import msgspec
 from hive_common.artifacts.store import ArtifactStore
-from hive_common.contracts.events import AttemptSucceeded, JobSubmitted, TaskCreated, TaskDecided
+from hive_common.contracts.events import AttemptSucceeded, JobSubmitted, StepJoined, TaskCreated, TaskDecided
 from hive_common.contracts.judgement import Decision
 from hive_common.contracts.limits import MIB
 from hive_common.contracts.values import Value
 from hive_common.judgement.record import Check, Differs, NotCheckable, Same, compare, recompute
 from hive_common.kernel.errors import Internal, NotFound
+from hive_common.kernel.ids import derive_child_id
 
 from hive_audit.decisions import contradictions, digest_of_value
 from hive_audit.histories import History, history_of
+from hive_audit.joins import TASKS_MAX, other_join
 from hive_audit.log_source import LogSource
 from hive_audit.rules import other_than, task_of
 
@@ -24,10 +26,12 @@ PAGE_POSITIONS: Final = 10_000
 
 
 class DecisionCheck(msgspec.Struct, frozen=True):
-    """What came of checking one decision.
+    """What came of checking one decision, or one join of a step.
 
     Attributes:
+        task: empty for a join.
         position: where it stands in the log.
+        outcome: of a join `joined`.
         reasons: what differs, or what cannot be checked any more.
     """
 
@@ -68,7 +72,7 @@ async def check_decision(source: LogSource, store: ArtifactStore, task_id: str) 
 async def decisions(
     source: LogSource, store: ArtifactStore, job_id: str, after: int, limit: int
 ) -> AsyncIterator[DecisionCheck]:
-    """Check decisions in order of their positions, of one job or of the whole log.
+    """Check decisions and joins in order of their positions, of one job or of the whole log.
 
     Args:
         job_id: empty for all jobs.
@@ -89,11 +93,63 @@ async def decisions(
     while after < until and found < limit:
         # By range, since the log has no index of decisions; a page of the table for every few events.
         end = min(after + PAGE_POSITIONS, until)
-        for _, stream, event in await source.decided(after, end, PAGE_POSITIONS):
+        for position, stream, type_, event in await source.decided(after, end, PAGE_POSITIONS):
             if job_id in ("", _correlation(event)) and found < limit:
                 found += 1
-                yield await check_decision(source, store, stream)
+                if type_ == "StepJoined":
+                    yield await check_join(source, store, stream, position)
+                else:
+                    yield await check_decision(source, store, stream)
         after = end
+
+
+async def check_join(source: LogSource, store: ArtifactStore, job_id: str, position: int) -> DecisionCheck:
+    """Check the join at a position of a job's stream.
+
+    Raises:
+        Unavailable: Postgres or the store of artifacts cannot be reached.
+    """
+    job = await history_of(source, job_id)
+    joined = next((event for where, event in job.of(StepJoined) if where == position), None)
+    if joined is None:
+        return DecisionCheck("", job_id, "", position, "joined", "differs", job.wrong or ("cannot be read",))
+    submitted = next((event for _, event in job.of(JobSubmitted)), None)
+    try:
+        task = task_of(bytes(submitted.document), joined.step) if submitted else None
+    except msgspec.DecodeError:
+        task = None
+    gone: list[str] = []
+    why = [*job.wrong]
+    if task is None:
+        why.append(f"the document of job {job_id} has no task {joined.step}, or cannot be read")
+    else:
+        tasks = await _tasks_of(source, job_id, joined.step, position)
+        for one in tasks:
+            why += one.wrong
+        if len(tasks) > TASKS_MAX:
+            gone.append(f"the join is of more than {TASKS_MAX} tasks")
+        else:
+            values = [event.output for one in tasks for _, event in one.of(AttemptSucceeded, position)]
+            payloads, too_large, damaged = await _payloads(store, values if joined.kind == "vote" else ())
+            gone += too_large
+            why += damaged
+            why += await asyncio.to_thread(lambda: [*other_join(task, joined, position, tasks, payloads, gone)])
+    check: Check = Differs(tuple(dict.fromkeys(why))) if why else NotCheckable(tuple(gone)) if gone else Same()
+    return DecisionCheck("", job_id, joined.step, position, "joined", *_result(check))
+
+
+async def _tasks_of(source: LogSource, job_id: str, step: str, position: int) -> list[History]:
+    """Return the tasks of a step in the order of its fork, `TASKS_MAX` and one more at most.
+
+    The id of a task follows from its job, its step and its place.
+    """
+    found: list[History] = []
+    while len(found) <= TASKS_MAX:
+        task = await history_of(source, derive_child_id(job_id, step, str(len(found))))
+        if not task.said or task.said[0].position > position:
+            break
+        found.append(task)
+    return found
 
 
 class _Envelope(msgspec.Struct):

@@ -63,8 +63,8 @@ SELECT e.position, e.stream, e.version, e.type, e.event, e.hash, p.payload, p.sa
  WHERE e.stream = %s ORDER BY e.version LIMIT %s"""
 _BESIDE = "SELECT position, event, hash FROM log.events WHERE position = ANY(%s)"
 _DECIDED = """
-SELECT position, stream, event FROM log.events
- WHERE position > %(after)s AND position <= %(until)s AND type = 'TaskDecided'
+SELECT position, stream, type, event FROM log.events
+ WHERE position > %(after)s AND position <= %(until)s AND type IN ('TaskDecided', 'StepJoined')
  ORDER BY position LIMIT %(rows)s"""
 # Pages are read in the order of the keys; a plan that sorts or hashes the whole table is never better here.
 SESSION = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_sort = off; SET jit = off"
@@ -165,8 +165,8 @@ class LogSource:
         wanted = {1, *(position + step for position in positions for step in (-1, 1))}
         return {position: (event, hash_) for position, event, hash_ in await self._fetch(_BESIDE, (list(wanted),))}
 
-    async def decided(self, after: int, until: int, rows_max: int) -> list[tuple[int, str, bytes]]:
-        """Return position, stream and envelope of decisions over tasks, those with `after < position <= until`."""
+    async def decided(self, after: int, until: int, rows_max: int) -> list[tuple[int, str, str, bytes]]:
+        """Return position, stream, type and envelope of decisions and joins with `after < position <= until`."""
         return await self._fetch(_DECIDED, {"after": after, "until": until, "rows": rows_max})
 
     async def _fetch(self, query: str, arguments: Any) -> list[Any]:
