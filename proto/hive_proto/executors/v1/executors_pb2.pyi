@@ -118,7 +118,7 @@ class Reputation(_message.Message):
     """results that others confirmed, a test passed, or a known answer"""
     invalid: _builtins.int
     late: _builtins.int
-    """reports that came for attempts that were given up, or not needed any more"""
+    """reports that came for attempts that had been given up"""
     lost: _builtins.int
     """attempts of which nothing was heard any more"""
     in_a_row: _builtins.int

@@ -27,13 +27,13 @@ from random import SystemRandom
 from typing import Final, NamedTuple, Protocol
 
 from hive_common.contracts import events
-from hive_common.contracts.events import Event, ExecutorTrusted, TaskAssigned, TaskCreated
+from hive_common.contracts.events import AttemptLost, Event, ExecutorTrusted, TaskAssigned, TaskCreated
 from hive_common.contracts.judgement import Producer
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.judgement import reputation as rules
 from hive_common.judgement.reputation import Access, AgentRecord, Standing
 
-from hive_scheduler.domain.reputation import TELLING, Book, Observation, observed
+from hive_scheduler.domain.reputation import TELLING, Book, Holder, Observation, observed
 from hive_scheduler.domain.task import TaskState
 
 log = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ class Reputation:
         """Say why an executor may not have a task (hive_common.judgement.reputation.refused)."""
         return rules.refused(self.book(executor).record, executor_owner, task_owner, low_trust)
 
-    def observe(self, event: Event, agent: str, executor_of: Callable[[int], str | None]) -> None:
+    def observe(self, event: Event, agent: str, holder_of: Callable[[int], Holder | None]) -> None:
         """Take what an event of a task says of executors (domain.reputation.observed)."""
-        for one in observed(event, agent, executor_of):
+        for one in observed(event, agent, holder_of):
             book = self._books.setdefault(one.executor, Book())
             before = book.standing
             book.add(one.agent, one.ending)
@@ -137,7 +137,12 @@ class Reputation:
 
     def observe_task(self, task: TaskState, event: Event) -> None:
         """Take an event that was applied to a task."""
-        self.observe(event, task.agent, lambda attempt: task.attempts[attempt].executor)
+
+        def holder_of(attempt: int) -> Holder:
+            known = task.attempts[attempt]
+            return Holder(known.executor, known.status == "lost")
+
+        self.observe(event, task.agent, holder_of)
 
     def trust_in(self, task: TaskState, producer: Producer) -> int | None:
         """Decide whether a result is checked (domain.job.Inputs.trust).
@@ -184,10 +189,10 @@ async def told_of(reader: LogReader, batch: Sequence[Stored]) -> list[Told]:
     return told
 
 
-async def _tasks_of(reader: LogReader, streams: list[str]) -> dict[str, tuple[str, dict[int, str]]]:
-    """Return the agent of each task, and the executor of each attempt."""
-    found: dict[str, tuple[str, dict[int, str]]] = {}
-    types = (TaskCreated.__name__, TaskAssigned.__name__)
+async def _tasks_of(reader: LogReader, streams: list[str]) -> dict[str, tuple[str, dict[int, Holder]]]:
+    """Return the agent of each task, and who had each attempt."""
+    found: dict[str, tuple[str, dict[int, Holder]]] = {}
+    types = (TaskCreated.__name__, TaskAssigned.__name__, AttemptLost.__name__)
     for first in range(0, len(streams), TASKS_PAGE):
         page = streams[first : first + TASKS_PAGE]
         position = 0
@@ -197,7 +202,11 @@ async def _tasks_of(reader: LogReader, streams: list[str]) -> dict[str, tuple[st
                 if isinstance(event, TaskCreated):
                     found[one.stream] = event.agent, {}
                 elif isinstance(event, TaskAssigned) and one.stream in found:
-                    found[one.stream][1][event.attempt] = event.executor
+                    found[one.stream][1][event.attempt] = Holder(event.executor)
+                elif isinstance(event, AttemptLost) and one.stream in found:
+                    attempts = found[one.stream][1]
+                    if event.attempt in attempts:
+                        attempts[event.attempt] = Holder(attempts[event.attempt].executor, lost=True)
             position = stored[-1].position
             if len(stored) < PAGE_EVENTS:
                 break

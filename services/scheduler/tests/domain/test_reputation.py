@@ -25,7 +25,7 @@ from hive_common.judgement.record import Same, decision_of, recompute
 from hive_common.judgement.reputation import TRUSTED_AFTER
 from hive_common.testing.memory_log import MemoryLog, MemoryReader
 from hive_scheduler.domain import task as tasks
-from hive_scheduler.domain.reputation import AGENTS_MAX, Book, observed
+from hive_scheduler.domain.reputation import AGENTS_MAX, Book, Holder, observed
 from hive_scheduler.reputation import Reputation
 
 AGENT = "guess@1.0.0"
@@ -55,9 +55,10 @@ def judged(
     return said(TaskDecided(decision, trust))
 
 
-def said(event: Event, **executors: str) -> dict[str, list[str]]:
+def said(event: Event, lost: bool = False, **executors: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for one in observed(event, AGENT, lambda attempt: executors.get(f"a{attempt}")):
+    holders = {int(name[1:]): Holder(executor, lost) for name, executor in executors.items()}
+    for one in observed(event, AGENT, holders.get):
         assert one.agent == AGENT
         found.setdefault(one.executor, []).append(one.ending)
     return found
@@ -133,7 +134,8 @@ def test_scores_of_critics_judge_nobody() -> None:
 
 
 def test_what_comes_late_or_never_counts_and_what_is_given_back_does_not() -> None:
-    assert said(AttemptLate(2, "succeeded"), a1="e1", a2="e2") == {"e2": ["late"]}
+    assert said(AttemptLate(2, "succeeded"), lost=True, a1="e1", a2="e2") == {"e2": ["late"]}
+    assert said(AttemptLate(2, "succeeded"), a1="e1", a2="e2") == {}, "others were faster"
     for reason in ("lease_expired", "session_ended", "overtime"):
         assert said(AttemptLost(1, reason), a1="e1") == {"e1": ["lost"]}
     for reason in ("given_back", "killed", "revoked"):
@@ -246,7 +248,7 @@ class Fleet:
         self.log.events.append(stored)
         self.log._by_stream.setdefault(stream, []).append(stored)
         self.log._versions[stream] = stored.version
-        self.reputation.observe(event, AGENT, lambda attempt: attempts[attempt - 1])
+        self.reputation.observe(event, AGENT, lambda attempt: Holder(attempts[attempt - 1]))
 
     def run(self, number: int, rule: Rule, adaptive: bool) -> None:
         """Run one task by the leader's rule: on trust where there is some, else by the quorum, in any order."""

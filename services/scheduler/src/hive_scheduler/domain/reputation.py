@@ -82,26 +82,33 @@ class Book(msgspec.Struct):
         return dropped
 
 
-def observed(event: Event, agent: str, executor_of: Callable[[int], str | None]) -> Iterator[Observation]:
+class Holder(NamedTuple):
+    """Who had an attempt, and whether it was given up."""
+
+    executor: str
+    lost: bool = False
+
+
+def observed(event: Event, agent: str, holder_of: Callable[[int], Holder | None]) -> Iterator[Observation]:
     """Yield what an event of a task says of executors.
 
     Args:
         event: any event of a task.
         agent: the task's, `name@version`.
-        executor_of: returns who had an attempt of the task; None where it is not known.
+        holder_of: returns who had an attempt of the task; None where it is not known.
     """
     match event:
         case TaskDecided():
             yield from _judged(event.decision, agent, compared=not event.trust)
         case AttemptLost() if event.reason in _LOST:
-            yield from _of(executor_of(event.attempt), agent, "lost")
+            holder = holder_of(event.attempt)
+            if holder is not None:
+                yield Observation(holder.executor, agent, "lost")
         case AttemptLate():
-            yield from _of(executor_of(event.attempt), agent, "late")
-
-
-def _of(executor: str | None, agent: str, ending: Ending) -> Iterator[Observation]:
-    if executor is not None:
-        yield Observation(executor, agent, ending)
+            holder = holder_of(event.attempt)
+            # What was cancelled while it was on its way came in time: others were faster, or its job had ended.
+            if holder is not None and holder.lost:
+                yield Observation(holder.executor, agent, "late")
 
 
 def _judged(decision: Decision, agent: str, compared: bool) -> Iterator[Observation]:
