@@ -74,6 +74,15 @@ class Fleet:
             self.installation.hive("agent", "grant", name, *permissions)
         return f"{name}@1.0.0"
 
+    def push_command(self, name: str, module: bytes) -> str:
+        """Publish a WASI command, and return its name with its version."""
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "manifest.yaml").write_text(MANIFEST.format(name=name, runtime="command", entry="agent.wasm"))
+        (folder / "agent.wasm").write_bytes(module)
+        self.installation.hive("agent", "push", str(folder))
+        return f"{name}@1.0.0"
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[aiohttp.ClientSession]:
         """Return a client of the gateway, which raises for what is refused."""

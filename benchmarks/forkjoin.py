@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import wasmtime
 from hive_common.testing.scripted import Script, ScriptedProcess
 
 from benchmarks import peer_runs
@@ -21,10 +22,7 @@ from benchmarks.fleet import Fleet, fleet, shown
 from benchmarks.graphs import (
     KINDS,
     PACE_MS,
-    Call,
     Graph,
-    Parallel,
-    Series,
     calls,
     critical_tokens,
     graph_of,
@@ -72,6 +70,21 @@ def run(input: dict) -> dict:
     time.sleep(input["tokens"] / 1000)
     return {"text": "", "items": input.get("items", [])}
 """
+COMMAND = """\
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "{}")
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 16))
+    (i32.store (i32.const 4) (i32.const 2))
+    (i32.store (i32.const 80) (i32.const 1))
+    (i64.store (i32.const 88) (i64.const %d))
+    (drop (call $poll (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 192)))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
+"""
+"""Waits so many nanoseconds on the monotonic clock."""
 COUNTER = """\
 def run(input: dict) -> dict:
     return {"results": len(input["results"])}
@@ -97,6 +110,10 @@ class Agents:
         self.caller = of.push("caller", CALLER, CALLER_MAY)
         self.waiter = of.push("waiter", WAITER)
         self.counter = of.push("counter", COUNTER)
+        self.commands = {
+            ms: of.push_command(f"wait-{ms}", bytes(wasmtime.wat2wasm(COMMAND % (ms * 1_000_000))))
+            for ms in GRAINS_MS
+        }
 
 
 async def timed(client: aiohttp.ClientSession, document: dict[str, Any]) -> tuple[dict[str, Any], float]:
@@ -162,16 +179,39 @@ async def peer(servers: peer_runs.PeerServers, system: str, made: list[tuple[str
     return compared(made, times[: len(made)], times[len(made) :])
 
 
-async def grains(client: aiohttp.ClientSession, agents: Agents, times: int) -> Figures:
-    """Return the share of the bound that tasks of one length reach which only wait."""
+def waits(agent: str, ms: int, *, one_by_one: bool) -> dict[str, Any]:
+    """Return a job of a wait, eight at once, and a wait; or of all of them one by one."""
+    step = {"agent": agent, "input": {"tokens": ms}}
+    middle = [f"wait_{number}" for number in range(WIDTH)]
+    if one_by_one:
+        names = ["plan", *middle, "answer"]
+        tasks = [{"id": name, **step, "needs": names[at - 1 : at] if at else []} for at, name in enumerate(names)]
+    else:
+        tasks = [
+            {"id": "plan", **step},
+            {"id": "wait", **step, "needs": ["plan"], "fork": "${input}"},
+            {"id": "answer", **step, "needs": ["wait"]},
+        ]
+    return {"apiVersion": "hive/v1", "kind": "Job", "name": "waits", "input": middle, "tasks": tasks}
+
+
+async def grains(client: aiohttp.ClientSession, agents: Mapping[int, str], times: int) -> Figures:
+    """Return what fork-join of tasks of one length which only wait comes to.
+
+    `of_bound` is the critical path's share of the time. `of_speed_up` is the speed-up over the same tasks one by
+    one, as a share of the speed-up that is possible: there the sequence pays for its tasks, too.
+    """
     found: Figures = {}
-    for ms in GRAINS_MS:
-        waits = tuple(Call(f"wait_{number}", ms) for number in range(WIDTH))
-        document = job(Series((Call("plan", ms), Parallel(waits), Call("answer", ms))), agents.waiter, forked=True)
-        await timed(client, document)
-        walls = [(await timed(client, document))[1] for _ in range(times)]
-        found[f"of_bound_{ms}"] = 3 * ms * times / sum(walls)
-        found[f"added_ms_{ms}"] = sum(walls) / times - 3 * ms
+    for ms, agent in agents.items():
+        walls = {}
+        for one_by_one, runs in ((False, times), (True, max(1, times // 5))):
+            document = waits(agent, ms, one_by_one=one_by_one)
+            await timed(client, document)
+            walls[one_by_one] = sum([(await timed(client, document))[1] for _ in range(runs)]) / runs
+        forked, sequential = walls[False], walls[True]
+        found[f"of_bound_{ms}"] = 3 * ms / forked
+        found[f"of_speed_up_{ms}"] = sequential / forked / ((WIDTH + 2) / 3)
+        found[f"added_ms_{ms}"] = forked - 3 * ms
     return found
 
 
@@ -199,14 +239,14 @@ async def wide(client: aiohttp.ClientSession, agents: Agents, tasks: int, ms: in
     return {"wall_s": wall_ms / 1e3, "overhead_s": wall_ms / 1e3 - ideal_s}
 
 
-async def scaled(of: Fleet, client: aiohttp.ClientSession, agents: Agents, waits: int) -> Figures:
+async def scaled(of: Fleet, client: aiohttp.ClientSession, agents: Agents, tasks: int) -> Figures:
     """Return how much faster more executors are than one, as a share of how many more there are."""
     found: Figures = {}
     for devices in DEVICES:
         of.use(devices)
         # As long as those that count: executors ask ahead for as many as they expect to start soon.
         await wide(client, agents, devices * SLOTS, WAIT_MS, devices * SLOTS)
-        found[f"wall_s_{devices}"] = (await wide(client, agents, waits, WAIT_MS, devices * SLOTS))["wall_s"]
+        found[f"wall_s_{devices}"] = (await wide(client, agents, tasks, WAIT_MS, devices * SLOTS))["wall_s"]
     return found | {
         f"efficiency_{devices}": found["wall_s_1"] / found[f"wall_s_{devices}"] / devices for devices in DEVICES
     }
@@ -231,7 +271,8 @@ async def one_round(
         progress(f"round {number + 1}: {system}")
         found[system] = await peer(servers, system, made, model.url)
     progress(f"round {number + 1}: grains, a wide fork, scaling")
-    found["grains"] = await grains(client, agents, sizes.grains)
+    found["grains"] = await grains(client, dict.fromkeys(GRAINS_MS, agents.waiter), sizes.grains)
+    found["grains_command"] = await grains(client, agents.commands, sizes.grains)
     slots = DEVICES[-1] * SLOTS
     found["wide"] = await wide(client, agents, sizes.wide, 0, slots)
     found["wide_waiting"] = await wide(client, agents, sizes.wide, WAIT_MS, slots)

@@ -81,13 +81,15 @@ def forkjoin_rows(found: dict[str, Any] | None) -> Iterator[Row]:
         hive["fan_out_8_speed_up"]["median"] >= 3.7,
         f"{when(found)}The same calls on both sides, a scripted model with latencies from a seed.",
     )
+    command = found["grains_command"]
     yield Row(
         *_BOUND,
-        " · ".join(f"{ms} ms: {span(grains[f'of_bound_{ms}'])}" for ms in GRAINS_MS),
-        "added to three tasks one after the other, eight of them beside each other: "
-        + " · ".join(span(grains[f"added_ms_{ms}"], " ms") for ms in GRAINS_MS),
+        f"{_by_length(grains, 'of_bound')}; of the speed-up that is possible: {_by_length(grains, 'of_speed_up')}",
+        f"added to the three levels: {_by_length(grains, 'added_ms', ' ms')}. The same as WASI commands: "
+        f"{_by_length(command, 'of_bound')}; of the speed-up: {_by_length(command, 'of_speed_up')}",
         min(grains[f"of_bound_{ms}"]["median"] for ms in GRAINS_MS) >= 0.9,
-        "Tasks that wait, all of one length: a plan, eight at once, an answer. From submit to result over HTTP.",
+        "Tasks of one length that wait, as Python agents: a plan, eight at once, an answer; from submit to result "
+        "over HTTP. Two cores start eight guests at once.",
     )
     wide, waiting = found["wide"], found["wide_waiting"]
     yield Row(
@@ -98,7 +100,7 @@ def forkjoin_rows(found: dict[str, Any] | None) -> Iterator[Row]:
         max(wide["overhead_s"]["median"], waiting["overhead_s"]["median"]) <= 5
         if found["wide_tasks"] >= 1_000
         else None,
-        "Python agents. What waits in slots is taken off: rounds of 250 ms for no-ops none.",
+        "Python agents. Taken off are 250 ms for each time that all slots are filled; of no-ops nothing is.",
     )
     yield Row(
         *_SCALED,
@@ -107,6 +109,10 @@ def forkjoin_rows(found: dict[str, Any] | None) -> Iterator[Row]:
         found["least_efficiency"]["median"] >= 0.9,
         f"{found['slots']} slots each, 320 waits of 250 ms; all executors are processes of one machine.",
     )
+
+
+def _by_length(grains: dict[str, Any], what: str, unit: str = "") -> str:
+    return " · ".join(f"{ms} ms: {span(grains[f'{what}_{ms}'], unit)}" for ms in GRAINS_MS)
 
 
 def forkjoin_table(found: dict[str, Any] | None, peers: dict[str, str]) -> Iterator[str]:
@@ -198,8 +204,8 @@ def speculation_table(found: dict[str, Any] | None) -> Iterator[str]:
     yield ""
     yield (
         f"{when(found)}{found['rounds']} rounds of {number(found['hedged'])} tasks each, which wait 100 ms, or 1 s "
-        "where they straggle; at most one extra attempt for ten tasks (the retry budget). Each is a job of its own, 12 "
-        "under way at once, timed from its submit to its result over HTTP."
+        "where they straggle; at most one extra attempt for ten tasks (the retry budget). Each is a job of its "
+        "own, 12 under way at once, timed from its submit to its result over HTTP."
     )
     yield ""
     yield "| | p50 | p90 | p99 | p99.9 | p99 cut | p99.9 cut | extra attempts |"

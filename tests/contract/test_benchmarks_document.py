@@ -117,6 +117,9 @@ def figure(median, least=None, most=None):
 GRAPHS = {
     f"{kind}_{what}": figure(value) for kind in KINDS for what, value in (("speed_up", 4.0), ("of_bound", 0.95))
 }
+GRAINS = {
+    f"{what}_{ms}": figure(0.95) for what in ("of_bound", "of_speed_up", "added_ms") for ms in (50, 100, 200, 500)
+}
 FORKJOIN = {
     "about": LONG["about"] | {"peers": {"langgraph": "1.2.24", "dbos": "9.9"}},
     "rounds": 3,
@@ -126,7 +129,8 @@ FORKJOIN = {
     "possible": GRAPHS,
     "hive": GRAPHS,
     "dbos_steps": GRAPHS | {"fan_out_8_speed_up": figure(2.5)},
-    "grains": {f"{what}_{ms}": figure(0.95) for what in ("of_bound", "added_ms") for ms in (50, 100, 200, 500)},
+    "grains": GRAINS,
+    "grains_command": GRAINS,
     "wide": {"wall_s": figure(2.0), "overhead_s": figure(2.0)},
     "wide_waiting": {"wall_s": figure(9.0), "overhead_s": figure(1.0)},
     "scaled": {f"{what}_{devices}": figure(0.97) for what in ("efficiency", "wall_s") for devices in (1, 2, 4, 8)},
@@ -160,7 +164,7 @@ SPECULATION = {
             "**missed**",
         ),
         ({}, "the critical path's share", "reached"),
-        ({"grains": FORKJOIN["grains"] | {"of_bound_50": figure(0.89)}}, "the critical path's share", "**missed**"),
+        ({"grains": GRAINS | {"of_bound_50": figure(0.89)}}, "the critical path's share", "**missed**"),
         ({}, "a fork of 1,000 tasks", "reached"),
         ({"wide_tasks": 100}, "a fork of 1,000 tasks", "not measured"),
         (
