@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.kernel.errors import BudgetExhausted, Unavailable
+from hive_common.kernel.ids import new_id
 from hive_common.ops.config import ServiceConfig, write_config
 from hive_common.rpc.client import call, open_channel
 from hive_common.testing.fixtures import NatsServer
@@ -17,7 +19,9 @@ from hive_common.testing.scripted import Script, ScriptedBackEnd, ScriptedModel
 from hive_proto.models.v1 import models_pb2 as pb
 
 from .conftest import Log, Router
+from .test_executor_calls import joined
 from .test_money import ask, budget, cost_of, counted, of_types, provider, set_budget
+from .test_shared_budgets import Guests
 
 CALLS = 200
 BODY = {"max_tokens": 10}
@@ -129,3 +133,38 @@ async def test_killed_in_the_middle_of_two_hundred_calls(
         assert (state.spent, state.unaccounted) == (recorded, 0)
         await process.end(signal.SIGTERM)
     assert await counted(log) == recorded
+
+
+async def test_a_jobs_tokens_stay_spent_when_the_router_is_killed(
+    config: ServiceConfig, nats_server: NatsServer, back_end: ScriptedBackEnd, log: Log, tmp_path: Path
+) -> None:
+    raw = {"model_urls": msgspec.Raw(msgspec.json.encode([back_end.url]))}
+    process, most = Process(msgspec.structs.replace(config, extra=raw), tmp_path), 2_000
+    await process.start()
+    try:
+        async with open_channel(f"{config.grpc_host}:{config.grpc_port}") as channel:
+            router = Router(config, channel, nats_server)
+            async with router.device(new_id()) as device:
+                await joined(router, log, device)
+                guests = Guests(router, device, log)
+                job = await guests.job({"limits": {"budget": {"tokens": most}}})
+                shared = [SharedBudget(f"job:{job}", tokens=most)]
+                for _ in range(5):
+                    assert await guests.call("scripted", shared, job=job) is None
+                # Before their records are written, or after: what is spent is known by what was set aside.
+                await process.end(signal.SIGKILL)
+                await process.start()
+                await guests.until_refused("scripted", shared, job=job)
+                answered = len(guests.ids) - 1
+                request = pb.JobUsageRequest(job_id=job)
+                (state,) = (await call(router.stub.GetJobUsage(request, metadata=router.key))).budget.limits
+                assert answered * 16 <= state.spent <= most == state.limit.amount
+                assert 0 < state.unaccounted < most
+                # Somebody has looked: only what is recorded was spent.
+                given_back = pb.ReturnUnaccountedRequest(subject=f"job:{job}", reason="seen", caller="owner-1")
+                await call(router.stub.ReturnUnaccounted(given_back, metadata=router.key))
+                (state,) = (await call(router.stub.GetJobUsage(request, metadata=router.key))).budget.limits
+                assert state.unaccounted == 0
+                assert await guests.call("scripted", shared, job=job) is None
+    finally:
+        await process.end(signal.SIGKILL)

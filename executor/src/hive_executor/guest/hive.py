@@ -56,7 +56,8 @@ class HostError(Exception):
 
     Attributes:
         code: `not_found`, `invalid_argument`, `payload_too_large`, `rate_limited`, `unavailable`,
-            `deadline_exceeded`, `budget_exhausted` (`max_tokens` or the quota of the manifest) or `internal`.
+            `deadline_exceeded`, `budget_exhausted` (`max_tokens` or the quota of the manifest, or what its
+            task, job or key may spend) or `internal`.
         message: one line for a person.
     """
 

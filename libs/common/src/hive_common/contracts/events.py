@@ -556,7 +556,7 @@ class BudgetLimit(msgspec.Struct, frozen=True):
 
 class BudgetSet(Event, frozen=True):
     """The limits of a subject are these now, in place of all earlier ones. `subject` is `total`, `key:<name>`,
-    `job:<id>`, `task:<id>`, `agent:<name>`, or a key, job or agent with `*`: each one that has no limits of its own.
+    `job:<id>`, `task:<id>`, `agent:<name>`, or a key, job or agent with `*`: each that has no limits of its own.
     """
 
     subject: str

@@ -81,7 +81,7 @@ def widened(parent: Permissions, child: Permissions) -> tuple[str, ...]:
 
 
 def reading(http: HttpPermission) -> HttpPermission | None:
-    """Return what of a permission changes nothing, for tasks that are done several times; None where nothing does."""
+    """Return what of a permission changes nothing, for tasks that are done several times; None: nothing."""
     methods = tuple(method for method in http.methods if method in READING)
     return msgspec.structs.replace(http, methods=methods) if methods else None
 
