@@ -107,8 +107,8 @@ BUGS = (
         "the pause before a retry is none",
         4,
         TASK,
-        "        pause_ms = min(policy.backoff_ms << min(failures - 1, 20), BACKOFF_MAX_MS)\n",
-        "        pause_ms = 0\n",
+        "    return min(policy.backoff_ms << min(failures - 1, 20), BACKOFF_MAX_MS)\n",
+        "    return 0\n",
     ),
     _bug(
         "any session of an executor may report",
