@@ -15,7 +15,7 @@ STOP = """\
 a about after all also an and any are as at be been before but by can could did do does for from had happen
 happens has have he how i if in into is it its long may me more most much must no not of on one only or other
 our out over she should so some such than that the their them then there these they this those to up was we were
-what when where which while who whom whose why will with would you your"""
+what when where which while who whom whose why will with without would you your"""
 EMPTY = frozenset(STOP.split())
 
 
