@@ -30,7 +30,7 @@ AGENT = """\
 from hive import model
 
 def run(input):
-    return {"said": model.chat("hello", model="big").text}
+    return {"said": model.chat("hello", model=input.get("model", "big")).text}
 """
 JOB = {
     "apiVersion": "hive/v1",
@@ -52,8 +52,16 @@ def acme(tmp_path: Path) -> Iterator[ScriptedProcess]:
 
 
 @pytest.fixture
-def paid(acme: ScriptedProcess) -> Iterator[Installation]:
-    """An installation with a provider."""
+def small(tmp_path: Path) -> Iterator[ScriptedProcess]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with ScriptedProcess(folder, Script(models=(ScriptedModel(name="small"),), tokens=10)) as server:
+        yield server
+
+
+@pytest.fixture
+def paid(acme: ScriptedProcess, small: ScriptedProcess) -> Iterator[Installation]:
+    """An installation with a provider, and with a model of its own."""
     made = Installation(Path(tempfile.mkdtemp(prefix="hive-money-")))
     made.hive("init", "--free-ports", "--executors", "1")
     key = made.home / "secrets" / "acme"
@@ -63,7 +71,7 @@ def paid(acme: ScriptedProcess) -> Iterator[Installation]:
     model = {"name": "big-1", "aliases": ["big"], "input_usd": 3, "context_tokens": 4_096}
     one = {"name": "acme", "base_url": f"{acme.url}/v1", "key_file": "secrets/acme", "models": [model]}
     settings = json.loads(file.read_text())
-    settings["models"]["urls"] = []
+    settings["models"]["urls"] = [small.url]
     file.write_text(json.dumps(settings | {"providers": [one]}))
     try:
         refused = made.hive("up", "--detach", check=False)
@@ -115,15 +123,26 @@ def test_a_key_spends_what_its_budget_allows(paid: Installation, acme: ScriptedP
 
     # What the job itself may spend holds beside that, and what it says is not tried again.
     tasks = [{**JOB["tasks"][0], "retry": {"max_attempts": 3, "backoff": "1ms"}}]
-    small = ask(secret, "/v1/jobs", {**JOB, "tasks": tasks, "limits": {"budget": {"usd": 0.0004}}}).json()["job_id"]
-    paid.hive("job", "watch", small, check=False)
-    ended = paid.get(f"/v1/jobs/{small}")
+    bounded = ask(secret, "/v1/jobs", {**JOB, "tasks": tasks, "limits": {"budget": {"usd": 0.0004}}}).json()[
+        "job_id"
+    ]
+    paid.hive("job", "watch", bounded, check=False)
+    ended = paid.get(f"/v1/jobs/{bounded}")
     assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "budget_exhausted", 1)
-    assert f"job `{small}` has spent $0.00 of $0.0004 so far" in ended["error"]["message"]
-    assert f"hive model budget set --job {small} --usd AMOUNT --per ever" in ended["error"]["message"]
+    assert f"job `{bounded}` has spent $0.00 of $0.0004 so far" in ended["error"]["message"]
+    assert f"hive model budget set --job {bounded} --usd AMOUNT --per ever" in ended["error"]["message"]
     assert ask(secret, "/v1/jobs", {**JOB, "limits": {"budget": {}}}).json()["path"] == "limits.budget"
-    shown = paid.hive("job", "show", small).stdout
+    shown = paid.hive("job", "show", bounded).stdout
     assert "1 model calls, 0 of them core, 0 tokens, $0.00" in shown and "budget: $0.00 of $0.0004" in shown
+    # Tokens count where they cost nothing as well, also where the device has the model itself.
+    for tokens, state in ((200, "succeeded"), (20, "failed")):
+        task = {**tasks[0], "input": {"model": "small"}, "budget": {"tokens": tokens}}
+        free = ask(secret, "/v1/jobs", {**JOB, "tasks": [task]}).json()["job_id"]
+        paid.hive("job", "watch", free, check=False)
+        ended = paid.get(f"/v1/jobs/{free}")
+        assert (ended["state"], ended["attempts"]) == (state, 1), ended.get("error")
+    assert ended["error"]["code"] == "budget_exhausted"
+    assert f"task `{ended['error']['task']}` has spent 0 tokens of 20 tokens so far" in ended["error"]["message"]
     # A provider has answered the first one: a core call.
     assert paid.json("job", "show", job)["model_usage"]["used"]["core"] == 1
     assert acme.counts.tokens == 20
