@@ -102,7 +102,7 @@ def main() -> None:
     """Run, print and keep the results, and write the table of the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.epilog = (
-        "Some thirty minutes. By themselves: python -m benchmarks.models, .forkjoin, .speculation and others."
+        "Some 45 minutes. By themselves: python -m benchmarks.models, .forkjoin, .speculation and others."
     )
     parser.parse_args()
     if peer_runs.interpreter() is None:
