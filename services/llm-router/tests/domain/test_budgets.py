@@ -1,6 +1,8 @@
 import pytest
+from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.events import BudgetLimit, BudgetReserved, BudgetReturned, BudgetSet, JoinTokenUsed
 from hive_common.kernel.errors import InvalidArgument, UnknownEvent
+from hive_common.kernel.ids import new_id
 from hive_router.domain.budgets import (
     BLOCK_CALLS,
     BLOCK_CALLS_MAX,
@@ -11,6 +13,7 @@ from hive_router.domain.budgets import (
     Amount,
     Purse,
     Shortage,
+    asked_of,
     block,
     block_calls,
     changed,
@@ -21,6 +24,7 @@ from hive_router.domain.budgets import (
     over_request,
     subjects_of,
     windows,
+    with_asked,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,3 +262,47 @@ class Spending(RuleBasedStateMachine):
 
 
 TestSpending = Spending.TestCase
+
+
+DAILY, EVER_5, EVER_9 = (BudgetLimit("day", "usd", 3), BudgetLimit("ever", "usd", 5), BudgetLimit("ever", "usd", 9))
+TOKENS_7 = BudgetLimit("ever", "tokens", 7)
+
+
+@pytest.mark.parametrize(
+    ("each", "own", "asked", "hold"),
+    [
+        # Nothing is set: what was asked for holds.
+        ((), (), (EVER_5, TOKENS_7), {EVER_5, TOKENS_7}),
+        # What is set for each job holds beside it, and the less of two.
+        ((DAILY,), (), (EVER_5,), {DAILY, EVER_5}),
+        ((EVER_5,), (), (EVER_9,), {EVER_5}),
+        ((EVER_9,), (), (EVER_5,), {EVER_5}),
+        # What is set for just this one takes its place, whichever is more.
+        ((EVER_9,), (EVER_9,), (EVER_5, TOKENS_7), {EVER_9, TOKENS_7}),
+        ((), (EVER_5,), (EVER_9,), {EVER_5}),
+        ((), (DAILY,), (EVER_5,), {DAILY, EVER_5}),
+    ],
+)
+def test_what_a_job_asks_for_is_less_than_what_is_set_until_somebody_sets_it_for_the_job(
+    each: tuple[BudgetLimit, ...],
+    own: tuple[BudgetLimit, ...],
+    asked: tuple[BudgetLimit, ...],
+    hold: set[BudgetLimit],
+) -> None:
+    known = {"job:*": each, "job:x": own}
+    assert set(with_asked(limits_of("job:x", known), own, asked)) == hold
+
+
+def test_a_budget_of_a_job_file_is_limits_of_all_time() -> None:
+    assert asked_of(SharedBudget("job:x", 0, 5)) == (
+        BudgetLimit("ever", "usd", 0),
+        BudgetLimit("ever", "tokens", 5),
+    )
+    assert asked_of(SharedBudget("job:x")) == ()
+
+
+def test_tasks_are_subjects_by_their_ids_alone() -> None:
+    check_subject(f"task:{new_id()}")
+    for wrong in ("task:*", "task:mine", "task:"):
+        with pytest.raises(InvalidArgument):
+            check_subject(wrong)
