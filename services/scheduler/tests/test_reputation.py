@@ -157,6 +157,10 @@ async def test_one_result_of_an_executor_that_is_trusted_is_enough(cluster, cont
             stored = [one for one in await cluster.log() if one.type == "TaskDecided"]
             found = [events.decode(one.type, one.schema, one.payload) for one in stored]
             decided = [one for one in found if isinstance(one, TaskDecided)]
+    extended = [one for one in await cluster.log() if one.type == "TaskExtended"]
+    reasons = {events.decode(one.type, one.schema, one.payload).reason for one in extended}
+    assert reasons == {"check"}, "no second attempt is made before it is known whose result the first is"
+    assert len(extended) == sum(not one.trust for one in decided)
     first = next(one for one in decided if one.trust)
     assert first.trust >= TRUSTED_AFTER
     assert (first.decision.rule.k, len(first.decision.candidates)) == (1, 1)

@@ -105,7 +105,10 @@ def _progress_open(
     try:
         rule, trust = words.rule, 0
         candidates, pairs = _known(state, task, judged, rule, inputs)
-        if words.adaptive and len(candidates) == 1 and judged.planned - judged.replaced == 1 and not task.wanted:
+        alone = words.adaptive and judged.planned - judged.replaced == 1
+        if alone and not candidates and (task.wanted or task.live()):
+            return  # whether a second one is wanted depends on whose result this will be
+        if alone and len(candidates) == 1 and not task.wanted:
             trusted = inputs.trust(job, task, candidates[0])
             if trusted is None:
                 more = rule.k - 1 if rule.on_none == "extend" else rule.of - 1
