@@ -158,6 +158,7 @@ async def test_each_failure_counts_once(log):
     ]
     await log.write(new_id(), created, *lost, TaskFailed("lost", "lost too often", 3))
     await log.write(new_id(), created, assigned, AttemptSucceeded(1, inline(b"1")), TaskSucceeded(1))
+    await log.write(new_id(), created, assigned, AttemptFailed(1, "killed", "an order"), TaskFailed("killed", "no"))
     found = {(row[2], row[3]): row[4] for row in await log.groups()}
     assert found == {
         ("timeout", "late"): 2,

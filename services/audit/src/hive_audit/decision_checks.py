@@ -14,7 +14,7 @@ from hive_common.judgement.record import Check, Differs, NotCheckable, Same, com
 from hive_common.kernel.errors import Internal, NotFound
 from hive_common.kernel.ids import derive_child_id
 
-from hive_audit.decisions import contradictions, digest_of_value
+from hive_audit.decisions import contradictions, digest_of_value, vectors_of
 from hive_audit.histories import History, history_of
 from hive_audit.joins import TASKS_MAX, other_join
 from hive_audit.log_source import LogSource
@@ -197,7 +197,7 @@ def _judge(
     decision = decided.decision
     why += contradictions(decided, position, task, judges, payloads)
     missing = [*gone]
-    for check in (recompute(decision), compare(decision, payloads)):
+    for check in (recompute(decision), compare(decision, payloads, vectors_of(decision, judges, payloads))):
         if isinstance(check, Differs):
             why += check.why
         elif isinstance(check, NotCheckable):

@@ -22,12 +22,18 @@ from hive_common.contracts.events import (
 )
 from hive_common.contracts.judgement import Candidate, CanonicalJson, Decision, Judge, Pair, PairCritic, Producer
 from hive_common.contracts.values import Value, digest_of
-from hive_common.judgement.equality import key_of
+from hive_common.judgement.equality import Vector, key_of
 
 from hive_audit.histories import History
 
 _REPLACING: Final = frozenset({"retry", "lost"})
-_JUDGED_BY: Final = {"critic": "score", "test": "passed", "pairs": "equal", "senior": "choice"}
+_JUDGED_BY: Final = {
+    "critic": "score",
+    "test": "passed",
+    "vector": "vector",
+    "pairs": "equal",
+    "senior": "choice",
+}
 
 Payloads = Mapping[str, bytes]
 """By digest, as far as they still exist."""
@@ -176,11 +182,11 @@ def _verdicts(decision: Decision, judges: Mapping[str, History], payloads: Paylo
     scores: dict[int, Any] = {}
     passed: dict[int, Any] = {}
     pairs: list[tuple[int, int, Any]] = []
-    unread: set[tuple[int, ...]] = set()
+    unread: set[tuple[str, tuple[int, ...]]] = set()
     for one in decision.judges:
         answer = _answer(one, judges.get(one.task), payloads)
         if answer is None:
-            unread.add(one.judged)
+            unread.add((one.kind, one.judged))
             continue
         said = answer.get(_JUDGED_BY[one.kind])
         match one.kind:
@@ -193,15 +199,28 @@ def _verdicts(decision: Decision, judges: Mapping[str, History], payloads: Paylo
             case "senior":
                 yield from _choice(decision, one, said)
     for candidate in decision.candidates:
-        if (candidate.attempt,) not in unread:
-            yield from _said_of(candidate, "score", scores)
-            yield from _said_of(candidate, "passed", passed)
+        for kind, name, answers in (("critic", "score", scores), ("test", "passed", passed)):
+            if (kind, (candidate.attempt,)) not in unread:
+                yield from _said_of(candidate, name, answers)
     if isinstance(decision.rule.equal, PairCritic):
         recorded = {_pair_of(pair) for pair in decision.pairs}
         for pair in sorted(recorded ^ {*pairs}, key=str):
-            if pair[:2] not in unread:
+            if ("pairs", pair[:2]) not in unread:
                 where = "recorded" if pair in recorded else "answered"
                 yield f"pairs: attempts {pair[0]} and {pair[1]}: equal {_words(pair[2])} was only {where}"
+
+
+def vectors_of(decision: Decision, judges: Mapping[str, History], payloads: Payloads) -> dict[int, Vector]:
+    """Return the vectors that judges made of results, by attempt; what is none is not among them."""
+    found: dict[int, Vector] = {}
+    for one in decision.judges:
+        if one.kind == "vector" and one.judged:
+            said = (_answer(one, judges.get(one.task), payloads) or {}).get(_JUDGED_BY[one.kind])
+            try:
+                found[one.judged[0]] = msgspec.convert(said, tuple[float, ...])
+            except msgspec.ValidationError:
+                continue
+    return found
 
 
 def _pair_of(pair: Pair) -> tuple[int, int, Any]:

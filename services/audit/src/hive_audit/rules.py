@@ -14,6 +14,7 @@ from hive_common.contracts.judgement import (
     PairCritic,
     Rule,
 )
+from hive_common.judgement.reputation import TRUSTED_AFTER
 from msgspec import UNSET
 
 
@@ -61,11 +62,12 @@ def other_than(task: Task, rule: Rule, trust: int) -> Iterator[str]:
     """Yield in what a decision's rule is another one than its task asks for.
 
     Less than that was applied in two cases alone: the executor was trusted, or nobody was left to make one more
-    result that is independent of the others.
+    result that is independent of the others. Whether that was so, the record of the decision does not show.
     """
     asked = rule_of(task)
     expected = asked
-    if trust and task.verify is not None and task.verify.quorum is not None and task.verify.quorum.adaptive:
+    quorum = task.verify.quorum if task.verify else None
+    if trust >= TRUSTED_AFTER and quorum is not None and quorum.adaptive:
         expected = msgspec.structs.replace(asked, k=1, of=1, extend_to=0)
     elif asked.on_none == "extend" and rule.on_none == "fail" and asked.k <= rule.of:
         expected = msgspec.structs.replace(asked, of=rule.of, extend_to=0, on_none="fail")

@@ -25,7 +25,8 @@ from hive_common.kernel.errors import CorruptLog, UnknownEvent
 from hive_common.kernel.fingerprints import fingerprint_of, normalised
 from psycopg import AsyncConnection
 
-NOT_FAILED: Final = frozenset({"given_back", "killed"})
+KILLED: Final = "killed"
+NOT_FAILED: Final = frozenset({"given_back", KILLED})
 """Why attempts are lost that did not fail: they were handed back, or stopped by an order."""
 LOST: Final = "lost"
 BATCH_EVENTS: Final = 100
@@ -149,8 +150,10 @@ def _is_none(event: events.Event) -> bool:
     match event:
         case AttemptLost():
             return event.reason in NOT_FAILED
+        case AttemptFailed():
+            return event.code == KILLED
         case TaskFailed():
-            return event.attempt is not None
+            return event.attempt is not None or event.code == KILLED
     return False
 
 
