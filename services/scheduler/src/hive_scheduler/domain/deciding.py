@@ -30,7 +30,7 @@ from hive_common.contracts.judgement import (
 )
 from hive_common.contracts.values import Value, digest_of
 from hive_common.judgement.equality import Comparable, comparable, has_keys, key_of, pair, pairs_with
-from hive_common.judgement.quorum import Decided, Escalate, Extend, Failed, Kept, Wait, judge
+from hive_common.judgement.quorum import Decided, Escalate, Extend, Failed, Kept, Wait, judge, sift
 from hive_common.judgement.record import decision_of
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import derive_child_id
@@ -110,7 +110,8 @@ def _progress_open(
             return  # whether a second one is wanted depends on whose result this will be
         if alone and len(candidates) == 1 and not task.wanted:
             trusted = inputs.trust(job, task, candidates[0])
-            if trusted is None:
+            if trusted is None or sift(rule, candidates).out:
+                # What a judge has rejected is not taken on trust, either.
                 more = rule.k - 1 if rule.on_none == "extend" else rule.of - 1
                 yield task.id, [TaskExtended(more, "check")]
                 return
