@@ -24,6 +24,7 @@ SHOWN = (
     ("A room has 16 guests. 4 leave. How many are left?", "16 - 4"),
 )
 TOKENS_MAX = 24
+CALCULATION = re.compile(r"[\d(][\d.() ]*[+*x/-][\d.() +*x/-]*[\d)]")
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -39,9 +40,8 @@ def run(input: dict) -> dict:
         max_tokens=TOKENS_MAX,
         stop=["\n", "="],
     )
-    calculation = answer.text.strip()
-    log.info(f"seed {seed}: {calculation}")
-    return {"answer": solved(calculation, input["question"])}
+    log.info(f"seed {seed}: {answer.text.strip()}")
+    return {"answer": solved(answer.text, input["question"])}
 
 
 def messages(question: str) -> list[dict]:
@@ -52,8 +52,12 @@ def messages(question: str) -> list[dict]:
     return [*turns, {"role": "user", "content": question}]
 
 
-def solved(calculation: str, question: str) -> float:
-    """Return what a calculation gives. Raises ValueError: it is none, or one with numbers of its own."""
+def solved(said: str, question: str) -> float:
+    """Return what the calculation in a text gives. Raises ValueError: there is none, or one with other numbers."""
+    found = CALCULATION.search(said)
+    if found is None:
+        raise ValueError(f"no calculation in {said.strip()!r}")
+    calculation = found[0]
     strange = set(numbers(calculation)) - set(numbers(question))
     if strange:
         raise ValueError(f"{calculation!r} has numbers that the question has not: {', '.join(sorted(strange))}")

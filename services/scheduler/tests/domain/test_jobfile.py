@@ -72,6 +72,11 @@ def test_without_an_input_there_is_none_to_override():
         (changed(name="No Good"), "name", "lower-case"),
         (changed(tasks=[]), "tasks", "1 to 1000"),
         (changed(priority="urgent"), "priority", "got 'urgent'; expected one of high, normal, low"),
+        (
+            with_task(0, join="best"),
+            "tasks[0].join",
+            "got 'best'; expected one of all, rank, vote, {rank: …}, {vote: …}, {integrator: …}",
+        ),
         (changed(limits={"fan_out": 0}), "limits.fan_out", "1 to 100000"),
         (changed(limits={"deadline": "soon"}), "limits.deadline", "soon"),
         (changed(models={"pin": "mine"}), "models.pin", "own-devices, pool, region:<name> or any"),

@@ -195,6 +195,8 @@ def _choices_at(kind: type[msgspec.Struct], path: str) -> str:
     for field in () if found is None else msgspec.structs.fields(found):
         if field.encode_name == name:
             choices = [str(choice) for choice in _literals_in(field.type)]
+            inside = _struct_in(field.type)
+            choices += [f"{{{one.encode_name}: …}}" for one in msgspec.structs.fields(inside)] if inside else []
             return "one of " + ", ".join(choices) if choices else ""
     return ""
 
