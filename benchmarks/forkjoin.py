@@ -98,7 +98,8 @@ class Sizes:
 
     def __init__(self, *, quick: bool) -> None:
         self.seeds = 1 if quick else 2
-        self.grains = 3 if quick else 10
+        self.grains = 1 if quick else 10
+        self.lengths_ms = GRAINS_MS[:2] if quick else GRAINS_MS
         self.wide = 100 if quick else WIDE
         self.waits = 64 if quick else WAITS
 
@@ -271,8 +272,10 @@ async def one_round(
         progress(f"round {number + 1}: {system}")
         found[system] = await peer(servers, system, made, model.url)
     progress(f"round {number + 1}: grains, a wide fork, scaling")
-    found["grains"] = await grains(client, dict.fromkeys(GRAINS_MS, agents.waiter), sizes.grains)
-    found["grains_command"] = await grains(client, agents.commands, sizes.grains)
+    python = dict.fromkeys(sizes.lengths_ms, agents.waiter)
+    command = {ms: agents.commands[ms] for ms in sizes.lengths_ms}
+    found["grains"] = await grains(client, python, sizes.grains)
+    found["grains_command"] = await grains(client, command, sizes.grains)
     slots = DEVICES[-1] * SLOTS
     found["wide"] = await wide(client, agents, sizes.wide, 0, slots)
     found["wide_waiting"] = await wide(client, agents, sizes.wide, WAIT_MS, slots)
