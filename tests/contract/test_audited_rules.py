@@ -22,7 +22,7 @@ EQUAL: list[Any] = [
     "exact",
     "json",
     {"numeric": {"absolute": 0.5, "relative": 0.01}},
-    {"embedding": {"min": 0.9, "model": "m"}},
+    {"embedding": {"min": 0.9, "agent": JUDGE}},
     {"critic": {"agent": JUDGE}},
 ]
 QUORUM: list[dict[str, Any] | None] = [

@@ -52,6 +52,56 @@ def judged_case() -> Case:
     return case
 
 
+def vector_case() -> Case:
+    """Three results of which two have vectors that are near."""
+    equal = {"embedding": {"min": 0.9, "agent": CRITIC}}
+    case = quorum_case(quorum(equal=equal), (ONE, TWO, {"n": 3}))
+    for attempt, vector in enumerate(VECTORS, 1):
+        case.asked("vector", (attempt,), {"vector": vector, "model": "m"})
+    case.pairs = [Pair(1, 2, True), Pair(1, 3, False), Pair(2, 3, False)]
+    return case
+
+
+VECTORS = ([1, 0], [0.9, 0.1], [0.0, 1.0])
+
+
+async def test_pairs_are_compared_again_from_the_vectors_in_the_log(auditor):
+    assert await auditor.check(case := vector_case()) == ("same", "")
+    assert case.decision().votes == (1, 2)
+    case = vector_case()
+    case.pairs = [Pair(1, 2, False), Pair(1, 3, False), Pair(2, 3, True)]
+    result, why = await auditor.check(case)
+    assert result == "differs"
+    assert "attempts 1 and 2 are equal, and recorded is the contrary" in why
+    assert "attempts 2 and 3 are not equal, and recorded is the contrary" in why
+    assert "1 and 3" not in why
+
+
+async def test_a_vector_that_nobody_is_named_for_or_that_is_none_is_found(auditor):
+    case = vector_case()
+    decision = case.decision()
+    result, why = await auditor.check(case, msgspec.structs.replace(decision, judges=decision.judges[1:]))
+    assert result == "differs" and "nobody is named for the verdict (vector) on attempts [" in why
+    case = vector_case()
+    made = [*case.judge_events.values()][2]
+    made[2] = AttemptSucceeded(1, inline(b'{"vector":"far"}'))
+    assert await auditor.check(case) == ("not_checkable", "there is no vector of attempt 3")
+    case = vector_case()
+    made = [*case.judge_events.values()][1]
+    made[0] = msgspec.structs.replace(made[0], input=inline(b'{"input":{"n":1},"output":{"n":7}}'))
+    result, why = await auditor.check(case)
+    assert result == "differs" and "was given something else than the result of attempt 2" in why
+
+
+async def test_vectors_are_not_made_where_the_result_came_from(auditor):
+    case = vector_case()
+    case.judges, case.judge_events = [], {}
+    for attempt, vector in enumerate(VECTORS, 1):
+        case.asked("vector", (attempt,), {"vector": vector}, by=1)
+    result, why = await auditor.check(case)
+    assert result == "differs" and "produced_what_it_judges" in why
+
+
 def escalated_case() -> Case:
     words = quorum(of=2, on_none="escalate")
     words["verify"] |= {"senior": {"agent": CRITIC}}
@@ -178,6 +228,23 @@ async def test_a_pair_that_nobody_called_equal_is_found(auditor, pairs, said):
 async def test_what_a_critic_calls_equal_is_said_by_nobody_else(auditor):
     result, why = await auditor.check(judged_case())
     assert result == "not_checkable" and "asking again could give another answer" in why
+
+
+@pytest.mark.parametrize(
+    ("vector", "result", "said"),
+    [
+        ([1.0, 0.1], "same", ""),
+        ([0.0, 1.0], "differs", "attempts 1 and 2 are not equal, and recorded is the contrary"),
+        ("none", "not_checkable", "there is no vector of attempt 2"),
+    ],
+)
+async def test_results_are_compared_by_the_vectors_that_were_made_of_them(auditor, vector, result, said):
+    case = quorum_case(quorum(of=2, equal={"embedding": {"min": 0.9, "agent": CRITIC}}), (ONE, TWO))
+    case.asked("vector", (1,), {"vector": [1.0, 0.0]})
+    case.asked("vector", (2,), {"vector": vector})
+    case.pairs = [Pair(1, 2, True)]
+    found, why = await auditor.check(case)
+    assert (found, said in why) == (result, True), why
 
 
 async def test_another_end_than_what_was_decided_is_found(auditor):
@@ -315,11 +382,12 @@ async def test_who_is_trusted_and_who_is_alone_are_judged_by_less(auditor):
     case.candidates = [msgspec.structs.replace(case.candidates[0], key="")]
     case.trust = 12
     assert await auditor.check(case) == ("same", "")
-    case = quorum_case(words, (ONE,))
-    case.rule, case.trust = Rule(k=1, of=1, distinct="executor", on_none="extend"), 0
-    case.candidates = [msgspec.structs.replace(case.candidates[0], key="")]
-    result, why = await auditor.check(case)
-    assert result == "differs" and "rule: k is 1, and the job asks for 2" in why
+    for trust in (0, 9):
+        case = quorum_case(words, (ONE,))
+        case.rule, case.trust = Rule(k=1, of=1, distinct="executor", on_none="extend"), trust
+        case.candidates = [msgspec.structs.replace(case.candidates[0], key="")]
+        result, why = await auditor.check(case)
+        assert result == "differs" and "rule: k is 1, and the job asks for 2" in why
     case = quorum_case(quorum(on_none="extend"), (ONE, TWO, {"n": 3}))
     case.rule = msgspec.structs.replace(case.rule, extend_to=0, on_none="fail")
     assert await auditor.check(case) == ("same", "")

@@ -48,7 +48,7 @@ async def until(cluster: Any, holds: Any) -> None:
 
 @pytest.fixture
 async def control(cluster: Any, control: Any) -> Any:
-    await cluster.publish(*(agent(name) for name in ("guess", "check", "critic", "same", "senior")))
+    await cluster.publish(*(agent(name) for name in ("guess", "check", "critic", "same", "senior", "vector")))
     return control
 
 
@@ -146,6 +146,78 @@ async def test_pairs_that_a_critic_calls_equal_are_votes(cluster, control):
     ended, found = await finish(cluster, control, document)
     assert msgspec.json.decode(ended.output_json) == "Paris"
     assert decision(found).votes == (1, 2)
+
+
+NEAR = {"Paris": [1.0, 0.0], "Paris, France": [0.9, 0.1], "Rome": [0, 2]}
+
+
+def near(**words: Any) -> dict[str, Any]:
+    return quorum(equal={"embedding": {"min": 0.95, "agent": "vector@1.0.0"}}, **words)
+
+
+async def test_results_with_vectors_that_are_near_are_votes_and_each_is_turned_into_one_once(cluster, control):
+    def vector(assignment: Any, given: Any) -> Any:
+        assert given["input"] == {"question": "6 * 7"}
+        return {"vector": NEAR[given["output"]]}
+
+    words = [*NEAR]
+    answers = {"vector": vector, "guess": lambda assignment, given: words[(assignment.attempt + 1) % 3]}
+    for name in ("one", "two", "three"):
+        await cluster.executor(name, answers)
+    # Rome comes first, and the other two have the votes.
+    ended, found = await finish(cluster, control, job(verify=near(on_none="fail")))
+    made = decision(found)
+    outputs = {
+        event.attempt: msgspec.json.decode(event.output.raw)
+        for stream, event in found
+        if stream == made.task and isinstance(event, events.AttemptSucceeded)
+    }
+    assert sorted(outputs[attempt] for attempt in made.votes) == ["Paris", "Paris, France"]
+    assert msgspec.json.decode(ended.output_json) == outputs[made.winner] == outputs[min(made.votes)]
+    assert {(pair.a, pair.b): pair.equal for pair in made.pairs} == {
+        pair: set(pair) == set(made.votes) for pair in ((1, 2), (1, 3), (2, 3))
+    }
+    assert [(one.kind, one.agent) for one in made.judges] == [("vector", "vector@1.0.0")] * 3
+    assert sorted(one.judged for one in made.judges) == [(1,), (2,), (3,)]
+    places = {one.attempt: one.executor for one in made.candidates}
+    assert all(places[attempt] != one.by.executor for one in made.judges for attempt in one.judged)
+    asked = [event.judging for _, event in found if isinstance(event, events.TaskCreated) and event.judging]
+    assert len(asked) == len(set(asked)) == 3
+
+
+async def test_vectors_that_were_made_before_a_new_leader_are_read_from_the_log(cluster, control):
+    gate = asyncio.Event()
+
+    async def vector(assignment: Any, given: Any) -> Any:
+        if given["output"] != "Paris":
+            await gate.wait()
+        return {"vector": NEAR[given["output"]]}
+
+    words = ["Paris", "Paris, France"]
+    answers = {"vector": vector, "guess": lambda assignment, given: words[assignment.attempt - 1]}
+    await cluster.executor("one", answers, slots=8)
+    document = job(verify=near(of=2, on_none="fail"), speculate={"distinct": "none", "replicas": 2})
+    job_id = await control.submit(document)
+    # Guesses and one vector are there, and the other vector is being made.
+    await until(cluster, lambda stored: sum(one.type == "AttemptSucceeded" for one in stored) == 3)
+    await until(cluster, lambda stored: sum(one.type == "TaskAssigned" for one in stored) == 4)
+    await control.shut_down()
+    await control.start()
+    gate.set()
+    ended = await control.finish(job_id)
+    assert msgspec.json.decode(ended.output_json) == "Paris"
+    stored = await cluster.reader.read(0, 1_000)
+    made = decision([(one.stream, events.decode(one.type, one.schema, one.payload)) for one in stored])
+    assert (made.votes, len(made.judges)) == ((1, 2), 2)
+
+
+async def test_an_answer_that_is_no_vector_fails_what_it_was_made_of(cluster, control):
+    nowhere = {"vector": lambda assignment, given: {"vector": [0, 0.0]}}
+    await cluster.executor("one", {**nowhere, "guess": lambda assignment, given: assignment.attempt})
+    document = job(verify=near(of=2), speculate={"distinct": "none", "replicas": 2})
+    ended, _ = await finish(cluster, control, document)
+    assert (ended.state, ended.error_code) == ("failed", "judge_failed")
+    assert "not all of them zero" in ended.error_message
 
 
 async def test_a_senior_agent_chooses_where_nobody_agrees(cluster, control):

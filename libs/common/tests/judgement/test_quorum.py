@@ -9,6 +9,7 @@ import pytest
 from hive_common.contracts.judgement import (
     Candidate,
     CanonicalJson,
+    Embedding,
     Equality,
     Exact,
     Numeric,
@@ -17,6 +18,7 @@ from hive_common.contracts.judgement import (
     Producer,
     Rule,
 )
+from hive_common.judgement.equality import comparable, pairs_with
 from hive_common.judgement.quorum import (
     Decided,
     Escalate,
@@ -158,6 +160,22 @@ def test_a_critic_is_asked_about_pairs_that_it_has_not_judged() -> None:
     assert judge(rule, there, [Pair(1, 2, False), Pair(2, 3, False)]) == Decided(1, (1, 3))
 
 
+def test_every_result_is_to_have_a_vector_and_what_is_not_compared_yet_is_waited_for() -> None:
+    rule = two_of_three(equal=Embedding(0.9))
+    assert judge(rule, [gave(1, "a")], running=[runs(2)], coming=1) == Wait(vectors=(1,))
+    there = [gave(1, "a"), gave(2, "b"), gave(3, "c", score=0.1)]
+    assert judge(rule, there, [Pair(1, 2, True)]) == Wait(vectors=(1, 2, 3))
+    assert judge(rule, there, [Pair(1, 2, True), Pair(1, 3, False), Pair(2, 3, False)]) == Decided(1, (1, 2))
+    # Of what does not count, nobody makes a vector; and the same bytes are equal without.
+    scored = two_of_three(equal=Embedding(0.9), min_score=0.5)
+    good = [gave(1, "a", score=0.9), gave(2, "b", score=0.9), there[2], gave(4, "d")]
+    assert judge(scored, good, [Pair(1, 2, False)], running=[runs(5)]) == Wait(scores=(4,), vectors=(1, 2))
+    assert judge(rule, [gave(1, "a"), gave(3, "a")], running=[runs(2)]) == Decided(1, (1, 3))
+    # The first that comes wins where nothing is compared, and what is kept is not either.
+    assert judge(Rule(k=1, of=2, equal=Embedding(0.9)), there[:1], running=[runs(2)]) == Decided(1, (1,))
+    assert judge(Rule(k=1, of=2, equal=Embedding(0.9), keep="all"), there[:1], coming=1) == Wait()
+
+
 def test_all_are_kept_where_there_are_enough() -> None:
     rule = Rule(k=2, of=3, keep="all", min_score=0.5, on_none="fail")
     there = [gave(3, "a", score=0.6), gave(1, "b", score=0.7)]
@@ -185,7 +203,7 @@ def test_rules_that_nothing_meets_are_refused(rule: Rule, path: str) -> None:
 
 # --- properties --------------------------------------------------------------------------------------------
 
-EQUALITIES: tuple[Equality, ...] = (CanonicalJson(), Exact(), Numeric(1.0), PairCritic())
+EQUALITIES: tuple[Equality, ...] = (CanonicalJson(), Exact(), Numeric(1.0), Embedding(0.9), PairCritic())
 
 
 @st.composite
@@ -333,7 +351,7 @@ def an_early_outcome_is_that_of_every_end(
 def test_an_early_outcome_is_that_of_every_end() -> None:
     an_early_outcome_is_that_of_every_end()
     # It says nothing unless early outcomes of each kind were among what was looked at.
-    for equal in ("CanonicalJson", "Numeric", "PairCritic"):
+    for equal in ("CanonicalJson", "Numeric", "Embedding", "PairCritic"):
         assert seen.get(f"Decided {equal}", 0) > 5, seen
 
 
@@ -352,3 +370,80 @@ def test_nothing_is_waited_for_in_vain(world: tuple[Rule, list[Candidate], list[
         )
         ends.add(winner)
     assert len(ends) > 1 or rule.on_none == "escalate"
+
+
+# --- vectors -----------------------------------------------------------------------------------------------
+
+DIRECTIONS = ((1.0, 0.0), (0.95, 0.3), (0.8, 0.6), (0.3, 0.95), (0.0, 1.0))
+"""Each is near to the next one, and the first is not near to the last."""
+
+
+@st.composite
+def vectored(draw: Any) -> tuple[Rule, list[Candidate], dict[int, tuple[float, ...]], list[tuple[str, int]]]:
+    """A rule, results with their vectors, and an order in which both come: a vector after its result."""
+    of = draw(st.integers(2, 6))
+    rule = Rule(
+        k=draw(st.integers(2, of)),
+        of=of,
+        equal=Embedding(draw(st.sampled_from([0.9, 0.99]))),
+        distinct=draw(st.sampled_from(["none", "executor"])),
+        on_none=draw(st.sampled_from(["escalate", "fail"])),
+    )
+    there, vectors = [], {}
+    for one in range(1, of + 1):
+        answer = draw(st.integers(0, len(DIRECTIONS) - 1))
+        # The same bytes have the same vector; other bytes may have it as well.
+        there.append(gave(one, f"{answer}{draw(st.sampled_from('xy'))}", f"x{draw(st.integers(1, of + 2))}"))
+        vectors[one] = DIRECTIONS[answer]
+    steps = draw(st.permutations([(what, one) for what in ("result", "vector") for one in range(1, of + 1)]))
+    came: list[tuple[str, int]] = []
+    for what, one in steps:
+        if what == "result":
+            came.append((what, one))
+            came += [("vector", one)] * (("early", one) in came)
+        else:
+            came.append((what, one) if ("result", one) in came else ("early", one))
+    return rule, there, vectors, [step for step in came if step[0] != "early"]
+
+
+ends: set[str] = set()
+
+
+@settings(deterministic, max_examples=400)
+@given(vectored())
+def what_is_decided_with_some_vectors_is_decided_with_all(
+    world: tuple[Rule, list[Candidate], dict[int, tuple[float, ...]], list[tuple[str, int]]],
+) -> None:
+    rule, all_there, vectors, came = world
+    by_attempt = {one.attempt: one for one in all_there}
+    outcomes: list[Outcome] = []
+    there: list[Candidate] = []
+    forms: dict[int, tuple[str, Any]] = {}
+    pairs: list[Pair] = []
+    for what, attempt in came:
+        new = by_attempt[attempt]
+        if what == "result":
+            there.append(new)
+        else:
+            form = comparable(rule.equal, b"", vectors[attempt])
+            pairs += pairs_with(rule.equal, attempt, new.digest, form, forms)
+            forms[attempt] = new.digest, form
+        running = [Producer(one.attempt, one.executor) for one in all_there if one not in there]
+        outcomes.append(judge(rule, there, pairs, running))
+    last = outcomes[-1]
+    assert not isinstance(last, Wait)
+    for early in outcomes:
+        ends.add(f"{type(early).__name__} {early is last}")
+        if isinstance(early, Wait):
+            assert early.vectors or not there
+        elif isinstance(early, Decided):
+            assert isinstance(last, Decided)
+            one, other = by_attempt[early.winner], by_attempt[last.winner]
+            assert is_equal(rule, one, other, pairs), (early, last)
+        else:
+            assert type(early) is type(last)
+
+
+def test_what_is_decided_with_some_vectors_is_decided_with_all() -> None:
+    what_is_decided_with_some_vectors_is_decided_with_all()
+    assert {"Decided False", "Decided True", "Wait False", "Failed True", "Escalate True"} <= ends

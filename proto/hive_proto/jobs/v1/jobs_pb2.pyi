@@ -666,7 +666,7 @@ class Task(_message.Message):
     decided: _builtins.bool
     """GetDecision has what was decided over its results"""
     judging: _builtins.str
-    """of a judge: critic | test | pairs | senior | integrator; it counts in no TaskCounts"""
+    """of a judge: critic | test | vector | pairs | senior | integrator; it counts in no TaskCounts"""
     judged: _builtins.str
     """id of the task whose results it judges; empty for an integrator"""
     @_builtins.property

@@ -96,7 +96,7 @@ class TaskError(View, frozen=True, kw_only=True):
 
 
 class Judging(View, frozen=True, kw_only=True):
-    """What a judge is for: `kind` is critic, test, pairs, senior or integrator.
+    """What a judge is for: `kind` is critic, test, vector, pairs, senior or integrator.
 
     `task` is the one whose results it judges, `attempts` are which; null and empty for an integrator.
     """

@@ -15,7 +15,7 @@ from hive_common.kernel.errors import FailedPrecondition, InvalidArgument, Permi
 from hive_common.permissions import agent_covers, covers, named, only, reading
 
 from hive_scheduler.catalogue import Catalogue
-from hive_scheduler.domain.feasibility import JUDGE_WORDS, judges_of, path_of
+from hive_scheduler.domain.feasibility import JUDGE_WORDS, path_of
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.permits import Permits
 
@@ -175,11 +175,9 @@ def named_agents(step: Step) -> Iterator[tuple[str, str]]:
     path, join = path_of(step), step.join
     yield step.agent, agent_path(step)
     if step.judging is not None:
-        for kind, agent in judges_of(step.judging).items():
+        for kind, agent in step.judging.judges.items():
             if agent:
                 yield agent, f"{path}.{JUDGE_WORDS[kind]}"
-    if join.equal is not None and join.equal.agent:
-        yield join.equal.agent, f"{path}.join.vote.equal.critic.agent"
     if join.integrator:
         yield join.integrator, f"{path}.join.integrator.agent"
 

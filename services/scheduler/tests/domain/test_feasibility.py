@@ -96,6 +96,17 @@ def test_a_judge_on_a_machine_that_can_do_nothing_else_is_apart():
     assert "2 runtime_missing" in refused([machine("a"), machine("b")], **judges)[1]
 
 
+def test_a_vector_is_made_of_one_result_apart_from_where_that_came_from():
+    equal = {"embedding": {"min": 0.9, "agent": "native@1.0.0"}}
+    words = {"verify": {"quorum": {"k": 2, "of": 2, "equal": equal}}}
+    both = [machine(name, runtimes=("python", "component")) for name in ("a", "b")]
+    check(both, **words)
+    path, message = refused([both[0], machine("b")], **words)
+    assert path == "tasks[0].verify.quorum.equal.embedding.agent"
+    assert "2 distinct devices, and there is 1" in message
+    check([both[0]], **words, speculate={"distinct": "none"})
+
+
 def test_new_machines_of_others_count_where_their_work_is_judged():
     machines = [machine("a"), machine("b", owner="you"), machine("c", owner="you")]
     check(machines, verify=QUORUM)
@@ -156,4 +167,8 @@ def test_every_agent_that_a_step_names_has_a_path_of_its_own():
         "s@1.0.0": "tasks[0].verify.senior.agent",
         "i@1.0.0": "tasks[0].join.integrator.agent",
     }
+    assert {reference for reference, _ in named_agents(step)} == step.agents
+    task["verify"]["quorum"]["equal"] = {"embedding": {"min": 0.9, "agent": "v@1.0.0"}}
+    (step,) = parse_job(msgspec.json.encode(document)).steps
+    assert dict(named_agents(step))["v@1.0.0"] == "tasks[0].verify.quorum.equal.embedding.agent"
     assert {reference for reference, _ in named_agents(step)} == step.agents

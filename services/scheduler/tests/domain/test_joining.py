@@ -229,7 +229,7 @@ def test_a_vote_is_bounded() -> None:
             Play(step, given=list(range(most + 1)))
 
 
-@pytest.mark.parametrize("equal", [{"critic": {"agent": "same@1"}}, {"embedding": {"min": 0.9, "model": "m"}}])
+@pytest.mark.parametrize("equal", [{"critic": {"agent": "same@1"}}, {"embedding": {"min": 0.9, "agent": "v@1"}}])
 def test_equality_that_nobody_can_tell_of_results_of_several_tasks_is_refused(equal: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument) as caught:
         Play(fork(join={"vote": {"equal": equal}}))

@@ -5,7 +5,7 @@ from typing import Any
 import hypothesis.strategies as st
 import msgspec
 from hive_common.contracts import events
-from hive_common.contracts.judgement import Producer
+from hive_common.contracts.judgement import Embedding, Producer
 from hive_common.judgement.record import Same, recompute
 from hive_scheduler.domain.inputs import Evaluator
 from hive_scheduler.domain.job import JobState
@@ -15,10 +15,11 @@ from hypothesis.stateful import invariant, rule
 
 from .test_laws import Laws
 
-STEPS = ("first", "best", "kept", "senior", "pairs", "trusted")
+STEPS = ("first", "best", "kept", "senior", "pairs", "vectors", "trusted")
 ANSWERS: dict[str, tuple[dict[str, Any], ...]] = {
     "critic": ({"score": 0.2}, {"score": 0.9}),
     "test": ({"passed": False}, {"passed": True}),
+    "vector": ({"vector": [1, 0.5]}, {"vector": [0.0, -2]}),
     "pairs": ({"equal": False}, {"equal": True}),
     "senior": ({"choice": None}, {"choice": 0}),
 }
@@ -42,6 +43,10 @@ def document(max_attempts: int, codes: tuple[str, ...]) -> dict[str, Any]:
             "verify": {"quorum": {"k": 2, "of": 2, "on_none": "escalate"}, "senior": {"agent": "s@1.0.0"}},
         },
         {"id": "pairs", "verify": {"quorum": {"k": 2, "of": 3, "equal": {"critic": {"agent": "p@1.0.0"}}}}},
+        {
+            "id": "vectors",
+            "verify": {"quorum": {"k": 2, "of": 3, "equal": {"embedding": {"min": 0.9, "agent": "v@1.0.0"}}}},
+        },
         {"id": "trusted", "verify": {"quorum": {"k": 2, "of": 3, "adaptive": True}}},
     ]
     return {
@@ -153,8 +158,23 @@ class JudgedLaws(Laws):
                 for one in event.decision.candidates:
                     assert one.score in (None, said.get(("critic", stream, (one.attempt,))))
                     assert one.passed in (None, said.get(("test", stream, (one.attempt,))))
+                by_vectors = isinstance(event.decision.rule.equal, Embedding)
+                digests = {one.attempt: one.digest for one in event.decision.candidates}
                 for pair in event.decision.pairs:
-                    assert pair.equal == said["pairs", stream, (pair.a, pair.b)]
+                    if by_vectors:
+                        one, other = said["vector", stream, (pair.a,)], said["vector", stream, (pair.b,)]
+                        assert pair.equal == (one == other or digests[pair.a] == digests[pair.b])
+                    else:
+                        assert pair.equal == said["pairs", stream, (pair.a, pair.b)]
+
+    @invariant()
+    def vectors_are_held_as_long_as_they_are_compared(self) -> None:
+        for task in self.among():
+            if task.judged is not None:
+                assert not (task.ended and task.judged.vectors)
+                assert task.judged.vectors.keys() <= task.outputs.keys()
+            if task.judging is not None and task.judging.kind == "vector":
+                assert all(output.raw == b"null" for output in task.outputs.values())
 
     @invariant()
     def no_judged_task_succeeds_without_a_decision(self) -> None:

@@ -55,15 +55,16 @@ def test_a_quorum_makes_as_many_attempts_on_distinct_devices() -> None:
         ("json", CanonicalJson()),
         ({"numeric": {"absolute": 0.5}}, Numeric(absolute=0.5)),
         ({"numeric": {"relative": 0.01}}, Numeric(relative=0.01)),
-        ({"embedding": {"min": 0.9, "model": "minilm"}}, Embedding(0.9)),
+        ({"embedding": {"min": 0.9, "agent": "vector@1"}}, Embedding(0.9)),
         ({"critic": {"agent": "same@1"}}, PairCritic()),
     ],
 )
 def test_what_is_equal(words: Any, rule: Any) -> None:
     made = judging(verify=quorum(equal=words))
     assert made.rule.equal == rule
-    assert made.embedding_model == ("minilm" if isinstance(rule, Embedding) else "")
-    assert made.agents == (frozenset({"same@1"}) if isinstance(rule, PairCritic) else frozenset())
+    assert made.vector == ("vector@1" if isinstance(rule, Embedding) else "")
+    assert made.pair_critic == ("same@1" if isinstance(rule, PairCritic) else "")
+    assert made.agents == {agent for agent in (made.vector, made.pair_critic) if agent}
 
 
 def test_critic_test_and_senior_agent() -> None:
@@ -106,8 +107,12 @@ def test_joins() -> None:
         ({"verify": quorum(equal={"numeric": {}})}, "verify.quorum.equal.numeric"),
         ({"verify": quorum(equal={"numeric": {"relative": 1}})}, "verify.quorum.equal.numeric.relative"),
         ({"verify": quorum(equal={"numeric": {"absolute": -1}})}, "verify.quorum.equal.numeric.absolute"),
-        ({"verify": quorum(equal={"embedding": {"min": 2, "model": "m"}})}, "verify.quorum.equal.embedding.min"),
-        ({"verify": quorum(equal={"embedding": {"min": 0, "model": ""}})}, "verify.quorum.equal.embedding.model"),
+        ({"verify": quorum(equal={"embedding": {"min": 2, "agent": "a@1"}})}, "verify.quorum.equal.embedding.min"),
+        ({"verify": quorum(equal={"embedding": {"min": 0, "agent": ""}})}, "verify.quorum.equal.embedding.agent"),
+        (
+            {"verify": quorum(equal={"embedding": {"min": 0, "agent": "guess@1"}})},
+            "verify.quorum.equal.embedding.agent",
+        ),
         ({"verify": quorum(equal={})}, "verify.quorum.equal"),
         ({"verify": quorum(equal={"numeric": {"absolute": 1}, "critic": {"agent": "a@1"}})}, "verify.quorum.equal"),
         ({"verify": quorum(equal={"critic": {"agent": "guess@1"}})}, "verify.quorum.equal.critic.agent"),

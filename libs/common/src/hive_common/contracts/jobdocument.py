@@ -103,10 +103,10 @@ class NumericEquality(Word, frozen=True):
 
 
 class EmbeddingEquality(Word, frozen=True):
-    """Results are equal when the vectors of a model have at least this cosine."""
+    """Results are equal when the vectors that an agent makes of them have at least this cosine."""
 
     min: Annotated[float, _said("The least cosine.", minimum=-1, maximum=1)]
-    model: Annotated[str, _said("A model that makes embeddings.")]
+    agent: Annotated[AgentName, _said("An agent that is asked for the vector of each result.")]
 
 
 class AgentWord(Word, frozen=True):

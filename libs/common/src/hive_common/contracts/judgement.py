@@ -13,7 +13,7 @@ from hive_common.kernel.errors import UnknownEvent
 Distinct = Literal["none", "executor", "device", "owner"]
 OnNone = Literal["extend", "escalate", "fail"]
 Ended = Literal["decided", "kept", "escalated", "failed"]
-JudgeKind = Literal["critic", "test", "pairs", "senior"]
+JudgeKind = Literal["critic", "test", "vector", "pairs", "senior"]
 
 REPLICAS_MAX: Final = 100
 """Attempts of one task that are compared: pairs grow with the square."""
@@ -36,7 +36,7 @@ class Numeric(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="by", t
 
 
 class Embedding(msgspec.Struct, frozen=True, tag_field="by", tag="embedding"):
-    """Equal are outputs whose vectors have at least this cosine."""
+    """Equal are outputs whose vectors, which an agent makes of each, have at least this cosine."""
 
     min: float
 

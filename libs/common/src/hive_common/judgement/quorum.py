@@ -20,7 +20,16 @@ from itertools import combinations
 
 import msgspec
 
-from hive_common.contracts.judgement import REPLICAS_MAX, Candidate, Distinct, Pair, PairCritic, Producer, Rule
+from hive_common.contracts.judgement import (
+    REPLICAS_MAX,
+    Candidate,
+    Distinct,
+    Embedding,
+    Pair,
+    PairCritic,
+    Producer,
+    Rule,
+)
 from hive_common.judgement.equality import agreed, has_keys
 from hive_common.kernel.errors import InvalidArgument
 
@@ -39,11 +48,17 @@ class Kept(msgspec.Struct, frozen=True, tag="kept"):
 
 
 class Wait(msgspec.Struct, frozen=True, tag="wait"):
-    """Nothing can be said yet: for attempts that run, or for what judges have not said of results."""
+    """Nothing can be said yet: for attempts that run, or for what judges have not said of results.
+
+    Attributes:
+        vectors: results that are compared by vectors, those that have theirs among them: which these are only who
+            makes pairs of them knows.
+    """
 
     scores: tuple[int, ...] = ()
     tests: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
+    vectors: tuple[int, ...] = ()
 
 
 class Extend(msgspec.Struct, frozen=True, tag="extend"):
@@ -120,8 +135,8 @@ def judge(
     Args:
         rule: checked, as `check_rule` does.
         candidates: attempts that gave a result, in any order.
-        pairs: what is known of pairs, where `rule.equal` goes by pairs; under `numeric` and `embedding` those that
-            are missing are not equal, under `critic` they are asked for.
+        pairs: what is known of pairs, where `rule.equal` goes by pairs. Those that are missing are not equal under
+            `numeric`; under `critic` they are asked for, and under `embedding` the vectors that they take.
         running: attempts that may still give a result.
         coming: attempts that are to be made and have no executor yet.
         spent: attempts that ended without a result and will not be made again.
@@ -141,8 +156,12 @@ def judge(
             return Kept(tuple(one.attempt for one in sifted.valid))
         return _none(rule, sifted, made, "no_quorum")
     votes = Votes(rule, sifted.valid, pairs)
+    by_vectors = rule.k > 1 and isinstance(rule.equal, Embedding)
+    if by_vectors:
+        # Of each as soon as it is there: it may be equal to what comes, though nothing is there to compare it with.
+        wait = msgspec.structs.replace(wait, vectors=tuple(one.attempt for one in sifted.valid))
     if rule.k > 1 and votes.unknown_pairs:
-        return msgspec.structs.replace(wait, pairs=votes.unknown_pairs)
+        return wait if by_vectors else msgspec.structs.replace(wait, pairs=votes.unknown_pairs)
     open_units = {unit_of(rule.distinct, one) for one in still} | _fresh(coming)
     decided = votes.decided(open_units)
     if decided is not None:
@@ -192,7 +211,7 @@ class Votes:
     """Valid results and who votes for which.
 
     Attributes:
-        unknown_pairs: pairs that a critic has not judged.
+        unknown_pairs: pairs that a critic has not judged, or of which a vector is missing.
     """
 
     def __init__(self, rule: Rule, valid: Collection[Candidate], pairs: Iterable[Pair]) -> None:
@@ -227,7 +246,7 @@ class Votes:
             if verdict:
                 groups[a].add(b)
                 groups[b].add(a)
-            elif verdict is None and isinstance(self._rule.equal, PairCritic):
+            elif verdict is None and isinstance(self._rule.equal, PairCritic | Embedding):
                 unknown.append((a, b))
         self.unknown_pairs = tuple(unknown)
         self._for = {attempt: frozenset(group) for attempt, group in groups.items()}

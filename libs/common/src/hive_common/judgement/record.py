@@ -128,7 +128,8 @@ def compare(
         gone.append("what is equal was said by a critic, and asking again could give another answer")
     elif rule.k > 1 and not has_keys(rule.equal):
         if isinstance(rule.equal, Embedding):
-            gone += [f"there is no vector of attempt {one}" for one in values if one not in (vectors or {})]
+            missing = (_compared(decision) & values.keys()) - (vectors or {}).keys()
+            gone += [f"there is no vector of attempt {one}" for one in sorted(missing)]
         differs += _other_pairs(decision, values, vectors or {})
     if differs:
         return Differs(tuple(differs))
@@ -212,18 +213,22 @@ def _unnamed_judges(decision: Decision) -> list[str]:
         by_kind.setdefault(one.kind, set()).update(one.judged)
     scored = {one.attempt for one in decision.candidates if one.score is not None}
     tested = {one.attempt for one in decision.candidates if one.passed is not None}
-    paired: set[int] = set()
-    if isinstance(decision.rule.equal, PairCritic):
-        digests = {one.attempt: one.digest for one in decision.candidates}
-        for a, b in agreed(decision.pairs):
-            if digests.get(a) != digests.get(b):
-                paired |= {a, b}
+    compared = _compared(decision)
+    paired = compared if isinstance(decision.rule.equal, PairCritic) else set()
+    turned = compared if isinstance(decision.rule.equal, Embedding) else set()
     why = []
-    for kind, judged in (("critic", scored), ("test", tested), ("pairs", paired)):
+    for kind, judged in (("critic", scored), ("test", tested), ("vector", turned), ("pairs", paired)):
         unnamed = sorted(judged - by_kind.get(kind, set()))
         if unnamed:
             why.append(f"judges: nobody is named for the verdict ({kind}) on attempts {unnamed}")
     return why
+
+
+def _compared(decision: Decision) -> set[int]:
+    """Return the attempts of recorded pairs that are not the same bytes: those needed more than a look."""
+    digests = {one.attempt: one.digest for one in decision.candidates}
+    different = (pair for pair in agreed(decision.pairs) if digests.get(pair[0]) != digests.get(pair[1]))
+    return {attempt for pair in different for attempt in pair}
 
 
 def _other_pairs(

@@ -5,7 +5,7 @@ Nothing here depends on when it is asked: asked again after a crash, it goes on 
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 from hive_common.contracts.events import (
@@ -20,6 +20,7 @@ from hive_common.contracts.events import (
 )
 from hive_common.contracts.judgement import (
     Candidate,
+    Embedding,
     Exact,
     Judge,
     JudgeKind,
@@ -29,7 +30,7 @@ from hive_common.contracts.judgement import (
     Rule,
 )
 from hive_common.contracts.values import Value, digest_of
-from hive_common.judgement.equality import Comparable, comparable, has_keys, key_of, pair, pairs_with
+from hive_common.judgement.equality import Comparable, Vector, comparable, has_keys, key_of, pair, pairs_with
 from hive_common.judgement.quorum import Decided, Escalate, Extend, Failed, Kept, Wait, judge, sift
 from hive_common.judgement.record import decision_of
 from hive_common.kernel.errors import InvalidArgument
@@ -209,6 +210,7 @@ def _ask_judges(
 ) -> Iterator[tuple[str, list[Event]]]:
     asked: list[tuple[JudgeKind, tuple[int, ...]]] = [("critic", (one,)) for one in wait.scores]
     asked += [("test", (one,)) for one in wait.tests]
+    asked += [("vector", (one,)) for one in wait.vectors]
     asked += [("pairs", pair) for pair in wait.pairs]
     for kind, attempts in asked:
         yield from _ask(job, state, task, words, Judging(kind, task.id, attempts), inputs)
@@ -225,8 +227,8 @@ def _ask(
     stream = judge_id_of(judging)
     if stream in job.tasks:
         return
-    agents = {"critic": words.critic, "test": words.test, "pairs": words.pair_critic, "senior": words.senior}
-    agent = agents[judging.kind]
+    assert judging.kind != "integrator"
+    agent = words.judges[judging.kind]
     yield (
         stream,
         [
@@ -244,14 +246,14 @@ def _ask(
     )
 
 
-def judge_ended(judge_task: TaskState, judged: JudgedState) -> None:
+def judge_ended(judge_task: TaskState, task: TaskState) -> None:
     """Take over what a judge said, or that it cannot. For `job.evolve`.
 
     Raises:
         InvalidArgument: its output is none that a judge may give; a report like that is not accepted.
     """
-    judging = judge_task.judging
-    assert judging is not None and judging.kind != "integrator"
+    judging, judged = judge_task.judging, task.judged
+    assert judging is not None and judging.kind != "integrator" and judged is not None
     if judge_task.failure is not None:
         failure = judge_task.failure
         judged.failure = f"{judge_task.agent} ({judging.kind}) failed: {failure.code}: {failure.message}"
@@ -259,15 +261,18 @@ def judge_ended(judge_task: TaskState, judged: JudgedState) -> None:
         return
     said = verdicts.read(judging, judge_task.output.raw or b"")
     match judging.kind:
+        case "vector":
+            if not task.ended:
+                judged.vectors[judging.attempts[0]] = cast(Vector, said)
         case "critic":
-            judged.scores[judging.attempts[0]] = float(said or 0.0)
+            judged.scores[judging.attempts[0]] = float(cast(float, said))
         case "test":
             judged.passed[judging.attempts[0]] = bool(said)
         case "pairs":
             a, b = judging.attempts
             judged.pairs.append(pair(a, b, bool(said)))
         case "senior":
-            judged.choice = int(said or 0)
+            judged.choice = int(cast(int, said))
     by = producer_of(judge_task, judge_task.decided)
     judged.judges.append(Judge(judging.kind, judge_task.agent, judge_task.id, by, judging.attempts))
 
@@ -290,8 +295,8 @@ def _known(
             known.keys[number] = _key(rule, value, known.digests[number], inputs)
     candidates = [_candidate(task, number, judged, known) for number in numbers]
     pairs = [*judged.pairs]
-    if looked_at and isinstance(rule.equal, Numeric):
-        pairs += _numeric_pairs(rule.equal, task, numbers, known, inputs)
+    if looked_at and isinstance(rule.equal, Numeric | Embedding):
+        pairs += _pairs_of(rule.equal, task, judged, numbers, known, inputs)
     return candidates, pairs
 
 
@@ -319,13 +324,20 @@ def _key(rule: Rule, value: Value, digest: str, inputs: "Inputs") -> str:
     return key_of(rule.equal, inputs.payload(value))
 
 
-def _numeric_pairs(
-    equal: Numeric, task: TaskState, numbers: list[int], known: Known, inputs: "Inputs"
+def _pairs_of(
+    equal: Numeric | Embedding,
+    task: TaskState,
+    judged: JudgedState,
+    numbers: list[int],
+    known: Known,
+    inputs: "Inputs",
 ) -> list[Pair]:
-    """Compare what came with all that came before it, once."""
+    """Compare what came with all that came before it, once. Without its vector, a result has not come yet."""
+    by_vectors = isinstance(equal, Embedding)
     for number in numbers:
-        if number not in known.forms:
-            form = comparable(equal, inputs.payload(task.outputs[number]))
+        if number not in known.forms and (not by_vectors or number in judged.vectors):
+            payload = b"" if by_vectors else inputs.payload(task.outputs[number])
+            form = comparable(equal, payload, judged.vectors.get(number))
             known.pairs += pairs_with(equal, number, known.digests[number], form, known.forms)
             known.forms[number] = known.digests[number], form
     return known.pairs

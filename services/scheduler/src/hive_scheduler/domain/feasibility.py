@@ -23,6 +23,7 @@ Agents = Mapping[str, AgentRef]
 JUDGE_WORDS: Final[dict[JudgeKind, str]] = {
     "critic": "verify.critic.agent",
     "test": "verify.test.agent",
+    "vector": "verify.quorum.equal.embedding.agent",
     "pairs": "verify.quorum.equal.critic.agent",
     "senior": "verify.senior.agent",
 }
@@ -31,11 +32,6 @@ JUDGE_WORDS: Final[dict[JudgeKind, str]] = {
 def path_of(step: Step) -> str:
     """Return where a step stands in the job file."""
     return step.input.path.removesuffix(".input")
-
-
-def judges_of(words: Judging) -> dict[JudgeKind, str]:
-    """Return the agents that judge single results, by what they do; empty where none is asked."""
-    return {"critic": words.critic, "test": words.test, "pairs": words.pair_critic, "senior": words.senior}
 
 
 def check_places(spec: JobSpec, agents: Agents, owner: str, pin: str, devices: Collection[Device]) -> None:
@@ -94,7 +90,7 @@ def _check_distinct(
         where_said = f"{path}.verify.quorum.of" if by_quorum else f"{path}.speculate.distinct"
         problem = f"{rule.of} results of {step.agent} are asked for"
         _refuse(where_said, problem, rule.of, makers, rule.distinct, need, devices)
-    for kind, agent in judges_of(words).items():
+    for kind, agent in words.judges.items():
         if agent:
             judge = judge_need(agents[agent], step, owner, senior=kind == "senior")
             judges = _units(rule.distinct, judge, devices)

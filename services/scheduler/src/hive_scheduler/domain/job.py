@@ -59,6 +59,8 @@ blobs and named by their digest."""
 SMALL_BYTES: Final = KIB
 """Values up to this size are inline all the same: a blob would cost more than it spares."""
 
+_FORGOTTEN: Final = values.inline(b"null")
+
 
 class Decision(NamedTuple):
     """Events for one stream, which belong together."""
@@ -569,8 +571,13 @@ def _end_judge(job: JobState, state: StepState, task: TaskState) -> None:
         job.failed = task
     judged = job.tasks.get(task.judging.task)
     if judged is not None and judged.judged is not None:
-        deciding.judge_ended(task, judged.judged)
+        deciding.judge_ended(task, judged)
         state.undecided[judged.id] = None
+    if task.judging.kind == "vector":
+        # It is in the log, and with what it was made of while that is judged: a large fork has very many of them.
+        for number, output in task.outputs.items():
+            job.inline_bytes += values.inline_bytes(_FORGOTTEN) - values.inline_bytes(output)
+            task.outputs[number] = _FORGOTTEN
 
 
 def _add_child(job: JobState, state: StepState, task: TaskState, parent: str) -> None:
@@ -614,7 +621,7 @@ def _join_step(job: JobState, event: StepJoined) -> None:
 
 def forget_values(job: JobState) -> None:
     """Drop the values of a job that has ended: only who held which attempt is of interest from here on."""
-    job.input, job.inline_bytes = values.inline(b"null"), 0
+    job.input, job.inline_bytes = _FORGOTTEN, 0
     job.forks.forget_values()
     for task in job.tasks.values():
         task.outputs.clear()

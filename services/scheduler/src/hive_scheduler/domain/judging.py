@@ -17,6 +17,7 @@ from hive_common.contracts.judgement import (
     Embedding,
     Equality,
     Exact,
+    JudgeKind,
     Numeric,
     PairCritic,
     Rule,
@@ -31,11 +32,10 @@ MIN_SCORE_DEFAULT: Final = 0.0
 
 
 class EqualityWords(msgspec.Struct, frozen=True):
-    """What is equal, and who is asked for what the rule needs: an agent about pairs, or a model for vectors."""
+    """What is equal, and which agent is asked for what the rule needs: about pairs, or for vectors."""
 
     rule: Equality
-    agent: str = ""
-    model: str = ""
+    agent: str | None = None
 
 
 class Join(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class Judging(msgspec.Struct, frozen=True):
     test: str = ""
     pair_critic: str = ""
     senior: str = ""
-    embedding_model: str = ""
+    vector: str = ""
 
     @property
     def planned(self) -> int:
@@ -91,9 +91,18 @@ class Judging(msgspec.Struct, frozen=True):
     @property
     def agents(self) -> frozenset[str]:
         """Every agent that the words name, besides the task's own."""
-        asked = (self.critic, self.test, self.pair_critic, self.senior, self.join.integrator)
-        by_join = "" if self.join.equal is None else self.join.equal.agent
-        return frozenset(filter(None, (*asked, by_join)))
+        return frozenset(filter(None, (*self.judges.values(), self.join.integrator)))
+
+    @property
+    def judges(self) -> dict[JudgeKind, str]:
+        """The agents that judge single results, by what they do; empty where none is asked."""
+        return {
+            "critic": self.critic,
+            "test": self.test,
+            "vector": self.vector,
+            "pairs": self.pair_critic,
+            "senior": self.senior,
+        }
 
 
 def judging_of(task: Task, path: str) -> Judging | None:
@@ -113,14 +122,13 @@ def judging_of(task: Task, path: str) -> Judging | None:
     join = _join(task, f"{path}.join")
     _check_join(task, join, speculate, verify, f"{path}.join")
     judges = {
-        f"{path}.verify.critic.agent": verify.critic.agent if verify.critic else "",
-        f"{path}.verify.test.agent": verify.test.agent if verify.test else "",
-        f"{path}.verify.quorum.equal.critic.agent": equal.agent,
-        f"{path}.verify.senior.agent": verify.senior.agent if verify.senior else "",
-        f"{path}.join.vote.equal.critic.agent": join.equal.agent if join.equal else "",
+        f"{path}.verify.critic.agent": verify.critic.agent if verify.critic else None,
+        f"{path}.verify.test.agent": verify.test.agent if verify.test else None,
+        f"{path}.verify.quorum.equal.{_word_of(equal)}.agent": equal.agent,
+        f"{path}.verify.senior.agent": verify.senior.agent if verify.senior else None,
     }
     for where, agent in judges.items():
-        if agent:
+        if agent is not None:
             require_agent(agent, where)
             require(agent != task.agent, where, "another agent than the one whose results it judges", agent)
     return Judging(
@@ -131,12 +139,16 @@ def judging_of(task: Task, path: str) -> Judging | None:
         if speculate.hedge_after == "p95"
         else duration_ms(speculate.hedge_after, f"{path}.speculate.hedge_after", TIMEOUT_MAX_MS),
         adaptive=verify.quorum is not None and verify.quorum.adaptive,
-        critic=judges[f"{path}.verify.critic.agent"],
-        test=judges[f"{path}.verify.test.agent"],
-        pair_critic=equal.agent,
-        senior=judges[f"{path}.verify.senior.agent"],
-        embedding_model=equal.model,
+        critic=judges[f"{path}.verify.critic.agent"] or "",
+        test=judges[f"{path}.verify.test.agent"] or "",
+        pair_critic=(equal.agent or "") if isinstance(equal.rule, PairCritic) else "",
+        senior=judges[f"{path}.verify.senior.agent"] or "",
+        vector=(equal.agent or "") if isinstance(equal.rule, Embedding) else "",
     )
+
+
+def _word_of(equal: EqualityWords) -> str:
+    return "embedding" if isinstance(equal.rule, Embedding) else "critic"
 
 
 def _rule(speculate: Speculate, verify: Verify, path: str) -> tuple[Rule, EqualityWords]:
@@ -215,8 +227,7 @@ def _equality(words: Literal["exact", "json"] | EqualBy, path: str) -> EqualityW
     if words.embedding is not UNSET:
         least = words.embedding.min
         require(-1 <= least <= 1, f"{path}.embedding.min", "a cosine: -1 to 1", least)
-        require(words.embedding.model, f"{path}.embedding.model", "the name of a model", words.embedding.model)
-        return EqualityWords(Embedding(least), model=words.embedding.model)
+        return EqualityWords(Embedding(least), agent=words.embedding.agent)
     assert words.critic is not UNSET
     return EqualityWords(PairCritic(), agent=words.critic.agent)
 
@@ -233,12 +244,9 @@ def _join(task: Task, path: str) -> Join:
         return Join("rank", top=top)
     if words.vote is not UNSET:
         equal = _equality(words.vote.equal, f"{path}.vote.equal")
-        if equal.agent:
-            problem = "agents judge pairs of results of one task (`verify.quorum`), and none of several tasks"
-            refuse("", f"{path}.vote.equal.critic", problem, "`exact`, `json` or `numeric`")
-        if equal.model:
-            problem = "nothing makes vectors of results yet"
-            refuse("", f"{path}.vote.equal.embedding", problem, "`exact`, `json` or `numeric`")
+        if equal.agent is not None:
+            problem = "agents judge results of one task (`verify.quorum`), and none of several tasks"
+            refuse("", f"{path}.vote.equal.{_word_of(equal)}", problem, "`exact`, `json` or `numeric`")
         return Join("vote", equal=equal)
     assert words.integrator is not UNSET
     said_by = words.integrator

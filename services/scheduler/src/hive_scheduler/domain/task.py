@@ -42,6 +42,7 @@ from hive_common.contracts.events import (
 from hive_common.contracts.judgement import Decision, Judge, Pair
 from hive_common.contracts.limits import LOST_ATTEMPTS_MAX
 from hive_common.contracts.values import Value
+from hive_common.judgement.equality import Vector
 from hive_common.kernel.errors import CorruptLog, FailedPrecondition
 
 TaskStatus = Literal["blocked", "ready", "active", "succeeded", "failed", "cancelled"]
@@ -91,7 +92,9 @@ class JudgedState(msgspec.Struct):
     Attributes:
         planned: attempts that were made or are to be made.
         replaced: those of them that stand in for one that failed or was lost.
+        waits: when those may be assigned that are not made yet, the soonest first.
         scores, passed, pairs: what judges said.
+        vectors: and of what is compared by them, by attempt; none once the task has ended.
         choice: the attempt that a senior agent took; 0: none of them. None while it has not said.
         judges: who said it.
         failure: why a judge could not say anything.
@@ -100,8 +103,10 @@ class JudgedState(msgspec.Struct):
 
     planned: int
     replaced: int = 0
+    waits: list[int] = []
     scores: dict[int, float] = {}
     passed: dict[int, bool] = {}
+    vectors: dict[int, Vector] = {}
     pairs: list[Pair] = []
     choice: int | None = None
     judges: list[Judge] = []
@@ -424,7 +429,7 @@ def created(task_id: str, event: TaskCreated) -> TaskState:
         attempts={},
         outputs={},
         parent=event.parent,
-        judged=JudgedState(event.replicas) if event.replicas else None,
+        judged=JudgedState(event.replicas, waits=[0] * event.replicas) if event.replicas else None,
         judging=event.judging,
     )
 
@@ -444,6 +449,9 @@ def evolve(task: TaskState, event: Event) -> None:
             attempt = AttemptState(event.executor, event.session, device=event.device, owner=event.owner)
             task.attempts[event.attempt] = attempt
             task.status = "active"
+            if task.judged is not None:
+                del task.judged.waits[:1]
+                task.not_before_us = next(iter(task.judged.waits), 0)
         case AttemptStarted():
             task.attempts[event.attempt].status = "running"
         case AttemptSucceeded():
@@ -490,7 +498,9 @@ def _extend(task: TaskState, event: TaskExtended) -> None:
     task.judged.planned += event.attempts
     if event.reason in ("retry", "lost"):
         task.judged.replaced += event.attempts
-    task.not_before_us = event.not_before_us
+    # Each has a pause of its own: what is planned now must not shorten that of one that failed before, nor wait for it.
+    task.judged.waits = sorted([*task.judged.waits, *[event.not_before_us] * event.attempts])
+    task.not_before_us = task.judged.waits[0]
 
 
 def _count(task: TaskState, code: str) -> None:
@@ -502,6 +512,8 @@ def _count(task: TaskState, code: str) -> None:
 
 def _end_live(task: TaskState) -> None:
     task.input = None  # nobody asks for it any more, and a fork may have a hundred thousand of them
+    if task.judged is not None:
+        task.judged.vectors.clear()
     for attempt in task.attempts.values():
         if attempt.status in LIVE:
             attempt.status = "cancelled"

@@ -2,6 +2,7 @@
 
     critic      {"input", "output"}                →  {"score": number}
     test        {"input", "output"}                →  {"passed": bool}
+    vector      {"input", "output"}                →  {"vector": [1 to 8,192 numbers, not all zero]}
     pairs       {"input", "a", "b"}                →  {"equal": bool}
     senior      {"input", "candidates": [values]}  →  {"choice": index of the list, or null for none of them}
 
@@ -14,22 +15,32 @@ from typing import Any, Final
 import msgspec
 from hive_common.contracts.events import Judging
 from hive_common.contracts.judgement import JudgeKind
+from hive_common.judgement.equality import Vector
 from hive_common.kernel.errors import InvalidArgument
 
-KINDS: Final[tuple[JudgeKind, ...]] = ("critic", "test", "pairs", "senior")
-WORDS: Final[dict[str, str]] = {"critic": "score", "test": "passed", "pairs": "equal", "senior": "choice"}
+KINDS: Final[tuple[JudgeKind, ...]] = ("critic", "test", "vector", "pairs", "senior")
+WORDS: Final[dict[str, str]] = {
+    "critic": "score",
+    "test": "passed",
+    "vector": "vector",
+    "pairs": "equal",
+    "senior": "choice",
+}
+VECTOR_PARTS_MAX: Final = 8_192
+"""As many shortest spellings of doubles fit into a value that is inline (`INLINE_BYTES_MAX`)."""
 _EXPECTED: Final[dict[str, str]] = {
     "critic": '{"score": a number}',
     "test": '{"passed": true or false}',
+    "vector": f'{{"vector": [1 to {VECTOR_PARTS_MAX} numbers, not all of them zero]}}',
     "pairs": '{"equal": true or false}',
     "senior": '{"choice": a place in the list of candidates, or null}',
 }
 
-Verdict = float | bool | int | None
+Verdict = float | bool | int | Vector | None
 
 
 def read(judging: Judging, output: bytes) -> Verdict:
-    """Return what a judge said: a score, whether it passed or is equal, or the attempt that was chosen (0: none).
+    """Return what a judge said: a score, whether it passed or is equal, a vector, or the attempt chosen (0: none).
 
     Raises:
         InvalidArgument: the output is not what a judge of this kind may answer.
@@ -47,6 +58,10 @@ def read(judging: Judging, output: bytes) -> Verdict:
             return float(value)
         case "test" | "pairs" if isinstance(value, bool):
             return value
+        case "vector" if isinstance(value, list) and 1 <= len(value) <= VECTOR_PARTS_MAX:
+            parts = _numbers(value)
+            if parts is not None and any(parts):
+                return parts
         case "senior" if value is None:
             return 0
         case "senior" if (
@@ -69,6 +84,14 @@ def question(kind: JudgeKind, given: Any, outputs: list[Any]) -> dict[str, Any]:
         case "senior":
             return {"input": given, "candidates": outputs}
     return {"input": given, "output": outputs[0]}
+
+
+def _numbers(value: list[Any]) -> tuple[float, ...] | None:
+    """Return a list of finite numbers as such; None: it is none."""
+    try:
+        return msgspec.convert(value, tuple[float, ...])
+    except msgspec.ValidationError:
+        return None
 
 
 def _unexpected(kind: str, got: str) -> InvalidArgument:
