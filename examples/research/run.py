@@ -60,7 +60,7 @@ def show(hive: Installation, question: str, output: dict[str, Any]) -> None:
                 f"  ----  {shorter[reading['path']]}:{reading['line']}  nothing that the critic let pass",
                 markup=False,
             )
-    models = ", ".join(sorted({note["model"] for note in found["notes"]}))
+    models = ", ".join(sorted({note["model"] for note in found["notes"] if note["model"]}))
     if models:
         say(f"quotes are word for word; {models} chose them, and a critic checked it", style="dim")
 

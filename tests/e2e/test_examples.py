@@ -217,6 +217,8 @@ class TestAgents:
         assert len(cut) == 3
         assert explorer.nearest("guests stand still, no lease", cut) == "Without a lease guests stand still."
         assert explorer.nearest("xyz", cut) == ""
+        only = {"question": "?", "path": "a.md", "line": 1, "relevance": 1.0, "text": cut[0]}
+        assert explorer.run(only)["quote"] == cut[0], "without a model, where there is nothing to choose"
 
     @pytest.mark.parametrize(
         ("calculation", "answer"), [("7 * 5", 35), ("7x5", 35), ("7 / 5", 1.4), ("(7 + 5) * 5", 60)]

@@ -29,6 +29,10 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*\"(`])")
 
 def run(input: dict) -> dict:
     """Take `question` and a passage (`path`, `line`, `relevance`, `text`); return `said` and `quote`."""
+    found = {"path": input["path"], "line": input["line"], "relevance": input["relevance"]}
+    choices = sentences(input["text"])
+    if len(choices) == 1:  # nothing to choose
+        return {**found, "said": choices[0], "quote": choices[0], "model": ""}
     seed = random.randrange(2**31)  # noqa: S311 - each try of the same task shall be another one
     answer = model.chat(
         messages(input["text"], input["question"]),
@@ -38,9 +42,8 @@ def run(input: dict) -> dict:
         max_tokens=TOKENS_MAX,
     )
     said = " ".join(answer.text.split())
-    quote = nearest(said, sentences(input["text"]))
+    quote = nearest(said, choices)
     log.info(f"{input['path']}: seed {seed}, the model said: {said}")
-    found = {"path": input["path"], "line": input["line"], "relevance": input["relevance"]}
     return {**found, "said": said, "quote": quote, "model": answer["model"]}
 
 
