@@ -26,7 +26,7 @@ from hive_common.testing.scripted import Script, ScriptedProcess
 from benchmarks.fleet import Fleet, fleet
 from benchmarks.graphs import PACE_MS
 from benchmarks.part import run_part
-from benchmarks.rounds import Spread, percentiles, spread, spreads
+from benchmarks.rounds import Spread, spread, spreads
 from benchmarks.stack import submit_and_wait
 
 ROUNDS = int(os.environ.get("HIVE_BENCH_SPECULATION_ROUNDS", "3"))
@@ -171,15 +171,21 @@ async def races(
             found.append((lost[0] - decided_s) * 1e3)
     if len(found) < times / 2:
         raise RuntimeError(f"of {times} races {len(found)} had a loser that was cancelled")
-    return percentiles(found) | {"max_ms": max(found), "counted": len(found)}
+    found.sort()
+    figures = {"p50_ms": rank(found, 0.5), "p99_ms": rank(found, 0.99), "max_ms": found[-1]}
+    return figures | {"counted": len(found)}
+
+
+def rank(ordered: list[float], share: float) -> float:
+    """Return a percentile by nearest rank."""
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 def tail(ordered: list[float], attempts: int) -> Figures:
     """Return percentiles by nearest rank, and extra attempts as a share of tasks; `ordered` ascends."""
     ranks = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
-    count = len(ordered)
-    found = {name: ordered[max(0, math.ceil(share * count - 1e-9) - 1)] for name, share in ranks.items()}
-    return found | {"extra_percent": (attempts - count) / count * 100}
+    found = {name: rank(ordered, share) for name, share in ranks.items()}
+    return found | {"extra_percent": (attempts - len(ordered)) / len(ordered) * 100}
 
 
 async def straggling(
@@ -233,7 +239,7 @@ async def one_round(
         for name, replicas, after in ways:
             hedge = {"replicas": replicas, "hedge_after": after}
             found[f"stragglers_{percent}_{name}"] = await straggling(
-                of, client, agents, percent, hedge, sizes.hedged
+                client, agents, dsn, percent, hedge, sizes.hedged
             )
     found["load"] = {"average_1min": os.getloadavg()[0]}
     return found
