@@ -43,11 +43,14 @@ class Client:
                 lambda leader: leader.submissions.submit(draft.submission), oracle.submitted
             )
         except InvalidArgument as error:
-            # Of a list that is in the document, so that its length is known at submit.
-            assert error.fields["path"] == "limits.fan_out", error
+            # Of a list in the document, whose length is known at submit; or there are too few machines.
+            if error.fields["path"] != "limits.fan_out" and not draft.impossible:
+                oracle.found(f"a job was refused: {error.message}")
             self.waiting -= 1
             return
         job, position, _ = answer
+        if draft.impossible:
+            oracle.found(f"job {job[-6:]} was taken, and there are too few machines for it")
         self.submitted.add(job)
         self._world.trace("client", f"submitted {job[-6:]} at {position}")
         if draft.cancel_after_s is not None:

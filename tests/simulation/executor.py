@@ -51,19 +51,23 @@ class Run:
 
 
 class ExecutorNode:
-    """One device.
+    """One executor.
 
     Attributes:
+        lies: the share of its results that are wrong.
         spool: outcomes that are not answered yet, on disk.
         held: attempts of this session that have not ended.
     """
 
-    def __init__(self, world: "World", executor: str, name: str, slots: int, rng: random.Random) -> None:
+    def __init__(
+        self, world: "World", executor: str, name: str, slots: int, lies: float, rng: random.Random
+    ) -> None:
         self._world = world
         self._rng = rng
         self.id = executor
         self.name = name
         self.slots = slots
+        self.lies = lies
         self.spool: dict[Key, AttemptReport] = {}
         self._generation = 0
         self.process: Process
@@ -227,7 +231,7 @@ class ExecutorNode:
 
     async def _attempt(self, run: Run) -> None:
         loop = self._world.loop
-        plan = self._world.plans.of(run.assignment, self._rng)
+        plan = self._world.plans.of(run.assignment, self.lies, self._rng)
         self._world.oracle.runs(self, run.key)
         timer = loop.call_later(STARTED_AFTER_S, self._say_started, run)
         left_s = min(plan.takes_s, run.assignment.timeout_ms / 1e3)
@@ -246,13 +250,14 @@ class ExecutorNode:
         if plan.silent:
             await asyncio.Event().wait()  # this one never says how it ended
         run.at_work = False
-        by = [self.id, self.session, run.assignment.task, run.assignment.attempt]
         timed_out = plan.takes_s > run.assignment.timeout_ms / 1e3
         code = "timeout" if timed_out else plan.code
         if code:
             self._spool(run, "failed", code=code)
         else:
-            self._spool(run, "succeeded", output=values.inline(_encode({"by": by, **plan.output})))
+            raw = _encode(plan.output)
+            self._world.oracle.gave(self, run.key, raw)
+            self._spool(run, "succeeded", output=values.inline(raw))
 
     def _say_started(self, run: Run) -> None:
         self._started[run.key] = self._report(run, "started")

@@ -158,7 +158,9 @@ class Faults:
         if (attempt.executor, attempt.session) == (node.id, session):
             return
         self._world.trace(node.name, f"claims attempt {number} of {task[-6:]} as {session}")
-        output = values.inline(msgspec.json.encode({"by": [node.id, "forged", task, number], "n": 1, "items": []}))
+        # What could be a result, or a verdict of any kind.
+        said = {"n": 1, "items": [], "score": 1.0, "passed": True, "equal": True, "choice": 0, "forged": True}
+        output = values.inline(msgspec.json.encode(said))
         report = AttemptReport(task, number, session, "succeeded", output=output)
         node.process.spawn(node.ask(ReportRequest(session=session, reports=(report,))))
 

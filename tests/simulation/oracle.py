@@ -8,59 +8,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from hive_common.contracts import events
-from hive_common.contracts.events import Event, RetryPolicy
-from hive_common.contracts.limits import LEASE_MS, LOST_ATTEMPTS_MAX
+from hive_common.contracts.events import Event
+from hive_common.contracts.limits import LOST_ATTEMPTS_MAX
 from hive_common.contracts.messages import Assignment, AttemptReport
 from hive_common.eventlog.log import Stored
+
+from .jury import Jury
+from .model import CLOCK_US, ENDED, LEASE_S, Attempt, Job, Task, breaks
 
 if TYPE_CHECKING:
     from .database import Server
     from .executor import ExecutorNode, Key
 
-LEASE_S = LEASE_MS / 1e3
-CLOCK_US = 1_200_000
-"""By so much may clocks differ before a plan moves along with them."""
 NOT_COUNTED = ("lost", "runner_died")
 HOPELESS = ("invalid_module", "invalid_input", "permission_denied", "killed")
 BACKOFF_MAX_US = 300_000_000
-
-
-class _Attempt:
-    def __init__(self, executor: str, session: str) -> None:
-        self.executor = executor
-        self.session = session
-        self.status = "live"
-        self.late = 0
-        self.code = ""
-
-
-class _Task:
-    def __init__(self, job: "_Job", retry: RetryPolicy, ready: bool) -> None:
-        self.job = job
-        self.retry = retry
-        self.status = "ready" if ready else "blocked"
-        self.attempts: dict[int, _Attempt] = {}
-        self.failures = 0
-        self.losses = 0
-        self.not_before_us = 0
-
-    def live(self) -> list[int]:
-        return [number for number, attempt in self.attempts.items() if attempt.status == "live"]
-
-
-class _Job:
-    def __init__(self, fan_out: int, deadline_us: int, generous: bool) -> None:
-        self.fan_out = fan_out
-        self.deadline_us = deadline_us
-        self.generous = generous
-        self.tasks: list[_Task] = []
-        self.cancelled = False
-        self.end = ""
-        self.ended_s = 0.0
-
-    def closes(self, now_us: int) -> bool:
-        due = now_us + CLOCK_US >= self.deadline_us
-        return self.cancelled or due or any(task.status == "failed" for task in self.tasks)
 
 
 class Violation(AssertionError):
@@ -78,14 +40,16 @@ class Oracle:
     def __init__(self, server: "Server", trace: Callable[[str, str], None]) -> None:
         self._server = server
         self._trace = trace
-        self.jobs: dict[str, _Job] = {}
-        self.tasks: dict[str, _Task] = {}
+        self.jobs: dict[str, Job] = {}
+        self.tasks: dict[str, Task] = {}
         self.problems: list[str] = []
         self.clocks_are_true = True
         self.counts: dict[str, int] = {}
         self._epoch = 0
         self._names: set[str] = set()
         self._owners: dict[str, str] = {}
+        self._given: dict[Key, tuple[str, str, bytes]] = {}
+        self._jury = Jury(self.found)
         self.heard_s: dict[str, float] = {}
         """When a pull of an executor last came to a scheduler."""
         self._running: dict[Key, list[ExecutorNode]] = {}
@@ -116,12 +80,12 @@ class Oracle:
         match event:
             case events.JobSubmitted():
                 document = msgspec.json.decode(bytes(event.document))
-                limits = document["limits"]
-                generous = limits["deadline"].endswith("h")
                 if event.name in self._names:
                     self.found(f"{what}: {event.name} was submitted once, and is there twice")
                 self._names.add(event.name)
-                self.jobs[stored.stream] = _Job(limits["fan_out"], event.deadline_us, generous)
+                self.jobs[stored.stream] = Job(document, event.deadline_us)
+            case events.ExecutorRegistered():
+                self._jury.devices[stored.stream] = event.capabilities.device
             case events.TaskCreated():
                 self._created(stored, event, what)
             case _ if stored.stream in self.jobs:
@@ -133,30 +97,48 @@ class Oracle:
         job = self.jobs[event.job]
         if stored.stream in self.tasks or job.end:
             self.found(f"{what}: twice, or after its job's end")
-        task = self.tasks[stored.stream] = _Task(job, event.retry, event.input is not None)
+        step = job.steps[event.step]
+        task = Task(job, step, event.retry, event.input is not None, event.replicas)
+        if event.judging is not None:
+            self._jury.created(task, event, self.tasks, what)
+            step.judging.append(task)
+        else:
+            if event.replicas != step.planned():
+                self.found(f"{what}: {event.replicas} replicas, and {step.planned()} were asked for")
+            step.tasks.append(task)
+            if event.input is not None:
+                self._jury.reads(task, what)
+        self.tasks[stored.stream] = task
         job.tasks.append(task)
-        if len(job.tasks) > job.fan_out:
-            self.found(f"{what}: the job has {len(job.tasks)} tasks, and {job.fan_out} are its limit")
+        size = sum(1 for one in job.tasks if not one.kind)
+        if size > job.fan_out:
+            self.found(f"{what}: the job has {size} tasks, and {job.fan_out} are its limit")
 
-    def _job(self, job: _Job, stored: Stored, event: Event, what: str) -> None:
+    def _job(self, job: Job, stored: Stored, event: Event, what: str) -> None:
         if job.end:
             self.found(f"{what}: after {job.end}")
         if isinstance(event, events.JobCancelRequested):
             job.cancelled = True
             return
+        if isinstance(event, events.StepJoined):
+            self._jury.joined(job, event, what)
+            return
         job.end, job.ended_s = stored.type, self._server.loop.time()
-        if any(task.status in ("blocked", "ready", "active") for task in job.tasks):
+        if any(task.status not in ENDED for task in job.tasks):
             self.found(f"{what}: before the end of its tasks")
         match event:
             case events.JobSucceeded():
-                if job.cancelled or any(task.status != "succeeded" for task in job.tasks):
+                if job.cancelled or not all(_may_be_in_success(task) for task in job.tasks):
                     self.found(f"{what}: cancelled, or with a task that did not succeed")
+                unjoined = [one.id for one in job.steps.values() if one.is_joined and one.joined is None]
+                if unjoined and not job.closed:
+                    self.found(f"{what}: and {unjoined} were not joined")
             case events.JobCancelled() if not job.cancelled:
                 self.found(f"{what}: nobody asked for it")
             case events.JobFailed():
                 self._job_failed(job, stored, event, what)
 
-    def _job_failed(self, job: _Job, stored: Stored, event: events.JobFailed, what: str) -> None:
+    def _job_failed(self, job: Job, stored: Stored, event: events.JobFailed, what: str) -> None:
         if job.cancelled:
             self.found(f"{what}: it was cancelled, and ends as {event.code}")
         if event.code == "internal":
@@ -166,10 +148,10 @@ class Oracle:
                 self.found(f"{what}: three hours were not enough")
             elif self.clocks_are_true and stored.ts_us + CLOCK_US < job.deadline_us:
                 self.found(f"{what}: before the deadline")
-        if event.task is not None and self.tasks[event.task].status != "failed":
-            self.found(f"{what}: its task {event.task[-6:]} did not fail")
+        if event.task is not None and not breaks(self.tasks[event.task]):
+            self.found(f"{what}: its task {event.task[-6:]} did not fail, or may")
 
-    def _task(self, task: _Task, stored: Stored, event: Event, what: str) -> None:
+    def _task(self, task: Task, stored: Stored, event: Event, what: str) -> None:
         if isinstance(event, events.AttemptLate):
             attempt = task.attempts[event.attempt]
             attempt.late += 1
@@ -177,38 +159,63 @@ class Oracle:
             if attempt.late > 1 or (attempt.status == "live" and not task.job.closes(stored.ts_us)):
                 self.found(f"{what}: late {attempt.late} times, {attempt.status}")
             return
-        if task.status in ("succeeded", "failed", "cancelled"):
+        if task.status in ENDED:
             self.found(f"{what}: after it had {task.status}")
+        if task.owed and not isinstance(event, events.TaskExtended):
+            self.found(f"{what}: an attempt for `{task.owed}` is owed")
         match event:
             case events.TaskReady():
                 task.status = "ready"
+                self._jury.reads(task, what)
             case events.TaskAssigned():
-                if event.attempt != len(task.attempts) + 1 or task.live() or task.status != "ready":
-                    self.found(f"{what}: attempt {event.attempt} of a task that is {task.status}")
-                if self.clocks_are_true and stored.ts_us + CLOCK_US < task.not_before_us:
-                    self.found(
-                        f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over"
-                    )
-                task.attempts[event.attempt] = _Attempt(event.executor, event.session)
-                task.status = "active"
+                self._assigned(task, stored, event, what)
             case events.AttemptSucceeded() | events.AttemptFailed() | events.AttemptLost():
-                self._ended(task, event, what)
+                self._ended(task, stored.stream, event, what)
             case events.TaskRetryScheduled():
                 self._retry(task, stored, event, what)
+            case events.TaskExtended():
+                if event.reason == "retry":
+                    self._paused(task, stored, event.not_before_us, what)
+                self._jury.extended(task, stored, event, self._epoch, what)
+            case events.TaskDecided():
+                self._jury.decided(task, stored, event, what)
             case events.TaskSucceeded():
                 if task.attempts[event.attempt].status != "succeeded":
                     self.found(f"{what}: attempt {event.attempt} has {task.attempts[event.attempt].status}")
-                task.status = "succeeded"
+                task.status, task.winner = "succeeded", event.attempt
             case events.TaskFailed():
                 self._failed(task, event, what)
             case events.TaskCancelled():
-                task.status = "cancelled"
-        if task.status in ("succeeded", "failed", "cancelled"):
+                self._cancelled(task, event, what)
+        if task.status in ENDED:
+            if task.judged:
+                self._jury.ends(task, event, what)
+            task.ended_s = self._server.loop.time()
             for number in task.live():
                 task.attempts[number].status = "cancelled"
+        task.last = stored.type
+
+    def _assigned(self, task: Task, stored: Stored, event: events.TaskAssigned, what: str) -> None:
+        if task.judged:
+            fits = task.status in ("ready", "active")
+            task.not_before_us = task.pauses.pop(0) if task.pauses else 0
+        else:
+            fits = task.status == "ready" and not task.live()
+        if event.attempt != len(task.attempts) + 1 or not fits:
+            self.found(f"{what}: attempt {event.attempt} of a task that is {task.status}")
+        if self.clocks_are_true and stored.ts_us + CLOCK_US < task.not_before_us:
+            self.found(f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over")
+        if task.judged or task.kind:
+            self._jury.assigned(task, event, self._epoch, what)
+        task.attempts[event.attempt] = Attempt(event.executor, event.session, event.device)
+        task.status = "active"
 
     def _ended(
-        self, task: _Task, event: events.AttemptSucceeded | events.AttemptFailed | events.AttemptLost, what: str
+        self,
+        task: Task,
+        stream: str,
+        event: events.AttemptSucceeded | events.AttemptFailed | events.AttemptLost,
+        what: str,
     ) -> None:
         attempt = task.attempts[event.attempt]
         if attempt.status != "live":
@@ -221,10 +228,10 @@ class Oracle:
         elif isinstance(event, events.AttemptFailed):
             attempt.status, attempt.code = "failed", event.code
         else:
-            attempt.status = "succeeded"
-            given = msgspec.json.decode(event.output.raw or b"null")
-            if given["by"][:2] != [attempt.executor, attempt.session] or given["by"][3] != event.attempt:
-                self.found(f"{what}: decided by {given['by']}, and {attempt.session} has it")
+            attempt.status, attempt.output = "succeeded", event.output.raw or b""
+            given = self._given.get((stream, event.attempt))
+            if given != (attempt.executor, attempt.session, attempt.output):
+                self.found(f"{what}: {attempt.session} has it, and gave {given}")
         if task.job.cancelled and not isinstance(event, events.AttemptLost):
             self.found(f"{what}: accepted after the job was cancelled")
         if attempt.status != "succeeded":
@@ -232,22 +239,35 @@ class Oracle:
                 task.losses += 1
             else:
                 task.failures += 1
+            if task.judged:
+                task.owed = self._jury.owes(task, attempt.code)
 
-    def _retry(self, task: _Task, stored: Stored, event: events.TaskRetryScheduled, what: str) -> None:
-        last = task.attempts[len(task.attempts)]
-        if last.code not in NOT_COUNTED:
-            if task.failures >= task.retry.max_attempts:
-                self.found(f"{what}: after {task.failures} failures of {task.retry.max_attempts} that it may have")
-            pause_us = min(task.retry.backoff_ms * 1_000 << task.failures - 1, BACKOFF_MAX_US)
-            if self.clocks_are_true and event.not_before_us + CLOCK_US < stored.ts_us + pause_us:
-                self.found(f"{what}: pauses {(event.not_before_us - stored.ts_us) / 1e6:.1f} s of {pause_us / 1e6}")
+    def _retry(self, task: Task, stored: Stored, event: events.TaskRetryScheduled, what: str) -> None:
+        if task.judged:
+            self.found(f"{what}: of a task whose results are judged")
+        if task.attempts[len(task.attempts)].code not in NOT_COUNTED:
+            self._paused(task, stored, event.not_before_us, what)
         elif task.losses > LOST_ATTEMPTS_MAX:
             self.found(f"{what}: after {task.losses} losses")
         task.status, task.not_before_us = "ready", event.not_before_us
 
-    def _failed(self, task: _Task, event: events.TaskFailed, what: str) -> None:
+    def _paused(self, task: Task, stored: Stored, not_before_us: int, what: str) -> None:
+        if task.failures >= task.retry.max_attempts:
+            self.found(f"{what}: after {task.failures} failures of {task.retry.max_attempts} that it may have")
+        pause_us = min(task.retry.backoff_ms * 1_000 << max(task.failures - 1, 0), BACKOFF_MAX_US)
+        if self.clocks_are_true and not_before_us + CLOCK_US < stored.ts_us + pause_us:
+            self.found(f"{what}: pauses {(not_before_us - stored.ts_us) / 1e6:.1f} s of {pause_us / 1e6}")
+
+    def _cancelled(self, task: Task, event: events.TaskCancelled, what: str) -> None:
+        if event.reason == "decided" and (task.of is None or task.of.status not in ENDED):
+            self.found(f"{what}: as decided, and it is no judge of a task that has ended")
+        if event.reason == "partial" and not any(step.closes_early for step in task.job.steps.values()):
+            self.found(f"{what}: no step is closed early")
+        task.status = "cancelled"
+
+    def _failed(self, task: Task, event: events.TaskFailed, what: str) -> None:
         task.status = "failed"
-        if event.code in HOPELESS:
+        if event.code in HOPELESS or task.judged:
             return
         retry = task.retry
         last = task.attempts[len(task.attempts)]
@@ -283,6 +303,10 @@ class Oracle:
         elif (attempt.executor, attempt.session) != (node.id, node.session):
             self.found(f"{what}, which is that of {attempt.session}")
 
+    def gave(self, node: "ExecutorNode", key: "Key", output: bytes) -> None:
+        """An executor's guest gave a result."""
+        self._given[key] = (node.id, node.session, output)
+
     def check_slots(self, node: "ExecutorNode") -> None:
         """See that an executor was not given more than it has room for.
 
@@ -313,24 +337,31 @@ class Oracle:
             if verdict == "rejected" and (attempt.executor, attempt.session) == (node.id, report.session):
                 self.found(f"{what}, which was its own")
 
-    # --- guests of jobs that have ended ---
+    # --- guests of what has ended ---
 
     def check_guests(self, nodes: "list[ExecutorNode]") -> None:
-        """See that nobody still works for a job that ended longer than a lease ago."""
+        """See that nobody still works at what was decided, or is of a job that ended, longer than a lease ago."""
         now_s = self._server.loop.time()
         for node in nodes:
             for run in node.held.values():
-                job = self.jobs[run.assignment.job]
-                if run.at_work and job.end and now_s > job.ended_s + LEASE_S + 1.0 and node.has_lease:
+                since_s = self.tasks[run.key[0]].needless_s()
+                if run.at_work and since_s and now_s > since_s + LEASE_S + 1.0 and node.has_lease:
                     self.found(
-                        f"{node.name} works at {run.key[0][-6:]}, whose job ended {now_s - job.ended_s:.1f} s ago"
+                        f"{node.name} works at {run.key[0][-6:]}, which was over {now_s - since_s:.1f} s ago"
                     )
+
+
+def _may_be_in_success(task: Task) -> bool:
+    """Whether a job may succeed with a task that ended like this."""
+    if task.of is not None or task.status == "succeeded":
+        return True
+    return (task.status == "failed" and not breaks(task)) or (task.status == "cancelled" and task.job.closed)
 
 
 def _brief(event: Event) -> str:
     shown = [
         str(value)[-24:]
-        for name in ("attempt", "session", "reason", "code", "status")
+        for name in ("attempt", "session", "reason", "code", "status", "step", "device")
         if (value := getattr(event, name, None)) is not None
     ]
     return " ".join(shown)

@@ -100,6 +100,7 @@ class SchedulerNode:
                 self.clock,
                 stop,
                 LEASE_MS,
+                chance=self._rng.random,
             )
             try:
                 await leader.start()

@@ -20,6 +20,8 @@ SEEDS_MIN = 20
 FOUND = {
     278: "an answer to a pull that came twice renewed the lease without the cancels",
     302: "a cancel was forgotten whose attempt was still on its way",
+    78: "attempts beside a slow first one were more than the job asks for, and started for one that had just begun",
+    90: "an attempt that was lost took the pause from another one that was to be made again",
 }
 """Seeds that showed a defect which is mended."""
 

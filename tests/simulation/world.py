@@ -14,9 +14,11 @@ from unittest import mock
 
 import psycopg
 from hive_audit.verifier import Verifier
+from hive_common.contracts.limits import CHUNK_EVENTS_MAX
 from hive_common.contracts.values import digest_of
 from hive_common.kernel.errors import NotFound, Unavailable
 from hive_common.testing.memory_log import MemoryReader
+from hive_scheduler import engine
 from hive_scheduler.domain.job import snapshot
 from hive_scheduler.recovery import replay
 from hive_scheduler.submission import Specs
@@ -26,6 +28,7 @@ from .database import Server
 from .executor import ExecutorNode
 from .faults import Faults
 from .jobs import Plans, Registry, draft
+from .judged import Fleet
 from .loop import Stuck, VirtualLoop
 from .network import CALM, WEATHERS, Bus
 from .oracle import Oracle
@@ -34,6 +37,8 @@ from .scheduler import SchedulerNode
 STRIKES_S = 40.0
 END_S = 1800.0
 LOOK_S = 1.0
+CHUNKS = (4, 20, CHUNK_EVENTS_MAX)
+"""Events after which a job has to wait for the others: few, so that it happens to small jobs."""
 
 
 class Shape(NamedTuple):
@@ -112,17 +117,21 @@ class World:
         registry.publish()
         count = rng.choice((1, 2, 2)) if shape.schedulers is None else shape.schedulers
         self.schedulers = [SchedulerNode(self, f"scheduler-{n}", branch()) for n in range(count)]
-        count = rng.randint(1, 5) if shape.executors is None else shape.executors
+        count = rng.randint(1, 6) if shape.executors is None else shape.executors
         self.executors = []
+        devices = 0
         for number in range(count):
             name, slots = f"executor-{number}", rng.randint(1, 4)
-            node = ExecutorNode(self, registry.register(name, slots), name, slots, branch())
-            self.executors.append(node)
+            devices += devices == 0 or rng.random() < 0.8
+            lies = rng.choice((0.0, 0.0, 0.0, 0.3, 1.0))
+            executor = registry.register(name, slots, f"device-{devices}")
+            self.executors.append(ExecutorNode(self, executor, name, slots, lies, branch()))
+        fleet = Fleet(count, devices)
         self.client = Client(self, branch())
         jobs_rng = branch()
         count = jobs_rng.randint(1, 8) if shape.jobs is None else shape.jobs
         for number in range(count):
-            self.client.plan(jobs_rng.uniform(0.1, STRIKES_S * 0.8), draft(number, jobs_rng))
+            self.client.plan(jobs_rng.uniform(0.1, STRIKES_S * 0.8), draft(number, fleet, jobs_rng))
         self.faults = Faults(self, branch())
         self._calm = shape.strikes == 0
         if self._calm:
@@ -220,6 +229,8 @@ def _state(job: Any) -> Any:
     for task in found["tasks"].values():
         # Planned times move with a clock that is set, and with the clock of a new leader.
         task.pop("not_before_us", None)
+        if task.get("judged"):
+            task["judged"]["waits"] = len(task["judged"].get("waits", ()))
     return found
 
 
@@ -260,7 +271,9 @@ def run_seed(seed: int, shape: Shape = DRAWN, lines: Callable[[str], None] | Non
     """Run one world."""
     begun = time.process_time()
     rng = random.Random(f"bytes of {seed}")
-    with mock.patch.object(os, "urandom", rng.randbytes), _quiet():
+    chunk = rng.choice(CHUNKS)
+    chunks = mock.patch.object(engine, "CHUNK_EVENTS_MAX", chunk)
+    with mock.patch.object(os, "urandom", rng.randbytes), chunks, _quiet():
         world = World(seed, shape, lines)
         handler = _Findings(world)
         logger = logging.getLogger()

@@ -69,6 +69,10 @@ def _observes_nothing(task: TaskState, event: Event) -> None:
     pass
 
 
+def _answers_nothing(job: JobState, task: TaskState, event: Event) -> list[NewEvent]:
+    return []
+
+
 class Listener(Protocol):
     """What the engine tells the dispatcher. Calls come while a decision is applied: they MUST NOT decide."""
 
@@ -131,6 +135,8 @@ class Engine:
         self.hedges = Hedges(self)
         self.trust: Trust = _trusts_nobody
         self.observe: Callable[[TaskState, Event], None] = _observes_nothing
+        self.answered: Callable[[JobState, TaskState, Event], list[NewEvent]] = _answers_nothing
+        """Says what goes into the log with an event of a canary's task (Canaries.answered)."""
         self.committer: Committer
         self.listener: Listener
         self._dirty: OrderedDict[str, None] = OrderedDict()
@@ -170,6 +176,8 @@ class Engine:
             for task in job.tasks.values():
                 if task.not_before_us:
                     task.not_before_us += by_us
+                if task.judged is not None:
+                    task.judged.waits = [due_us and due_us + by_us for due_us in task.judged.waits]
             for approval in job.approvals.values():
                 approval.expires_us += by_us
                 approval.until_us += by_us
@@ -246,6 +254,8 @@ class Engine:
             task = jobs.evolve(job, stream, event)
             if task is not None and isinstance(event, TELLING):
                 self.observe(task, event)
+            if task is not None and job.canary:
+                new += self.answered(job, task, event)
             self._react(job, task, event, live, was_ready)
             if ends and job.approvals:
                 new += self._end_approvals(job, stream)

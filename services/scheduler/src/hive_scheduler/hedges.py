@@ -41,10 +41,16 @@ class Hedges:
             self._budget.first()
         after_us = self._kinds.hedge_after_us(task.agent, words.hedge_after_ms)
         if task.judged.planned - task.judged.replaced < words.rule.of and after_us is not None:
-            self._engine.at(now_us + after_us, lambda: self._hedge(job, task))
+            self._engine.at(now_us + after_us, lambda: self._hedge(job, task, after_us))
 
-    def _hedge(self, job: JobState, task: TaskState) -> None:
+    def _hedge(self, job: JobState, task: TaskState, after_us: int) -> None:
         now_us = self._engine.now_us()
+        words = job.steps[task.step].step.judging
+        assert words is not None and task.judged is not None
+        # Those that this one was planned for may have ended, and others been made in their place.
+        is_slow = any(self._since_us.get((task.id, one), now_us) <= now_us - after_us for one in task.live())
+        if not is_slow or task.judged.planned - task.judged.replaced >= words.rule.of:
+            return
         # One that has given its result is not slow: its judge is.
         if task.ended or job.closing(now_us) is not None or task.outputs or task.wanted or not task.live():
             return

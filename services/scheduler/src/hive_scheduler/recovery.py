@@ -8,6 +8,7 @@ which `replay` does and a test compares.
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
+import msgspec
 from hive_common.contracts import events
 from hive_common.contracts.events import (
     ApprovalDecided,
@@ -91,10 +92,10 @@ class Fold:
             job = self.jobs[stored.stream] = JobState(stored.stream, stored.owner, event, spec)
             job.deadline_us = self._due(stored, event.deadline_us)
             return
-        task = jobs.evolve(job, stored.stream, event)
-        if task is not None and isinstance(event, TaskRetryScheduled | TaskExtended):
-            task.not_before_us = self._due(stored, event.not_before_us)
-        elif isinstance(event, ApprovalRequested):
+        if isinstance(event, TaskRetryScheduled | TaskExtended):
+            event = msgspec.structs.replace(event, not_before_us=self._due(stored, event.not_before_us))
+        jobs.evolve(job, stored.stream, event)
+        if isinstance(event, ApprovalRequested):
             job.approvals[stored.stream].expires_us = self._due(stored, event.expires_us)
         elif isinstance(event, ApprovalDecided):
             job.approvals[stored.stream].until_us = self._due(stored, event.until_us)

@@ -498,7 +498,7 @@ def _extend(task: TaskState, event: TaskExtended) -> None:
     task.judged.planned += event.attempts
     if event.reason in ("retry", "lost"):
         task.judged.replaced += event.attempts
-    # Each has a pause of its own: what is planned now must not shorten that of one that failed before, nor wait for it.
+    # Each has a pause of its own: what is planned now must not shorten that of an earlier one, nor wait for it.
     task.judged.waits = sorted([*task.judged.waits, *[event.not_before_us] * event.attempts])
     task.not_before_us = task.judged.waits[0]
 
