@@ -205,7 +205,7 @@ def speculation_table(found: dict[str, Any] | None) -> Iterator[str]:
     yield (
         f"{when(found)}{found['rounds']} rounds of {number(found['hedged'])} tasks each, which wait 100 ms, or 1 s "
         "where they straggle; at most one extra attempt for ten tasks (the retry budget). Each is a job of its "
-        "own, 12 under way at once, timed from its submit to its result over HTTP."
+        f"own, {found['under_way']} under way at once, timed from its submit to its result over HTTP."
     )
     yield ""
     yield "| | p50 | p90 | p99 | p99.9 | p99 cut | p99.9 cut | extra attempts |"

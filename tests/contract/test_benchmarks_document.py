@@ -142,6 +142,7 @@ SPECULATION = {
     "about": LONG["about"],
     "rounds": 3,
     "hedged": 3_000,
+    "under_way": 8,
     "tasks": {"1": 4_500, "2": 3_600},
     "coverage_pooled": {
         "1": {"measured": 0.512, "expected": 0.5, "points": 1.2},
