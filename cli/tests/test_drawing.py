@@ -95,6 +95,14 @@ def test_attempts_scores_judges_and_the_decision_come_as_they_happen(told: Told)
     assert lines[-1] == "decided: #2 with 2 votes, #1 #2"
 
 
+def test_steps_come_in_the_order_in_which_they_began(told: Told) -> None:
+    told.task("report", "report")  # exists from the job's start, and waits
+    told.plain("review", "review")
+    told.run("report", 1)
+    told.task("last", "last")
+    assert [line.split()[0] for line in told.lines() if "solver@1.0.0" in line] == ["review", "report", "last"]
+
+
 def test_judges_count_neither_as_tasks_nor_in_the_summary(told: Told) -> None:
     told.task("t", replicas=1)
     told.run("t", 1)

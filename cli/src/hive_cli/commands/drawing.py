@@ -4,6 +4,7 @@ The live view, `hive job tree` and `hive job show` draw with it. What is large i
 tasks the interesting ones are drawn, and the others are counted.
 """
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
@@ -59,9 +60,9 @@ class Drawing:
         self._now_us = now_us or tracker.seen_us
 
     def tree(self, title: str) -> Tree:
-        """Return the whole job, below its title unless that is empty."""
+        """Return the whole job, below its title unless that is empty; steps in the order in which they began."""
         tree = Tree(Text(title, style="bold"), guide_style="dim", hide_root=not title)
-        for step in self._tracker.steps.values():
+        for step in sorted(self._tracker.steps.values(), key=_began_us):
             self._step(tree, step, step.roots)
         return tree
 
@@ -225,6 +226,12 @@ def join_in_words(join: dict[str, Any]) -> str:
     said += ["partial"] if join.get("partial") else []
     said += ["the time was running out"] if join.get("closed") else []
     return "; ".join(said)
+
+
+def _began_us(step: TrackedStep) -> float:
+    """Return when the first tasks of a step began; one that has not comes last. Not of all: it is drawn often."""
+    attempts = (attempt for task in islice(step.roots, LINES_MAX) for attempt in task.attempts.values())
+    return min((attempt.started_us for attempt in attempts), default=math.inf)
 
 
 def _join(join: dict[str, Any]) -> Text:
