@@ -36,9 +36,10 @@ def test_what_is_no_budget_is_refused_with_what_would_be(text: str) -> None:
 
 
 def test_exactly_one_subject_is_meant() -> None:
-    assert _subject(True, "", "", "") == "total"
-    assert _subject(False, "", "", "*") == "agent:*"
-    for wrong in ((False, "", "", ""), (True, "ci", "", "")):
+    assert _subject(True, "", "", "", "") == "total"
+    assert _subject(False, "", "", "t", "") == "task:t"
+    assert _subject(False, "", "", "", "*") == "agent:*"
+    for wrong in ((False, "", "", "", ""), (True, "ci", "", "", "")):
         with pytest.raises(InvalidArgument, match="--total"):
             _subject(*wrong)
 
