@@ -129,6 +129,23 @@ class TestWithTheSmallModel:
         assert isinstance(result["output"]["answer"], int | float) and str(result["output"]["answer"]) in shown
         assert recomputed(with_model, result["job_id"]) == ["joined", "kept"]
 
+    def test_answers_are_compared_by_vectors(self, with_model: Installation) -> None:
+        folder = EXAMPLES / "same-meaning"
+        with_model.hive("agent", "push", "--grant", str(folder / "teller"), str(folder / "meaning"))
+        # Of this model any two texts are that near: how near is chance, and that they are compared is not.
+        said = (folder / "job.yaml").read_text()
+        job = with_model.home / "same-meaning.yaml"
+        job.write_text(said.replace("min: 0.9", "min: -1").replace("of: 3", "of: 2"))
+        result = with_model.json("run", str(job))
+        tasks = with_model.get(f"/v1/jobs/{result['job_id']}/tasks")["tasks"]
+        (told,) = (task for task in tasks if task["judging"] is None)
+        decision = with_model.get(f"/v1/tasks/{told['task_id']}/decision")
+        assert decision["outcome"] == "decided" and decision["votes"] == [1, 2]
+        assert [one["agent"] for one in decision["judges"]] == ["meaning@1.0.0"] * len(decision["judges"])
+        same = decision["candidates"][0]["digest"] == decision["candidates"][1]["digest"]
+        assert same or sorted(one["judged"] for one in decision["judges"]) == [[1], [2]]
+        assert recomputed(with_model, result["job_id"]) == ["decided"]
+
     def test_quotes_stand_in_the_documents_that_are_named(self, with_model: Installation) -> None:
         question = "What happens to guests without a lease?"
         result, shown = run_example(
@@ -219,6 +236,18 @@ class TestAgents:
         assert explorer.nearest("xyz", cut) == ""
         only = {"question": "?", "path": "a.md", "line": 1, "relevance": 1.0, "text": cut[0]}
         assert explorer.run(only)["quote"] == cut[0], "without a model, where there is nothing to choose"
+
+    @pytest.mark.parametrize(
+        ("output", "text"),
+        [({"answer": "Blue."}, "Blue."), ({"n": 7}, '{"n": 7}'), ({"b": "ä", "a": 1}, '{"a": 1, "b": "ä"}')],
+    )
+    def test_what_is_turned_into_a_vector(self, agent_of: Any, output: dict[str, Any], text: str) -> None:
+        asked: list[str] = []
+        meaning = agent_of("same-meaning/meaning")
+        embed = lambda given: asked.append(given) or types.SimpleNamespace(vectors=[[1.0, 0.5]])  # noqa: E731
+        meaning.model = types.SimpleNamespace(embed=embed)
+        assert meaning.run({"input": {}, "output": output}) == {"vector": [1.0, 0.5]}
+        assert asked == [text]
 
     @pytest.mark.parametrize(
         ("calculation", "answer"), [("7 * 5", 35), ("7x5", 35), ("7 / 5", 1.4), ("(7 + 5) * 5", 60)]

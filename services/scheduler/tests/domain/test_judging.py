@@ -119,6 +119,8 @@ def test_joins() -> None:
         ({"verify": quorum(equal={"critic": {"agent": "guess"}})}, "verify.quorum.equal.critic.agent"),
         ({"verify": {"critic": {"agent": "guess@1"}}}, "verify.critic.agent"),
         ({"verify": {"critic": {"agent": "critic"}}}, "verify.critic.agent"),
+        ({"verify": {"critic": {"agent": ""}}}, "verify.critic.agent"),
+        ({"verify": {"test": {"agent": ""}}}, "verify.test.agent"),
         ({"verify": {"test": {"agent": "guess@1"}}}, "verify.test.agent"),
         (
             {"verify": {**quorum(on_none="escalate"), "senior": {"agent": "guess@1"}}},
