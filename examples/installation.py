@@ -150,8 +150,11 @@ def _remove(made: Installation) -> None:
     try:
         # In a session of its own, because a terminal sends Ctrl-C to all in the foreground.
         command = [HIVE, "down", "--home", str(made.home)]
-        subprocess.run(command, stdout=sys.stderr, start_new_session=True, check=False)
-        shutil.rmtree(made.home, ignore_errors=True)
+        down = subprocess.run(command, stdout=sys.stderr, start_new_session=True, check=False)
+        if down.returncode == 0:
+            shutil.rmtree(made.home, ignore_errors=True)
+        else:  # it may still run, and needs its files to be stopped
+            made.console.print(f"it could not be stopped; try again: hive down --home {made.home}", style="red")
     finally:
         signal.signal(signal.SIGINT, before)
 
