@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from hive_common.contracts.events import AgentRef
+from hive_common.contracts.judgement import Distinct
 from hive_common.contracts.limits import KIB, LEASE_MS, PULL_REPLY_BYTES_MAX
 from hive_common.contracts.messages import Assignment, AttemptKey, PullReply, PullRequest
 from hive_common.contracts.permissions import NONE
@@ -365,9 +366,9 @@ class Dispatcher:
                     if not self._place_one(priority, need):
                         refused.add(need)
 
-    def may_place(self, need: Need) -> bool:
-        """Say whether any executor could ever take a task that needs this (engine.Listener)."""
-        return self._fleet.possible(need)
+    def may_place(self, need: Need, count: int, distinct: Distinct) -> bool:
+        """Say whether so many distinct ones could ever take a task that needs this (engine.Listener)."""
+        return self._fleet.possible(need, count, distinct)
 
     def _place_one(self, priority: str, need: Need) -> bool:
         picked = self._fleet.place(need)

@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 
 from hive_common.contracts import events
 from hive_common.contracts.events import Event
-from hive_common.contracts.judgement import Producer
+from hive_common.contracts.judgement import Distinct, Producer
 from hive_common.contracts.limits import CHUNK_EVENTS_MAX, MIB
 from hive_common.control.kill_log import KillLog
 from hive_common.control.orders import in_words
@@ -88,8 +88,8 @@ class Listener(Protocol):
         """The attempt is not live any more though its executor may be at it: it has to be told."""
         ...
 
-    def may_place(self, need: Need) -> bool:
-        """Say whether there is anybody who could ever take a task that needs this."""
+    def may_place(self, need: Need, count: int, distinct: Distinct) -> bool:
+        """Say whether there are so many distinct ones who could ever take a task that needs this."""
         ...
 
     def pump(self) -> None:
@@ -110,7 +110,12 @@ class _Ports(Evaluator):
 
     def may_extend(self, job: JobState, task: TaskState) -> bool:
         """Ask the fleet (job.Inputs)."""
-        return self._engine.listener.may_place(self._engine.need_of(job, task))
+        words = job.steps[task.step].step.judging
+        assert words is not None
+        # Those that are planned already and have no executor yet take the places of some.
+        return self._engine.listener.may_place(
+            self._engine.need_of(job, task), task.wanted + 1, words.rule.distinct
+        )
 
 
 class Engine:

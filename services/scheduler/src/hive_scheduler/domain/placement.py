@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 from hive_common.contracts.events import TIERS, Capabilities, Placement
+from hive_common.contracts.judgement import Distinct, Producer
+from hive_common.judgement.quorum import unit_of
 from hive_common.judgement.reputation import Standing, refused_as
 
 
@@ -351,9 +353,13 @@ class Fleet:
         """Return all devices that are known."""
         return self._devices.values()
 
-    def possible(self, need: Need) -> bool:
-        """Say whether any device could take a task, if not now."""
-        return any(never_reason(device, need) is None for device in self._devices.values())
+    def possible(self, need: Need, count: int = 1, distinct: Distinct = "none") -> bool:
+        """Say whether so many distinct executors, devices or owners could take a task, if not now."""
+        able = (device for device in self._devices.values() if never_reason(device, need) is None)
+        if distinct == "none":
+            return any(True for _ in able)
+        places = (Producer(0, one.executor, one.capabilities.device, one.owner) for one in able)
+        return len({unit_of(distinct, place) for place in places}) >= count
 
     def explain(self, need: Need) -> list[Candidate]:
         """Run every stage over every device: rejections with their reasons, the rest by falling score."""
