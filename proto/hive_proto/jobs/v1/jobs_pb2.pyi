@@ -237,6 +237,7 @@ class Job(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     APPROVALS_OPEN_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     state: _builtins.str
@@ -258,6 +259,8 @@ class Job(_message.Message):
     """of the last event of the log that this view has seen"""
     approvals_open: _builtins.int
     """so many of its attempts' actions wait until a person decides"""
+    canary: _builtins.str
+    """id of the canary that an executor is given with it; nobody asked for the job then"""
     @_builtins.property
     def tasks(self) -> Global___TaskCounts: ...
     @_builtins.property
@@ -282,10 +285,11 @@ class Job(_message.Message):
         position: _builtins.int = ...,
         steps: _abc.Iterable[Global___StepCounts] | None = ...,
         approvals_open: _builtins.int = ...,
+        canary: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals_open", b"approvals_open", "attempts", b"attempts", "deadline_us", b"deadline_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "error_task", b"error_task", "job_id", b"job_id", "name", b"name", "output_digest", b"output_digest", "output_json", b"output_json", "position", b"position", "priority", b"priority", "state", b"state", "steps", b"steps", "submitted_us", b"submitted_us", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals_open", b"approvals_open", "attempts", b"attempts", "canary", b"canary", "deadline_us", b"deadline_us", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "error_task", b"error_task", "job_id", b"job_id", "name", b"name", "output_digest", b"output_digest", "output_json", b"output_json", "position", b"position", "priority", b"priority", "state", b"state", "steps", b"steps", "submitted_us", b"submitted_us", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,22 +328,26 @@ class ListRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """1 to 1000, default 50"""
     after: _builtins.str
     """job id of the last one of the page before"""
     state: _builtins.str
     """only these"""
+    all: _builtins.bool
+    """canaries too"""
     def __init__(
         self,
         *,
         limit: _builtins.int = ...,
         after: _builtins.str = ...,
         state: _builtins.str = ...,
+        all: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "all", b"all", "limit", b"limit", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

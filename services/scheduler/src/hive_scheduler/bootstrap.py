@@ -17,6 +17,7 @@ from hive_common.ops.telemetry import Health, OpsServer
 from hive_common.permissions.tokens import Minter, Verifier, public_key
 from hive_common.rpc.server import RpcServer, key_check
 from hive_proto.approvals.v1 import approvals_pb2_grpc
+from hive_proto.canaries.v1 import canaries_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
 from hive_proto.pain.v1 import pain_pb2_grpc
@@ -24,6 +25,7 @@ from nats.aio.client import Client
 
 from hive_scheduler import metrics
 from hive_scheduler.approvals_rpc import ApprovalsService
+from hive_scheduler.canaries_rpc import CanariesService
 from hive_scheduler.database import PostgresDatabase, prepare_database
 from hive_scheduler.failure_groups import Failures
 from hive_scheduler.leader import Leader
@@ -174,6 +176,7 @@ async def _serve(config: ServiceConfig, stop: Stop, state: _State) -> None:
         )
         jobs_pb2_grpc.add_IntakeServicer_to_server(IntakeService(leader.submissions), rpc.server)
         approvals_pb2_grpc.add_ApprovalsServicer_to_server(ApprovalsService(leader.approvals), rpc.server)
+        canaries_pb2_grpc.add_CanariesServicer_to_server(CanariesService(leader.canaries), rpc.server)
         executors_pb2_grpc.add_PresenceServicer_to_server(
             PresenceService(leader.dispatcher, leader.catalogue, leader.reputation), rpc.server
         )

@@ -138,6 +138,8 @@ class Dispatcher:
         self._cancel_again_ms = lease_ms // 3
         self.standing_of: Callable[[str], Standing] = lambda _: "new"
         """What is thought of an executor, for tasks of others than its owner."""
+        self.on_assign: Callable[[str, JobState, TaskState], None] = lambda executor, job, task: None
+        """Called before a task is given to an executor; MUST NOT decide."""
         self._executors: dict[str, _Executor] = {}
         self._pulls: OrderedDict[str, _Pull] = OrderedDict()
         self._leases: OrderedDict[str, None] = OrderedDict()
@@ -419,6 +421,7 @@ class Dispatcher:
         self, state: _Executor, pull: _Pull, job: JobState, task: TaskState, picked: Picked, token: str
     ) -> None:
         assert state.session is not None
+        self.on_assign(state.id, job, task)
         known = self._catalogue.executors[state.id]
         command = tasks.Assign(
             executor=state.id,

@@ -37,6 +37,7 @@ from nats.aio.msg import Msg
 from hive_scheduler import metrics
 from hive_scheduler.approvals import Approvals
 from hive_scheduler.blobs import Blobs
+from hive_scheduler.canaries import Canaries
 from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
 from hive_scheduler.database import Database
@@ -99,7 +100,7 @@ class Leader:
         minter: makes capability tokens.
         verifier: reads them.
         approval_ms: how long people may take to decide what attempts ask.
-        chance: draws whose results are checked; from a seed in tests (Reputation).
+        chance: draws whose results are checked, and who gets canaries; from a seed in tests (Reputation, Canaries).
     """
 
     def __init__(
@@ -150,6 +151,11 @@ class Leader:
             *(self.engine, self.catalogue, blobs, self.reader, clock, self.specs, ns, owner, self.kills, permits),
             devices=self.fleet.devices,
         )
+        self.canaries = Canaries(
+            *(ns, owner, self.engine, self.catalogue, self.submissions, self.reputation, clock, chance)
+        )
+        self.engine.answered = self.canaries.answered
+        self.dispatcher.on_assign = self.canaries.consider
         self.reputation.on_standing = self.dispatcher.standing_changed
         self.dispatcher.standing_of = self.reputation.standing
         self._reputation_reader = database.reader()
@@ -174,11 +180,13 @@ class Leader:
         await self.kills.catch_up()
         fold, position = await recover(self._database.open_jobs(), self.reader, self.specs, self.engine.now_us())
         await self.reputation.load(self._database.records(), self.reader)
+        await self.canaries.load(self.reader)
         for executor in self.reputation.executors():
             self.dispatcher.standing_changed(executor)
         self.hub.position = self.engine.committer.position = position
         self._take_over(fold.jobs.values())
         self.approvals.take_over()
+        self.canaries.take_over(fold.jobs.values())
         for executor in self.catalogue.revoked():
             self.dispatcher.executor_changed(executor)
         self._enforce()
@@ -217,6 +225,7 @@ class Leader:
         for subscription in self._subscriptions:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
+        await self.canaries.close()
         await self.engine.close()
         for task in self._tasks:
             task.cancel()

@@ -20,6 +20,7 @@ _JOB: Final = "SELECT * FROM scheduler.jobs WHERE ns = %(ns)s AND job_id = %(job
 _JOBS: Final = """
 SELECT * FROM scheduler.jobs
  WHERE ns = %(ns)s AND submitted_position < %(before)s AND (%(state)s = '' OR state = %(state)s)
+   AND (%(all)s OR canary = '')
  ORDER BY submitted_position DESC LIMIT %(limit)s
 """
 _JOBS_OF: Final = """
@@ -105,15 +106,18 @@ class Queries:
             raise NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
         return rows[0]
 
-    async def jobs(self, after: str, state: str, limit: int, caller: str = "") -> list[Row]:
-        """Return rows of jobs, newest first: those older than `after`, and, if `caller` is given, of that one."""
+    async def jobs(self, after: str, state: str, limit: int, caller: str = "", all: bool = False) -> list[Row]:
+        """Return rows of jobs, newest first: those older than `after`, and, if `caller` is given, of that one.
+
+        Canaries are among them if `all` is.
+        """
         before = 2**63 - 1
         if after:
             found = await self._dicts(_JOB, {"job": after})
             if not found or caller not in ("", found[0]["caller"]):
                 raise NotFound(f"after: there is no job {after[:80]}", job=after[:80])
             before = found[0]["submitted_position"]
-        parameters = {"before": before, "state": state, "limit": limit, "caller": caller}
+        parameters = {"before": before, "state": state, "limit": limit, "caller": caller, "all": all}
         return await self._dicts(_JOBS_OF if caller else _JOBS, parameters)
 
     async def steps(self, jobs: list[str]) -> dict[str, list[Row]]:

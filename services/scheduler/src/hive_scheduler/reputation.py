@@ -8,6 +8,7 @@ The interface (`Reputation`, in memory; nothing here awaits but `load`):
     book(executor) -> Book                           counts, record and agents, to be shown
     chance() -> float                                a fresh number for one decision; from a seed in tests
     observe_task(task, event)                        what the engine decides (domain.reputation.TELLING), at once
+    observe_canary(event)                            what an answer to a canary says, at once
     trust_in(task, producer) -> int | None           `trust` with a number drawn once for this result
     trusted(executor, position)                      a person took it out of quarantine (ExecutorTrusted)
     on_standing: Callable[[str], None]               called when the standing of an executor has changed; while a
@@ -27,7 +28,14 @@ from random import SystemRandom
 from typing import Final, NamedTuple, Protocol
 
 from hive_common.contracts import events
-from hive_common.contracts.events import AttemptLost, Event, ExecutorTrusted, TaskAssigned, TaskCreated
+from hive_common.contracts.events import (
+    AttemptLost,
+    CanaryJudged,
+    Event,
+    ExecutorTrusted,
+    TaskAssigned,
+    TaskCreated,
+)
 from hive_common.contracts.judgement import Producer
 from hive_common.eventlog.log import LogReader, Stored
 from hive_common.judgement import reputation as rules
@@ -39,7 +47,7 @@ from hive_scheduler.domain.task import TaskState
 log = logging.getLogger(__name__)
 
 TYPES_OF_TASKS: Final = tuple(one.__name__ for one in TELLING)
-TYPES: Final = (*TYPES_OF_TASKS, ExecutorTrusted.__name__)
+TYPES: Final = (*TYPES_OF_TASKS, CanaryJudged.__name__, ExecutorTrusted.__name__)
 PAGE_EVENTS: Final = 1_000
 DRAWN_MAX: Final = 10_000
 """Results for which a number has been drawn; most are decided at once."""
@@ -128,12 +136,19 @@ class Reputation:
     def observe(self, event: Event, agent: str, holder_of: Callable[[int], Holder | None]) -> None:
         """Take what an event of a task says of executors (domain.reputation.observed)."""
         for one in observed(event, agent, holder_of):
-            book = self._books.setdefault(one.executor, Book())
-            before = book.standing
-            book.add(one.agent, one.ending)
-            if book.standing != before:
-                log.info("executor %s is %s, and was %s", one.executor, book.standing, before)
-                self.on_standing(one.executor)
+            self._take(one)
+
+    def observe_canary(self, event: CanaryJudged) -> None:
+        """Take what an executor's answer to a canary says of it."""
+        self._take(Observation(event.executor, event.agent, event.ending))
+
+    def _take(self, one: Observation) -> None:
+        book = self._books.setdefault(one.executor, Book())
+        before = book.standing
+        book.add(one.agent, one.ending)
+        if book.standing != before:
+            log.info("executor %s is %s, and was %s", one.executor, book.standing, before)
+            self.on_standing(one.executor)
 
     def observe_task(self, task: TaskState, event: Event) -> None:
         """Take an event that was applied to a task."""
@@ -181,12 +196,22 @@ async def told_of(reader: LogReader, batch: Sequence[Stored]) -> list[Told]:
     for stored in batch:
         if stored.type == ExecutorTrusted.__name__:
             told.append(Told(stored.ns, stored.position, [], stored.stream))
+        elif stored.type == CanaryJudged.__name__:
+            told.append(Told(stored.ns, stored.position, _of_canary(stored), None))
         elif stored.payload is not None and stored.stream in known:
             agent, attempts = known[stored.stream]
             event = events.decode(stored.type, stored.schema, stored.payload)
             observations = [*observed(event, agent, attempts.get)]
             told.append(Told(stored.ns, stored.position, observations, None))
     return told
+
+
+def _of_canary(stored: Stored) -> list[Observation]:
+    if stored.payload is None:
+        return []
+    event = events.decode(stored.type, stored.schema, stored.payload)
+    assert isinstance(event, CanaryJudged)
+    return [Observation(event.executor, event.agent, event.ending)]
 
 
 async def _tasks_of(reader: LogReader, streams: list[str]) -> dict[str, tuple[str, dict[int, Holder]]]:

@@ -95,13 +95,13 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         return _job(row, steps[request.job_id], position, outputs.get(ended), self._open(request.job_id))
 
     async def List(self, request: jobs_pb2.ListRequest, context: Any) -> jobs_pb2.ListResponse:
-        """Return jobs, newest first: all of them, or those of the key that asks."""
+        """Return jobs, newest first: those of everybody or of the key that asks, and canaries with `all`."""
         if request.state and request.state not in JOB_STATES:
             raise InvalidArgument(f"state: expected one of {', '.join(sorted(JOB_STATES))}", path="state")
         await self._seen(self._hub.position)
         position = self._views.position
         only = rules_of(context.invocation_metadata()).only
-        rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50), only)
+        rows = await self._queries.jobs(request.after, request.state, _limit(request.limit, 50), only, request.all)
         steps = await self._queries.steps([row["job_id"] for row in rows])
         return jobs_pb2.ListResponse(
             jobs=[_job(row, steps[row["job_id"]], position, None, self._open(row["job_id"])) for row in rows]
@@ -472,4 +472,5 @@ def _job(
             jobs_pb2.StepCounts(step=step["step"], agent=step["agent"], tasks=_counts([step])) for step in steps
         ],
         approvals_open=len(approvals),
+        canary=row["canary"],
     )

@@ -72,6 +72,7 @@ class Submission(NamedTuple):
     idempotency_key: str
     caller: str
     rules: KeyRules = NO_RULES
+    canary: str = ""
 
 
 class Submitted(NamedTuple):
@@ -161,6 +162,7 @@ class Submissions:
             caller=request.caller,
             pin=request.rules.pin,
             counts_only=request.rules.counts_only,
+            canary=request.canary,
         )
         job = JobState(job_id, self._owner, event, spec)
         await self._check(job, large or event.input.raw is None)

@@ -70,6 +70,7 @@ _JOB_COLUMNS: Final = (
     ("submitted_us", "bigint"),
     ("deadline_us", "bigint"),
     ("submitted_position", "bigint"),
+    ("canary", "text"),
 )
 _JOB_CHANGES: Final = (
     ("state", "text"),
@@ -400,7 +401,7 @@ def _apply_job(changes: _Changes, stored: Stored) -> None:
         assert isinstance(event, events.JobSubmitted)
         changes.new_jobs[stored.ns, stored.stream] = (
             stored.owner, event.name, event.priority, event.caller, stored.ts_us, event.deadline_us,
-            stored.position,
+            stored.position, event.canary,
         )  # fmt: skip
         return
     if stored.type == "StepJoined":

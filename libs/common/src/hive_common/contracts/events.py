@@ -70,6 +70,7 @@ class JobSubmitted(Event, frozen=True):
 
     `pin` and `counts_only` are of the key that submitted it, and hold for model calls of its guests besides what
     the document says: where their data may go, and whether no prompt and no completion of theirs are kept.
+    `canary` is the id of the canary that is given to an executor with it; nobody asked for the job then.
     """
 
     name: str
@@ -82,6 +83,7 @@ class JobSubmitted(Event, frozen=True):
     caller: str = ""
     pin: str = "any"
     counts_only: bool = False
+    canary: str = ""
 
 
 class JobCancelRequested(Event, frozen=True):
@@ -739,6 +741,35 @@ class ApprovalExpired(Event, frozen=True):
     reason: str = ""
 
 
+# --- canary ------------------------------------------------------------------------------------------------
+
+
+class CanaryAdded(Event, frozen=True):
+    """A task whose answer is known is given to executors now and then, among those of others.
+
+    `agent` is `name@version`. `key` is the answer's under `equal` (judgement.equality.key_of): the answer itself is
+    kept nowhere.
+    """
+
+    agent: str
+    input: Value
+    key: str
+    equal: Literal["exact", "json"] = "json"
+
+
+class CanaryJudged(Event, frozen=True):
+    """An executor has answered a canary, in `task`: rightly, wrongly, or not at all (`lost`)."""
+
+    executor: str
+    agent: str
+    ending: Literal["valid", "invalid", "lost"]
+    task: str
+
+
+class CanaryRemoved(Event, frozen=True):
+    """It is given to nobody any more; what is under way with it judges nobody."""
+
+
 # --- log ---------------------------------------------------------------------------------------------------
 
 
@@ -786,6 +817,7 @@ KINDS: Final[dict[str, tuple[type[Event], ...]]] = {
     "kill": (KillOrdered,),
     "kv": (KvStaged,),
     "approval": (ApprovalRequested, ApprovalDecided, ApprovalExpired),
+    "canary": (CanaryAdded, CanaryJudged, CanaryRemoved),
 }
 
 TYPES: Final[dict[str, type[Event]]] = {cls.__name__: cls for kind in KINDS.values() for cls in kind}

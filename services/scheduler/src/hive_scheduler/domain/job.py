@@ -149,6 +149,7 @@ class JobState:
         self.agents: dict[str, AgentRef] = submitted.agents
         self.pin = narrowest(spec.pin, submitted.pin)
         self.counts_only = submitted.counts_only
+        self.canary = submitted.canary
         self.steps = {step.id: StepState(step) for step in spec.steps}
         self.closers = [state for state in self.steps.values() if joining.is_closed_early(state.step)]
         self.reserves_us = joining.reserves_us(spec, submitted.agents) if self.closers else {}

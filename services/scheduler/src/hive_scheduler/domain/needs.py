@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from hive_common.contracts.events import AgentRef
 from hive_common.contracts.jobdocument import Place
 from hive_common.contracts.judgement import Distinct
@@ -30,7 +31,9 @@ def need_of(job: "JobState", task: TaskState) -> Need:
     if task.judged is not None and step.judging is not None:
         others = (one for one in task.attempts.values() if one.status in LIVE or one.status == "succeeded")
         apart = apart_from(step.judging.rule.distinct, others)
-    return base_need(agent, step, job.owner, job.pin, distinct_from=apart)
+    need = base_need(agent, step, job.owner, job.pin, distinct_from=apart)
+    # It is for machines that nobody knows yet, too, and holds nothing that its owner would not show them.
+    return msgspec.structs.replace(need, low_trust=True) if job.canary else need
 
 
 def _need_of_judge(job: "JobState", task: TaskState, agent: AgentRef, step: Step) -> Need:

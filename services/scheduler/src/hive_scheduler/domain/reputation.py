@@ -1,5 +1,7 @@
 """Who gave valid and invalid results, as events tell it: what an event says of executors, and their records.
 
+A canary judges by its answer alone, and says so itself.
+
 A quorum judges whoever took part in it, and a test whoever it was asked about. Scores of critics and the choice
 of a senior agent are opinions about results and no judgement of who made them. Nor does a quorum judge whose votes
 need not come from different machines: who agrees with itself has shown nothing. Where one result was taken because
