@@ -19,7 +19,7 @@ from hive_common.contracts.messages import AttemptReport, ReportReply, ReportReq
 from hive_common.contracts.values import Value
 from hive_common.eventlog.log import LogReader, NewEvent
 from hive_common.kernel.clock import Clock
-from hive_common.kernel.errors import InvalidArgument, PermissionDenied
+from hive_common.kernel.errors import InvalidArgument, PermissionDenied, Unavailable
 from hive_common.kernel.ids import is_id
 
 from hive_scheduler.blobs import Blobs
@@ -100,7 +100,19 @@ class Reports:
             return await self._decide_old(task_id, command)
         if isinstance(command, tasks.Succeed) and command.forks:
             command = self._allowed(*found, command)
-        return self._engine.report(*found, command)
+        verdict = self._engine.report(*found, command)
+        if verdict == "rejected":
+            await self._check_leads(found[1])
+        return verdict
+
+    async def _check_leads(self, task: TaskState) -> None:
+        """Refuse to say that an attempt is not the executor's where a later leader may have given it out.
+
+        Nothing is committed with such an answer, by which one that does not lead any more would be found out.
+        """
+        versions = await self._reader.versions([task.id])
+        if versions.get(task.id, 0) > task.version:
+            raise Unavailable("the log has more of this task than this scheduler, which leads no more; try again")
 
     def _allowed(self, job: JobState, task: TaskState, command: tasks.Succeed) -> tasks.Report:
         """Return the same, or the failure that it is where it wants children that it may not have.
