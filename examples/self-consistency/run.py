@@ -40,17 +40,17 @@ def main() -> None:
             asked = [{"question": one["question"]} for one in questions]
             result = hive.run(HERE / "questions.yaml", questions=asked, **settings)
         tasks = hive.tasks(result["job_id"], "solve")
-        if not chosen.question:
-            show(hive, questions, result["output"], tasks)
+        decided = tasks[0]["task_id"] if chosen.question else show(hive, questions, result["output"], tasks)
         hive.tree(result["job_id"])
-        hive.decision(tasks[0]["task_id"])
-        hive.finish({**result, "decided": tasks[0]["task_id"]})
+        hive.decision(decided)
+        hive.finish({**result, "decided": decided})
 
 
 def show(
     hive: Installation, questions: list[dict[str, Any]], outputs: list[dict[str, Any]], tasks: list[dict[str, Any]]
-) -> None:
-    """Print what was voted for each question beside what is right, and what a single sample would have given."""
+) -> str:
+    """Print what was voted beside what is right, and what single samples gave; return the task most disputed."""
+    disputes: dict[str, int] = {}
     table = Table()
     for column in ("question", "right", "voted", "votes", "samples"):
         table.add_column(column, justify="left" if column == "question" else "right")
@@ -62,6 +62,7 @@ def show(
         made = len(decision["candidates"]) + decision["spent"]
         samples += made
         single += sum(candidate["digest"] == right for candidate in decision["candidates"])
+        disputes[task["task_id"]] = len(decision["candidates"]) - len(decision["votes"])
         voted = output["answer"]
         colour = "green" if voted == question["expected"] else "yellow" if voted is None else "red"
         shown = f"[{colour}]{'none' if voted is None else voted}[/{colour}]"
@@ -75,6 +76,7 @@ def show(
         f"voted right: {voted_right} of {len(questions)}, no quorum: {abstained}; "
         f"single samples that were right: {single} of {samples} ({single / max(1, samples):.0%})"
     )
+    return max(disputes, key=disputes.__getitem__)
 
 
 def digest_of(output: dict[str, Any]) -> str:
