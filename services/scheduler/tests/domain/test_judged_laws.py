@@ -112,6 +112,7 @@ class JudgedLaws(Laws):
         if self.log:
             self.each_decision_follows_from_what_it_records()
             self.what_judges_said_is_what_decisions_record()
+            self.vectors_are_held_as_long_as_they_are_compared()
             self.attempts_are_no_more_than_the_rule_allows()
 
     def work_on(self, task: TaskState) -> None:

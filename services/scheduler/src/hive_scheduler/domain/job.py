@@ -575,7 +575,7 @@ def _end_judge(job: JobState, state: StepState, task: TaskState) -> None:
         deciding.judge_ended(task, judged)
         state.undecided[judged.id] = None
     if task.judging.kind == "vector":
-        # It is in the log, and with what it was made of while that is judged: a large fork has very many of them.
+        # The log has it, and the judged task while it is compared: a large fork would hold very many of them.
         for number, output in task.outputs.items():
             job.inline_bytes += values.inline_bytes(_FORGOTTEN) - values.inline_bytes(output)
             task.outputs[number] = _FORGOTTEN
