@@ -22,6 +22,7 @@ from hive_common.testing.scripted import ScriptedProcess
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
+from hive_proto.canaries.v1 import canaries_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
@@ -44,6 +45,7 @@ STUBS: dict[str, tuple[str, Any]] = {
     "Keys": ("registry", keys_pb2_grpc.KeysStub),
     "Values": ("registry", values_pb2_grpc.ValuesStub),
     "Approvals": ("scheduler", approvals_pb2_grpc.ApprovalsStub),
+    "Canaries": ("scheduler", canaries_pb2_grpc.CanariesStub),
     "Pain": ("scheduler", pain_pb2_grpc.PainStub),
 }
 """Services of the contracts: who answers."""

@@ -31,7 +31,7 @@ from hive_proto.jobs.v1 import jobs_pb2
 from hive_proto.models.v1 import models_pb2
 from hive_proto.pain.v1 import pain_pb2
 
-from tests.chaos import approval_cases, owner_cases
+from tests.chaos import approval_cases, canary_cases, owner_cases
 from tests.chaos.answers import (
     MODEL,
     STUBS,
@@ -172,6 +172,7 @@ async def revoked_once(rig: Rig, request: Any, answer: Any) -> None:
 UNARY: dict[str, Unary] = {
     **owner_cases.CASES,
     **approval_cases.CASES,
+    **canary_cases.CASES,
     "Jobs.Submit": Unary(submit_request, lambda rig, answer: answer.existed, submitted_once),
     "Intake.SubmitMany": Unary(
         submit_many_request,

@@ -69,7 +69,7 @@ def read_texts(pattern: str, option: str) -> list[dict[str, str]]:
         raise InvalidArgument(f"{option}: no file fits {pattern!r} in {Path.cwd()}")
     found, size = [], 0
     for path in paths:
-        text = _read_text(Path(path))
+        text = read_text(Path(path))
         size += len(text)
         if size > BLOB_BYTES_MAX:
             raise PayloadTooLarge(f"{option}: the files are larger than {BLOB_BYTES_MAX // 2**20} MiB together")
@@ -79,7 +79,7 @@ def read_texts(pattern: str, option: str) -> list[dict[str, str]]:
 
 def read_json_file(file: Path) -> Any:
     """Read a JSON value. Raises InvalidArgument with line and column where it is none."""
-    text = _read_text(file)
+    text = read_text(file)
     try:
         return json.loads(text, parse_constant=_no_json)
     except json.JSONDecodeError as error:
@@ -90,7 +90,8 @@ def read_json_file(file: Path) -> Any:
         raise InvalidArgument(f"{file}: {error}; expected JSON", file=str(file)) from error
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Return what stands in a file. Raises InvalidArgument where it cannot be read or is no text."""
     try:
         return file.read_bytes().decode("utf-8")
     except OSError as error:

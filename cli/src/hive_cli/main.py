@@ -13,6 +13,7 @@ from hive_cli.commands import (
     agent,
     approvals,
     audit,
+    canary,
     doctor,
     executor,
     extension,
@@ -81,6 +82,7 @@ model.app.add_typer(spending.app, name="budget")
 app.add_typer(model.app, name="model", rich_help_panel=WORK)
 app.add_typer(key.app, name="key", rich_help_panel=PEOPLE)
 app.add_typer(audit.app, name="audit", rich_help_panel=PEOPLE)
+app.add_typer(canary.app, name="canary", rich_help_panel=PEOPLE)
 app.add_typer(pain.app, name="pain", rich_help_panel=WORK)
 app.add_typer(kill.app, name="kill", rich_help_panel=PEOPLE)
 app.add_typer(kv.app, name="kv", rich_help_panel=WORK)

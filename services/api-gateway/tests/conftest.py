@@ -29,6 +29,7 @@ from hive_gateway.bootstrap import Gateway
 from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 from hive_proto.approvals.v1 import approvals_pb2, approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2, audit_pb2_grpc
+from hive_proto.canaries.v1 import canaries_pb2, canaries_pb2_grpc
 from hive_proto.control.v1 import control_pb2, control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2, executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2, jobs_pb2_grpc
@@ -357,6 +358,30 @@ class ApprovalsPeer(approvals_pb2_grpc.ApprovalsServicer):
         return self.found(state=request.verdict, by=request.caller, reason=request.reason)
 
 
+class CanariesPeer(canaries_pb2_grpc.CanariesServicer):
+    """A scheduler's canaries: what was added last."""
+
+    def __init__(self) -> None:
+        self.added: list[canaries_pb2.AddRequest] = []
+
+    def found(self, **changes: Any) -> canaries_pb2.Canary:
+        last = self.added[-1] if self.added else canaries_pb2.AddRequest(input_json=b"{}", equal="json")
+        fields = {"canary_id": TOKEN_ID, "agent": last.agent, "input_json": last.input_json, "equal": last.equal}
+        return canaries_pb2.Canary(**{**fields, "key": "sha256:0", **changes})
+
+    async def Add(self, request, context):
+        self.added.append(request)
+        return self.found()
+
+    async def List(self, request, context):
+        return canaries_pb2.ListResponse(canaries=[self.found(agent=request.agent)])
+
+    async def Remove(self, request, context):
+        if request.canary_id != TOKEN_ID:
+            raise NotFound("there is no such canary")
+        return self.found(removed=True)
+
+
 class KeysPeer(keys_pb2_grpc.KeysServicer):
     """A registry's keys in memory; `finds` counts how often it was asked whose a secret is."""
 
@@ -636,6 +661,7 @@ class World:
         self.exchange = ExchangePeer(self.models)
         self.control = ControlPeer()
         self.approvals, self.pain = ApprovalsPeer(), PainPeer()
+        self.canaries = CanariesPeer()
         self.servers: dict[str, RpcServer] = {}
         self.peers: dict[str, str] = {}
 
@@ -652,6 +678,7 @@ class World:
             jobs_pb2_grpc.add_IntakeServicer_to_server(self.intake, server.server)
             pain_pb2_grpc.add_PainServicer_to_server(self.pain, server.server)
             approvals_pb2_grpc.add_ApprovalsServicer_to_server(self.approvals, server.server)
+            canaries_pb2_grpc.add_CanariesServicer_to_server(self.canaries, server.server)
         elif name == "registry":
             executors_pb2_grpc.add_ExecutorsServicer_to_server(self.executors, server.server)
             agents_pb2_grpc.add_AgentsServicer_to_server(self.agents, server.server)

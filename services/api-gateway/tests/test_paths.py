@@ -16,6 +16,7 @@ SAMPLES = {
     "task_id": new_id(),
     "call_id": new_id(),
     "approval_id": new_id(),
+    "canary_id": new_id(),
     "id": "smollm2:135m",
     "digest": "sha256:" + "0" * 64,
     "executor": "executor-1",

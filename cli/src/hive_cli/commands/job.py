@@ -36,13 +36,17 @@ def list_jobs(
         str | None,
         typer.Option("--state", help="Only these: running, cancelling, succeeded, failed or cancelled."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Those too with which executors are tried (hive canary).")
+    ] = False,
     limit: LimitOption = 50,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """List jobs, newest first."""
+    asked = {"state": state, "all": "true" if everything else None, "limit": min(limit, 1000)}
     with connect(home) as api:
-        jobs = _first(api.pages("/v1/jobs", "jobs", "after", state=state, limit=min(limit, 1000)), limit)
+        jobs = _first(api.pages("/v1/jobs", "jobs", "after", **asked), limit)
     if as_json:
         print_json({"jobs": jobs})
         return

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from hive_common.inference.errors import OpenAIError
 from hive_common.inference.openai import ModelList
 
-from hive_gateway import approval_views, decision_views, money_views, pain_views, views
+from hive_gateway import approval_views, canary_views, decision_views, money_views, pain_views, views
 from hive_gateway.middleware import OPEN_PATHS
 from hive_gateway.model_paths import model_paths
 from hive_gateway.problems import PROBLEM_TYPE, Problem
@@ -97,7 +97,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
         openapi_version="3.1.0",
     )
-    modules = (views, money_views, approval_views, decision_views, pain_views)
+    modules = (views, money_views, approval_views, canary_views, decision_views, pain_views)
     structs = [kind for module in modules for kind in vars(module).values() if _is_view(kind)]
     _, schemas = msgspec.json.schema_components([*structs, Problem, OpenAIError, ModelList], ref_template=_REFS)
     schemas["Problem"]["additionalProperties"] = True

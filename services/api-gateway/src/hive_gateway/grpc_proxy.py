@@ -22,6 +22,7 @@ from hive_common.rpc.server import RpcServer
 from hive_proto.agents.v1 import agents_pb2
 from hive_proto.approvals.v1 import approvals_pb2
 from hive_proto.audit.v1 import audit_pb2
+from hive_proto.canaries.v1 import canaries_pb2
 from hive_proto.control.v1 import control_pb2
 from hive_proto.executors.v1 import executors_pb2
 from hive_proto.jobs.v1 import jobs_pb2
@@ -47,6 +48,7 @@ def published(peers: Peers) -> dict[ServiceDescriptor, Peer]:
         _service(jobs_pb2, "Jobs"): peers.scheduler,
         _service(approvals_pb2, "Approvals"): peers.scheduler,
         _service(pain_pb2, "Pain"): peers.scheduler,
+        _service(canaries_pb2, "Canaries"): peers.scheduler,
         _service(executors_pb2, "Executors"): peers.registry,
         _service(agents_pb2, "Agents"): peers.registry,
         _service(control_pb2, "Control"): peers.registry,

@@ -13,6 +13,7 @@ from hive_common.rpc.rules import KeyRules, metadata_of
 from hive_proto.agents.v1 import agents_pb2_grpc
 from hive_proto.approvals.v1 import approvals_pb2_grpc
 from hive_proto.audit.v1 import audit_pb2_grpc
+from hive_proto.canaries.v1 import canaries_pb2_grpc
 from hive_proto.control.v1 import control_pb2_grpc
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_proto.jobs.v1 import jobs_pb2_grpc
@@ -161,6 +162,7 @@ class Peers:
         self.router = Peer("router", addresses["router"], key)
         self.jobs = jobs_pb2_grpc.JobsStub(self.scheduler.channel)
         self.approvals = approvals_pb2_grpc.ApprovalsStub(self.scheduler.channel)
+        self.canaries = canaries_pb2_grpc.CanariesStub(self.scheduler.channel)
         self.pain = pain_pb2_grpc.PainStub(self.scheduler.channel)
         self.intake = jobs_pb2_grpc.IntakeStub(self.scheduler.channel)
         self.executors = executors_pb2_grpc.ExecutorsStub(self.registry.channel)

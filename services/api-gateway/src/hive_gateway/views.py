@@ -61,7 +61,8 @@ class Job(View, frozen=True, kw_only=True):
     """A job. A job that succeeded has its output in `output`, or as a blob under `output_digest`.
 
     `state` is running, cancelling, succeeded, failed or cancelled. `position` is the last event of the log that
-    this view has seen. So many things wait until a person decides as `approvals_open` says.
+    this view has seen. So many things wait until a person decides as `approvals_open` says. `canary` is the id of
+    the canary that an executor is given with it; nobody asked for the job then.
     """
 
     job_id: str
@@ -79,6 +80,7 @@ class Job(View, frozen=True, kw_only=True):
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
     approvals_open: int = 0
+    canary: str = ""
 
 
 class JobPage(View, frozen=True, kw_only=True):
@@ -498,6 +500,7 @@ def job(message: jobs_pb2.Job) -> Job:
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
         approvals_open=message.approvals_open,
+        canary=message.canary,
     )
 
 

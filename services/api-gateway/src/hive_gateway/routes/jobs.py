@@ -129,10 +129,14 @@ def _reading(api: APIRouter, peers: Peers, store: ArtifactStore) -> None:
 
     @api.get("/jobs", operation_id="listJobs", responses=answers(views.JobPage, 400), response_class=Response)
     async def list_jobs(
-        upstream: UpstreamDep, limit: PageLimit = 50, after: After = "", state: JobState | None = None
+        upstream: UpstreamDep,
+        limit: PageLimit = 50,
+        after: After = "",
+        state: JobState | None = None,
+        all: bool = False,
     ) -> Response:
-        """List jobs, newest first: those that the key has submitted, or all of them for the owner and admins."""
-        message = jobs_pb2.ListRequest(limit=limit, after=after, state=state or "")
+        """List jobs, newest first: those of the key, or of all for the owner and admins; with `all` canaries."""
+        message = jobs_pb2.ListRequest(limit=limit, after=after, state=state or "", all=all)
         page = (await upstream.ask(peers.scheduler, peers.jobs.List, message)).jobs
         following = page[-1].job_id if len(page) == limit else None
         return reply(views.JobPage(jobs=tuple(views.job(job) for job in page), next=following))
