@@ -22,6 +22,7 @@ HEADS = {
     "v1_joining": "8529258de28cd7c7617630545e11607f0f5f3d8f87f6a20d839d1daddee56248",
     "v1_approvals": "988acb72448bca4e38f46c331e35ff971b5eba7aa9ad7c3eb9e3329b3a50e3b7",
     "v1_forks": "7d96cff93e16d281087fbbe828e23e09b334f8ccc1dc759c53312519ba75a17f",
+    "v1_canaries": "d99568847994ab1cc0fdb79d253fa0628e0c27b44734ae6713ebe79fa279d968",
     "v1_reputation": "11332e56f47293bdb12de2492157f7514bc72273943178b49035059977580795",
 }
 """The hash at the head of each history. Nobody may ever have to change one."""

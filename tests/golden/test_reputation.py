@@ -18,11 +18,11 @@ class EmptyTable:
         return 0, {}
 
 
-def log_of(until: int) -> MemoryLog:
+def log_of(history: Path, until: int) -> MemoryLog:
     log = MemoryLog()
     log.events.clear()
     log.rows.clear()
-    for row in rows_of(HISTORY)[:until]:
+    for row in rows_of(history)[:until]:
         event, payload = row["event"].encode(), base64.b64decode(row["payload"])
         stored = stored_of(row["position"], event, bytes.fromhex(row["hash"]), payload)
         log.events.append(stored)
@@ -31,9 +31,9 @@ def log_of(until: int) -> MemoryLog:
     return log
 
 
-async def folded(until: int) -> dict[str, tuple[str, int, int, int, int, int]]:
+async def folded(until: int, history: Path = HISTORY) -> dict[str, tuple[str, int, int, int, int, int]]:
     """Return standing, valid, invalid, late, lost and in a row of each executor, by the number in its device."""
-    log = log_of(until)
+    log = log_of(history, until)
     reputation = Reputation("default")
     await reputation.load(EmptyTable(), MemoryReader(log))
     order = [stored.stream for stored in log.events if stored.type == "ExecutorRegistered"]
@@ -56,3 +56,11 @@ async def test_the_history_says_who_lied_and_who_was_lost() -> None:
     }
     del before["d-3"]
     assert await folded(46) == before, "a person trusts it anew"
+
+
+async def test_canaries_say_who_answered_rightly() -> None:
+    assert await folded(1_000, Path(__file__).parent / "v1_canaries.jsonl") == {
+        "d-1": ("new", 1, 0, 0, 0, 1),
+        "d-2": ("quarantined", 0, 2, 0, 0, 0),
+        "d-3": ("new", 0, 0, 0, 1, 0),
+    }
