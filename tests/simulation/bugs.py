@@ -25,6 +25,21 @@ STAND_BY = """\
         standing_by(True)
         await asyncio.sleep(POLL_S)
 """
+DOMAIN = "services/scheduler/src/hive_scheduler/domain"
+NEEDS, DECIDING, JOB = f"{DOMAIN}/needs.py", f"{DOMAIN}/deciding.py", f"{DOMAIN}/job.py"
+ENGINE = "services/scheduler/src/hive_scheduler/engine.py"
+HEDGES = "services/scheduler/src/hive_scheduler/hedges.py"
+QUORUM = "libs/common/src/hive_common/judgement/quorum.py"
+REACT_TO_END = "            case events.TaskSucceeded() | events.TaskFailed() | events.TaskCancelled():\n"
+DECIDE_ALL = """\
+    for task_id in list(state.undecided):
+        try:
+            yield from deciding.progress(job, state, job.tasks[task_id], inputs)
+        except BlobsNeeded as error:
+            needed.add(error)
+        else:
+            del state.undecided[task_id]
+"""
 SETTLED = "        await self._engine.committer.settled()\n"
 
 
@@ -131,7 +146,123 @@ BUGS = (
         "job_id = derive_id(self._ns, request.caller, request.idempotency_key)",
         "job_id = new_id(self._clock.now_us() // 1_000)",
     ),
+    # Of judgement.
+    _bug(
+        "losers are not told to stop",
+        4,
+        ENGINE,
+        f"{REACT_TO_END}                for number in live:\n",
+        f"{REACT_TO_END}                for number in () if task.judged else live:\n",
+    ),
+    _bug(
+        "a judge may sit where the result was made",
+        4,
+        NEEDS,
+        "        apart = apart_from(words.rule.distinct, producers, judges=True)\n",
+        '        apart = apart_from("none", producers, judges=True)\n',
+    ),
+    _bug(
+        "replicas on one device",
+        4,
+        NEEDS,
+        'devices=frozenset(one.device for one in known) if distinct == "device" else frozenset(),',
+        "devices=frozenset(),",
+    ),
+    _bug(
+        "results count as places, live attempts do not",
+        4,
+        NEEDS,
+        'if one.status in LIVE or one.status == "succeeded")',
+        'if one.status == "succeeded")',
+    ),
+    _bug(
+        "a decision with a vote too few",
+        4,
+        QUORUM,
+        "        if not leaders or self._counts[leaders[0]] < self._rule.k:\n",
+        "        if not leaders or self._counts[leaders[0]] < self._rule.k - 1:\n",
+    ),
+    _bug(
+        "what the test rejects counts",
+        4,
+        QUORUM,
+        "        if rule.tested and one.passed is False:\n",
+        "        if False:\n",
+    ),
+    _bug(
+        "a replica that was lost is planned twice",
+        4,
+        TASK,
+        '        return [TaskExtended(1, "lost", now_us)] if task.losses < LOST_ATTEMPTS_MAX else []\n',
+        '        return [TaskExtended(2, "lost", now_us)] if task.losses < LOST_ATTEMPTS_MAX else []\n',
+    ),
+    _bug(
+        "a new leader forgets the attempts that a judged task still needs",
+        4,
+        "services/scheduler/src/hive_scheduler/leader.py",
+        "                if task.wanted:\n",
+        '                if task.status == "ready":\n',
+    ),
+    _bug(
+        "a judge that nobody needs goes on",
+        4,
+        DECIDING,
+        "            if not one.ended:\n",
+        "            if False:\n",
+    ),
+    _bug(
+        "hedges without a budget",
+        4,
+        HEDGES,
+        "        if not self._budget.take():\n",
+        "        if False:\n",
+    ),
+    _bug(
+        "what is undecided is forgotten when a chunk ends",
+        4,
+        JOB,
+        DECIDE_ALL,
+        "    undecided, state.undecided = state.undecided, {}\n"
+        + DECIDE_ALL.replace("list(state.undecided)", "undecided").replace(
+            "del state.undecided[task_id]", "state.undecided.pop(task_id, None)"
+        ),
+    ),
+    _bug(
+        "a step is read before its integrator has ended",
+        4,
+        JOB,
+        "            return self.joined is not None and (done or not self.joined.task)\n",
+        "            return self.joined is not None\n",
+    ),
+    _bug(
+        "a failure that may be left out fails the job",
+        4,
+        JOB,
+        ' and job.failed is None and state.step.on_failure == "fail":\n',
+        " and job.failed is None:\n",
+    ),
     # Defects that the simulation found, put back.
+    _bug(
+        "an attempt that is lost takes the pause from another one",
+        4,
+        TASK,
+        "                task.not_before_us = next(iter(task.judged.waits), 0)\n",
+        "                task.not_before_us = 0\n",
+    ),
+    _bug(
+        "a hedge for one that has just begun, and beyond what was asked for",
+        4,
+        HEDGES,
+        "        if not is_slow or task.judged.planned - task.judged.replaced >= words.rule.of:\n",
+        "        if False:\n",
+    ),
+    _bug(
+        "one more attempt without a machine for it",
+        4,
+        f"{DOMAIN}/placement.py",
+        "for place in places}) >= count\n",
+        "for place in places}) >= 0\n",
+    ),
     _bug(
         "the lock is taken before its session has an idle limit",
         2,

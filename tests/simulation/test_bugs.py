@@ -7,10 +7,13 @@ from .bugs import BUGS, ROOT, copy_tree, find, misplaced
 SEEDS_MAX = 10
 AT = {
     "fencing off": 1,
-    "the log takes a second end": 2,
+    "the log takes a second end": 3,
     "a report is acknowledged": 1,
     "a lost attempt is not retried": 1,
-    "a report that comes twice": 6,
+    "a report that comes twice": 1,
+    "a judge may sit": 1,
+    "a decision with a vote too few": 2,
+    "hedges without a budget": 10,
 }
 """Where to begin to look. A change of the scheduler changes worlds: so a few seeds more are given."""
 

@@ -37,7 +37,7 @@ from .scheduler import SchedulerNode
 STRIKES_S = 40.0
 END_S = 1800.0
 LOOK_S = 1.0
-CHUNKS = (4, 20, CHUNK_EVENTS_MAX)
+CHUNKS = (1, 20, CHUNK_EVENTS_MAX)
 """Events after which a job has to wait for the others: few, so that it happens to small jobs."""
 
 
