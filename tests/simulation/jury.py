@@ -33,11 +33,11 @@ class Jury:
         self._found = found
         self.devices: dict[str, str] = {}
         self._hedges: Counter[int] = Counter()
-        self._firsts: Counter[int] = Counter()
+        self._firsts = 0
 
     # --- where attempts go ---
 
-    def assigned(self, task: Task, event: events.TaskAssigned, epoch: int, what: str) -> None:
+    def assigned(self, task: Task, event: events.TaskAssigned, what: str) -> None:
         """Check an assignment of a judged task or of a judge, before it is taken over."""
         if self.devices[event.executor] != event.device:
             self._found(f"{what}: on device {event.device}, and its executor has {self.devices[event.executor]}")
@@ -50,7 +50,7 @@ class Jury:
             there = [one for one in task.attempts.values() if one.status in ("live", "succeeded")]
             self._apart(task.step, event, there, what)
             if task.step.hedged and event.attempt == 1:
-                self._firsts[epoch] += 1
+                self._firsts += 1
 
     def _apart(self, step: Step, event: events.TaskAssigned, there: list[Attempt], what: str) -> None:
         if step.distinct == "none":
@@ -80,7 +80,8 @@ class Jury:
             )
         if event.reason == "hedge":
             self._hedges[epoch] += 1
-            most = HEDGES_FLOOR + HEDGES_SHARE * self._firsts[epoch]
+            # A new leader counts those anew that run when it comes.
+            most = HEDGES_FLOOR + HEDGES_SHARE * self._firsts
             if self._hedges[epoch] > most:
                 self._found(f"{what}: {self._hedges[epoch]} hedges, and {most:.1f} is the budget")
             if not step.hedged or task.gave() or not task.live():

@@ -156,7 +156,7 @@ class Oracle:
             attempt = task.attempts[event.attempt]
             attempt.late += 1
             # A job that is closing takes nothing more, though its tasks have not ended yet.
-            if attempt.late > 1 or (attempt.status == "live" and not task.job.closes(stored.ts_us)):
+            if attempt.late > 1 or (attempt.status == "live" and not self._closes(task.job, stored.ts_us)):
                 self.found(f"{what}: late {attempt.late} times, {attempt.status}")
             return
         if task.status in ENDED:
@@ -195,6 +195,10 @@ class Oracle:
                 task.attempts[number].status = "cancelled"
         task.last = stored.type
 
+    def _closes(self, job: Job, now_us: int) -> bool:
+        # Deadlines move with a clock that is set.
+        return job.closes(now_us) or not (self.clocks_are_true or job.generous)
+
     def _assigned(self, task: Task, stored: Stored, event: events.TaskAssigned, what: str) -> None:
         if task.judged:
             fits = task.status in ("ready", "active")
@@ -206,7 +210,7 @@ class Oracle:
         if self.clocks_are_true and stored.ts_us + CLOCK_US < task.not_before_us:
             self.found(f"{what}: {(task.not_before_us - stored.ts_us) / 1e6:.1f} s before its pause is over")
         if task.judged or task.kind:
-            self._jury.assigned(task, event, self._epoch, what)
+            self._jury.assigned(task, event, what)
         task.attempts[event.attempt] = Attempt(event.executor, event.session, event.device)
         task.status = "active"
 

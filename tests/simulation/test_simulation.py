@@ -18,7 +18,7 @@ CPU_S = float(os.environ.get("HIVE_SIMULATION_CPU_S", "20"))
 """Of this process, whatever else the machine does."""
 SEEDS_MIN = 20
 FOUND = {
-    278: "an answer to a pull that came twice renewed the lease without the cancels",
+    319: "an answer to a pull that came twice renewed the lease without the cancels",
     302: "a cancel was forgotten whose attempt was still on its way",
     78: "attempts beside a slow first one were more than the job asks for, and started for one that had just begun",
     2181: "one more attempt was planned, and the machine that could make it was for one that was to come already",
@@ -35,7 +35,7 @@ def replay_of(seed):
 
 
 def test_a_small_world_without_trouble_does_its_job_in_virtual_time():
-    outcome = run_seed(1, Shape(schedulers=1, executors=2, jobs=1, strikes=0))
+    outcome = run_seed(3, Shape(schedulers=1, executors=2, jobs=1, strikes=0))
     assert outcome.problems == []
     assert outcome.counts["JobSubmitted"] == 1
     assert outcome.virtual_s > outcome.cpu_s
