@@ -23,6 +23,7 @@ FOUND = {
     78: "attempts beside a slow first one were more than the job asks for, and started for one that had just begun",
     2181: "one more attempt was planned, and the machine that could make it was for one that was to come already",
     2264: "one that did not lead any more, and did not know it, told an executor that its attempt was another's",
+    11046: "one that did not lead any more took the cancel of a job that it did not have",
     90: "an attempt that was lost took the pause from another one that was to be made again",
 }
 """Seeds that showed a defect which is mended."""

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 from hive_common.contracts import events, values
 from hive_common.contracts.events import AgentRef, JobCancelRequested, JobSubmitted
+from hive_common.contracts.jobdocument import STEPS_MAX
 from hive_common.contracts.limits import BLOB_BYTES_MAX, INLINE_BYTES_MAX, KIB
 from hive_common.contracts.values import Value
 from hive_common.control.kill_log import KillLog
@@ -21,6 +22,7 @@ from hive_common.kernel.errors import (
     NotFound,
     PayloadTooLarge,
     PermissionDenied,
+    Unavailable,
 )
 from hive_common.kernel.ids import derive_id, is_id, new_id
 from hive_common.rpc.rules import NO_RULES, KeyRules
@@ -257,10 +259,14 @@ class Submissions:
         return state_of(job), self._engine.committer.position
 
     async def _ended_state(self, job_id: str) -> str:
-        found = await self._reader.read(0, 10, streams=[job_id]) if is_id(job_id) else []
+        found = await self._reader.read(0, STEPS_MAX + 10, streams=[job_id]) if is_id(job_id) else []
         if not found or found[0].type != "JobSubmitted":
             raise NotFound(f"there is no job {job_id[:80]}", job=job_id[:80])
-        return STATE_AFTER.get(found[-1].type, "running")
+        state = STATE_AFTER.get(found[-1].type, "running")
+        if state == "running":
+            # The one that leads has every open job.
+            raise Unavailable("this scheduler leads no more; try again")
+        return state
 
 
 def check_caller(caller: str) -> None:
