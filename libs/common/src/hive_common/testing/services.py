@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from psycopg.conninfo import conninfo_to_dict
 
-from hive_common.kernel.ids import new_id
+from hive_common.kernel.ids import derive_id
 from hive_common.ops.config import PostgresConfig, ServiceConfig
 from hive_common.ops.lifecycle import Stop
 from hive_common.ops.ports import free_port
@@ -36,7 +36,7 @@ def service_config(
     postgres = conninfo_to_dict(database.role_dsn(service))
     return ServiceConfig(
         service=service,
-        owner=new_id(),
+        owner=derive_id("owner", str(folder)),  # all services of one installation have one
         postgres=PostgresConfig(
             host=str(postgres["host"]),
             port=int(str(postgres["port"])),
