@@ -17,7 +17,7 @@ from tests.chaos.mutations.catalogue import DISPATCH, LEADERSHIP, REPORTS, SUBMI
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("libs/common/src", "services/scheduler/src", "services/audit/src", "proto", "tests/simulation")
-SEEDS_MAX = 800
+SEEDS_MAX = 1_200
 MEMORY_LOG = "libs/common/src/hive_common/testing/memory_log.py"
 IDLE_LIMIT = '    await conn.execute(f"SET idle_session_timeout = {SESSION_IDLE_MAX_MS}")\n'
 STAND_BY = """\

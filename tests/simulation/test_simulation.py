@@ -19,7 +19,7 @@ CPU_S = float(os.environ.get("HIVE_SIMULATION_CPU_S", "20"))
 SEEDS_MIN = 20
 FOUND = {
     319: "an answer to a pull that came twice renewed the lease without the cancels",
-    302: "a cancel was forgotten whose attempt was still on its way",
+    941: "a cancel was forgotten whose attempt was still on its way",
     78: "attempts beside a slow first one were more than the job asks for, and started for one that had just begun",
     2181: "one more attempt was planned, and the machine that could make it was for one that was to come already",
     2264: "one that did not lead any more, and did not know it, told an executor that its attempt was another's",
