@@ -85,13 +85,19 @@ class Reports:
             raise InvalidArgument(f"a batch has {len(request.reports)} reports, expected at most {REPORTS_MAX}")
         commands = [await self._command(executor, report) for report in request.reports]
         results: list[ReportResult] = []
+        rejected: dict[str, TaskState] = {}
         for report, command in zip(request.reports, commands, strict=True):
             verdict = "rejected" if command is None else await self._decide(report.task, command)
+            found = self._engine.find_task(report.task) if verdict == "rejected" else None
+            if found is not None:
+                rejected[report.task] = found[1]
             REPORTS.labels(verdict).inc()
             shown = "accepted" if verdict == "duplicate" else verdict
             results.append(ReportResult(report.task, report.attempt, shown))
         self._engine.settle()
         await self._engine.committer.settled()
+        if rejected:
+            await self._check_leads(rejected)
         return ReportReply(results=tuple(results))
 
     async def _decide(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
@@ -100,18 +106,15 @@ class Reports:
             return await self._decide_old(task_id, command)
         if isinstance(command, tasks.Succeed) and command.forks:
             command = self._allowed(*found, command)
-        verdict = self._engine.report(*found, command)
-        if verdict == "rejected":
-            await self._check_leads(found[1])
-        return verdict
+        return self._engine.report(*found, command)
 
-    async def _check_leads(self, task: TaskState) -> None:
-        """Refuse to say that an attempt is not the executor's where a later leader may have given it out.
+    async def _check_leads(self, rejected: Mapping[str, TaskState]) -> None:
+        """Refuse to say that attempts are not the executor's where a later leader may have given them out.
 
         Nothing is committed with such an answer, by which one that does not lead any more would be found out.
         """
-        versions = await self._reader.versions([task.id])
-        if versions.get(task.id, 0) > task.version:
+        versions = await self._reader.versions(list(rejected))
+        if any(versions.get(task.id, 0) > task.version for task in rejected.values()):
             raise Unavailable("the log has more of this task than this scheduler, which leads no more; try again")
 
     def _allowed(self, job: JobState, task: TaskState, command: tasks.Succeed) -> tasks.Report:
