@@ -252,7 +252,8 @@ UNARY: dict[str, Unary] = {
         lambda rig: audit_pb2.VerifyRequest(), lambda rig, answer: answer.ok and answer.events >= rig.head
     ),
     "Pain.List": reading(
-        lambda rig: pain_pb2.ListRequest(), lambda rig, answer: answer.groups[0].fingerprint == rig.fingerprint
+        lambda rig: pain_pb2.ListRequest(),
+        lambda rig, answer: rig.fingerprint in [group.fingerprint for group in answer.groups],
     ),
     "Pain.Get": reading(
         lambda rig: pain_pb2.GetRequest(fingerprint=rig.fingerprint),

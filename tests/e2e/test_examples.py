@@ -78,7 +78,7 @@ class TestWithoutModel:
             said = []
             for line in process.stdout:
                 said.append(line)
-                if "index-reducer" in line:  # the last one is pushed, and the job comes next
+                if "is ready after" in line:  # agents are pushed, and then the job comes
                     break
             os.killpg(process.pid, signal.SIGINT)
             rest, _ = process.communicate(timeout=SECONDS_MAX)

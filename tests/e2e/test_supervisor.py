@@ -55,7 +55,7 @@ def test_commands_say_that_nothing_runs(scratch: Installation) -> None:
 
 
 def test_a_recorded_port_that_is_taken_is_named_and_nothing_is_left(scratch: Installation) -> None:
-    scratch.hive("init")
+    scratch.hive("init", "--free-ports")
     port = json.loads((scratch.home / "hive.json").read_text())["ports"]["nats"]
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
@@ -68,7 +68,7 @@ def test_a_recorded_port_that_is_taken_is_named_and_nothing_is_left(scratch: Ins
 
 
 def test_a_service_that_cannot_start_is_named_with_the_end_of_its_log(scratch: Installation) -> None:
-    scratch.hive("init")
+    scratch.hive("init", "--free-ports")
     (scratch.home / "secrets" / "postgres-registry").chmod(0o644)
     done = scratch.hive("up", "--detach", check=False)
     assert done.returncode == 1
@@ -101,7 +101,9 @@ def test_a_full_disk_is_said_and_nothing_is_left(scratch: Installation) -> None:
 def test_ctrl_c_stops_everything_in_order_and_the_next_up_finds_the_same_log(scratch: Installation) -> None:
     ids = []
     for _ in range(2):
-        with subprocess.Popen([HIVE, "up"], env=scratch.environment, stderr=subprocess.PIPE, text=True) as up:
+        with subprocess.Popen(
+            [HIVE, "up", "--free-ports"], env=scratch.environment, stderr=subprocess.PIPE, text=True
+        ) as up:
             assert up.stderr is not None
             for line in up.stderr:
                 if "event log" in line:
@@ -155,7 +157,7 @@ def test_a_log_that_was_tampered_with_can_still_be_looked_into_after_a_restart(s
             " WHERE position = (SELECT max(position) FROM log.events) RETURNING position"
         ).fetchone()
     scratch.down()
-    started = scratch.hive("up", "--detach")
+    started = scratch.hive("up", "--detach", "--free-ports")
     assert "audit is not ready" in started.stderr
     assert scratch.json("status")["state"] == "degraded"
     done = scratch.hive("audit", "verify", "--json", check=False)

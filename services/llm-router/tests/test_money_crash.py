@@ -110,7 +110,8 @@ async def test_killed_in_the_middle_of_two_hundred_calls(
         limit = 50 * reservation
         await set_budget(router, "total", ("month", "usd", limit))
         calls = [asyncio.ensure_future(persistent(router)) for _ in range(CALLS)]
-        await acme.until(lambda: len(acme.generations) >= 10)
+        # Some are answered by then: what is set aside for those under way may be all that is left.
+        await acme.until(lambda: any(call.done() and call.result() == "answered" for call in calls))
         await process.end(signal.SIGKILL)
         await acme.until(lambda: all(one.outcome for one in acme.generations))
         await process.start()

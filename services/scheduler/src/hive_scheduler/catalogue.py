@@ -16,14 +16,13 @@ from hive_scheduler.signers import Signers
 
 log = logging.getLogger(__name__)
 
-SIGNER_TYPES: Final = ("AgentVersionYanked", "SigningKeyTrusted", "SigningKeyDistrusted")
+URGENT_TYPES: Final = ("AgentVersionYanked", "SigningKeyTrusted", "SigningKeyDistrusted", "PermissionRevoked")
 """What counts at once, and is read without waiting for more."""
 
 TYPES: Final = (
     "AgentVersionPublished",
-    *SIGNER_TYPES,
+    *URGENT_TYPES,
     "PermissionGranted",
-    "PermissionRevoked",
     "ExecutorEnrolled",
     "ExecutorRegistered",
     "ExecutorCapabilitiesChanged",

@@ -38,7 +38,7 @@ from hive_scheduler import metrics
 from hive_scheduler.approvals import Approvals
 from hive_scheduler.blobs import Blobs
 from hive_scheduler.canaries import Canaries
-from hive_scheduler.catalogue import SIGNER_TYPES, TYPES, Catalogue
+from hive_scheduler.catalogue import TYPES, URGENT_TYPES, Catalogue
 from hive_scheduler.commits import Committed, Committer
 from hive_scheduler.database import Database
 from hive_scheduler.dispatch import Dispatcher
@@ -273,7 +273,7 @@ class Leader:
     async def _on_head(self, message: Msg) -> None:
         if concerns(message.data, KILL_TYPES):
             self.kills.wake.set()
-        if concerns(message.data, SIGNER_TYPES):
+        if concerns(message.data, URGENT_TYPES):
             self.catalogue.wake.set()
         if concerns(message.data, TYPES):
             # Somebody else's events: ours are none of these, and the views have ours from memory.
