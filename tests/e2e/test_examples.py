@@ -73,6 +73,8 @@ class TestWithoutModel:
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                # Who starts tests in the background has them ignore what a terminal does not.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             assert process.stdout is not None
             said = []

@@ -99,11 +99,10 @@ def test_a_full_disk_is_said_and_nothing_is_left(scratch: Installation) -> None:
 
 
 def test_ctrl_c_stops_everything_in_order_and_the_next_up_finds_the_same_log(scratch: Installation) -> None:
+    scratch.hive("init", "--free-ports")
     ids = []
     for _ in range(2):
-        with subprocess.Popen(
-            [HIVE, "up", "--free-ports"], env=scratch.environment, stderr=subprocess.PIPE, text=True
-        ) as up:
+        with subprocess.Popen([HIVE, "up"], env=scratch.environment, stderr=subprocess.PIPE, text=True) as up:
             assert up.stderr is not None
             for line in up.stderr:
                 if "event log" in line:
@@ -157,7 +156,7 @@ def test_a_log_that_was_tampered_with_can_still_be_looked_into_after_a_restart(s
             " WHERE position = (SELECT max(position) FROM log.events) RETURNING position"
         ).fetchone()
     scratch.down()
-    started = scratch.hive("up", "--detach", "--free-ports")
+    started = scratch.hive("up", "--detach")
     assert "audit is not ready" in started.stderr
     assert scratch.json("status")["state"] == "degraded"
     done = scratch.hive("audit", "verify", "--json", check=False)
