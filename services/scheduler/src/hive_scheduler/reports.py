@@ -95,9 +95,9 @@ class Reports:
             shown = "accepted" if verdict == "duplicate" else verdict
             results.append(ReportResult(report.task, report.attempt, shown))
         self._engine.settle()
-        await self._engine.committer.settled()
         if rejected:
             await self._check_leads(rejected)
+        await self._engine.committer.settled()
         return ReportReply(results=tuple(results))
 
     async def _decide(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
