@@ -59,14 +59,11 @@ class Permits:
                 f"{asking[0][0]} asks for permissions, and this scheduler has no key for capability tokens "
                 "(`extra.token_key_file` of its configuration)"
             )
+        if asking:
+            # What was granted or taken back a moment ago may not be here yet.
+            await self._catalogue.catch_up()
         for reference, agent in asking:
-            try:
-                permissions = self._effective(agent)
-            except PermissionDenied:
-                # What was granted a moment ago may not be here yet.
-                await self._catalogue.catch_up()
-                permissions = self._effective(agent)
-            found[reference] = with_permissions(agent, permissions)
+            found[reference] = with_permissions(agent, self._effective(agent))
         return found
 
     def permissions(self, agent: AgentRef) -> Permissions:
