@@ -12,7 +12,14 @@ from random import SystemRandom
 from typing import Final, Literal, cast
 
 from hive_common.contracts import events, values
-from hive_common.contracts.events import CanaryAdded, CanaryJudged, CanaryRemoved, Event
+from hive_common.contracts.events import (
+    AttemptFailed,
+    AttemptSucceeded,
+    CanaryAdded,
+    CanaryJudged,
+    CanaryRemoved,
+    Event,
+)
 from hive_common.eventlog.log import LogReader, NewEvent
 from hive_common.judgement.reputation import gets_canary
 from hive_common.kernel.clock import Clock
@@ -250,13 +257,12 @@ class Canaries:
     def answered(self, job: JobState, task: TaskState, event: Event) -> list[NewEvent]:
         """Judge by an event of a canary's task, and return what goes into the log with it (Engine.answered)."""
         canary = self._known.get(job.canary)
-        ending = None if canary is None else ending_of(canary, event)
-        if canary is None or ending not in ("valid", "invalid", "lost"):
+        if canary is None or not isinstance(event, AttemptSucceeded | AttemptFailed):
             return []
-        attempt: int = event.attempt  # type: ignore[attr-defined]
-        judged = CanaryJudged(task.attempts[attempt].executor, canary.agent, ending, task.id)
+        ending = ending_of(canary, event)
+        judged = CanaryJudged(task.attempts[event.attempt].executor, canary.agent, ending, task.id)
         self._reputation.observe_canary(judged)
-        stream = derive_id("canary", task.id, str(attempt))
+        stream = derive_id("canary", task.id, str(event.attempt))
         return [self._new_event(stream, 1, judged, ACTOR)]
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from hive_common.contracts import values
-from hive_common.contracts.events import AgentRef, AttemptFailed, AttemptStarted, AttemptSucceeded
+from hive_common.contracts.events import AgentRef, AttemptFailed, AttemptSucceeded
 from hive_common.contracts.permissions import KvPermission
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 from hive_scheduler.domain.canaries import (
@@ -49,7 +49,6 @@ def test_what_is_large_is_right_only_by_its_own_bytes():
 
 def test_a_failure_is_no_lie():
     assert ending_of(canary("json"), AttemptFailed(1, "agent_error")) == "lost"
-    assert ending_of(canary("json"), AttemptStarted(1, 1)) is None
 
 
 def test_agents_whose_answers_are_not_known_by_their_input_have_none():

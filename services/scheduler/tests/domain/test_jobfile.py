@@ -87,7 +87,7 @@ def test_without_an_input_there_is_none_to_override():
         (with_task(0, id="Square"), "tasks[0].id", "[a-z]"),
         (with_task(1, id="square"), "tasks[1].id", "differ"),
         (with_task(0, agent="square"), "tasks[0].agent", "name@version"),
-        (with_task(0, agent=5), "tasks[0].agent", "str"),
+        (with_task(0, agent=5), "tasks[0].agent", "expected text (put it in quotes)"),
         (with_task(0, timeout="ten"), "tasks[0].timeout", "ten"),
         (with_task(0, fork={"a": 1}), "tasks[0].fork", "a list"),
         (with_task(0, fork="numbers"), "tasks[0].fork", "a list"),
@@ -102,7 +102,7 @@ def test_without_an_input_there_is_none_to_override():
         (with_task(0, needs=["total"]), "needs", "circle"),
         (with_task(1, needs=["total"]), "tasks[1].needs", "circle"),
         (b"{", "", "not JSON"),
-        (b"[]", "", "object"),
+        (b"[]", "", "expected a mapping"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_path(document, path, words):

@@ -86,6 +86,26 @@ def test_replicas_without_a_quorum_end_with_the_first_that_passes() -> None:
     assert made.hedge_after_ms == 500
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            {"verify": {"critic": {"agent": "critic@1", "min_score": "high"}}},
+            "verify.critic.min_score: got text; expected a number",
+        ),
+        (
+            {"verify": {"critic": {"agent": "critic@1", "min_score": [1]}}},
+            "verify.critic.min_score: got a list; expected a number",
+        ),
+        ({"verify": {"quorum": {"k": "two", "of": 3}}}, "verify.quorum.k: got text; expected a whole number"),
+        ({"verify": {"critic": "critic@1"}}, "verify.critic: got text; expected a mapping"),
+        ({"join": 3}, "join: got a whole number; expected text or a mapping"),
+    ],
+)
+def test_what_is_no_such_thing_is_said_in_the_words_of_the_file(words: Any, said: str) -> None:
+    assert refused(**words).message.startswith(f"tasks[0].{said}")
+
+
 def test_joins() -> None:
     critic = {"critic": {"agent": "critic@1"}}
     assert judging(fork=[1, 2], join="vote").join.equal is not None

@@ -23,6 +23,16 @@ _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
 _NOT_ONE_OF = re.compile(r"Invalid enum value (?P<value>.*)\Z", re.DOTALL)
+_TYPE = re.compile(r"`(?P<types>[a-z]+(?: \| [a-z]+)*)`")
+_TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -172,8 +182,18 @@ def refuse_validation(
     wanted, _, got = problem.partition(", got ")
     if got and wanted.startswith("Expected "):
         hint = " (put it in quotes)" if "`str`" in wanted and got in ("`float`", "`int`", "`bool`") else ""
-        refuse(file, where, f"got {got}", wanted.removeprefix("Expected ") + hint)
+        refuse(file, where, f"got {_in_words(got)}", _in_words(wanted.removeprefix("Expected ")) + hint)
     refuse(file, where, problem)
+
+
+def _in_words(said: str) -> str:
+    """Return what msgspec says of types in the words of who writes documents."""
+
+    def words(match: re.Match[str]) -> str:
+        types = [one for one in match["types"].split(" | ") if one != "null"] or ["null"]
+        return " or ".join(_TYPES.get(one, one) for one in types)
+
+    return _TYPE.sub(words, said)
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:

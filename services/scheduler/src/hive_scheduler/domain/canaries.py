@@ -7,12 +7,11 @@ alone, so that it travels nowhere. It judges by the answer: another one is inval
 from typing import Final, Literal, NamedTuple
 
 import msgspec
-from hive_common.contracts.events import AgentRef, AttemptFailed, AttemptSucceeded, CanaryAdded, Event
+from hive_common.contracts.events import AgentRef, AttemptFailed, AttemptSucceeded, CanaryAdded
 from hive_common.contracts.judgement import CanonicalJson, Exact
 from hive_common.contracts.limits import KIB
 from hive_common.contracts.values import Value
 from hive_common.judgement.equality import key_of
-from hive_common.judgement.reputation import Ending
 from hive_common.kernel.errors import FailedPrecondition, InvalidArgument
 
 OF_AGENT_MAX: Final = 100
@@ -23,6 +22,7 @@ WAIT_MS: Final = 180_000
 """How long a canary may wait for its executor, besides the timeout of its task."""
 
 Equal = Literal["exact", "json"]
+Ending = Literal["valid", "invalid", "lost"]
 _RULES: Final[dict[str, Exact | CanonicalJson]] = {"exact": Exact(), "json": CanonicalJson()}
 _OUTSIDE: Final = ("model", "http", "kv", "fork")
 
@@ -83,14 +83,11 @@ def answer_key(equal: str, answer: bytes) -> str:
     return key_of(_RULES[equal], answer)
 
 
-def ending_of(canary: Canary, event: Event) -> Ending | None:
-    """Return what an event of a canary's task says of who had the attempt; None: nothing."""
-    match event:
-        case AttemptSucceeded():
-            return "valid" if _is_right(canary, event.output) else "invalid"
-        case AttemptFailed():
-            return "lost"
-    return None
+def ending_of(canary: Canary, event: AttemptSucceeded | AttemptFailed) -> Ending:
+    """Return what the end of a canary's attempt says of who had it."""
+    if isinstance(event, AttemptSucceeded):
+        return "valid" if _is_right(canary, event.output) else "invalid"
+    return "lost"
 
 
 def _is_right(canary: Canary, output: Value) -> bool:
