@@ -1,7 +1,8 @@
 """Fingerprints of failures: those that fail in the same way have the same one, whatever they failed on.
 
 Of a message stays what is always there. What differs from one time to the next (numbers, ids, digests, addresses,
-paths, what stands in quotes) becomes a word for its kind.
+paths, what stands in quotes) becomes a word for its kind. Types stand in quotes, too, and do not differ: Python's
+`'str' object`, and `of type 'string'` as schemas say it.
 """
 
 import re
@@ -13,6 +14,16 @@ READ_CHARACTERS_MAX: Final = 4_000
 SHOWN_CHARACTERS_MAX: Final = 300
 FINGERPRINT_CHARACTERS: Final = 16
 
+_TYPE: Final = "int|float|bool|str|bytes|bytearray|memoryview|list|tuple|dict|set|frozenset|NoneType"
+_QUOTED_TYPE: Final = rf"""
+    (?P<mark>['"`])
+    (?: (?:{_TYPE}) (?:\ \|\ (?:{_TYPE}|null))*
+      | (?<=of\ type\ .) [a-z]{{1,40}}
+      | [a-z_][a-z_.]{{0,80}} (?=(?P=mark)\ objects?\b)
+    )
+    (?P=mark)
+"""
+"""A name in quotes that is one of a type, wherever it stands, or where a type is spoken of."""
 _KINDS: Final = (
     # In quotes, but no apostrophe within a word.
     ("value", r"""(?<!\w)'[^'\n]*'(?!\w)|"[^"\n]*"|`[^`\n]*`"""),
@@ -31,15 +42,22 @@ _KINDS: Final = (
 )
 _NAMES: Final = {f"k{number}": name for number, (name, _) in enumerate(_KINDS)}
 _VARYING: Final = re.compile(
-    "|".join(f"(?P<k{number}>{pattern})" for number, (_, pattern) in enumerate(_KINDS)), re.IGNORECASE
+    f"(?P<type>(?<!\\w)(?x:{_QUOTED_TYPE})(?!\\w))|"
+    + "|".join(f"(?P<k{number}>{pattern})" for number, (_, pattern) in enumerate(_KINDS)),
+    re.IGNORECASE,
 )
 _BLANKS: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
 def normalised(message: str) -> str:
     """Return what of a message is the same each time, `SHOWN_CHARACTERS_MAX` characters at most."""
-    text = _VARYING.sub(lambda match: f"<{_NAMES[match.lastgroup or '']}>", message[:READ_CHARACTERS_MAX])
+    text = _VARYING.sub(_word_for, message[:READ_CHARACTERS_MAX])
     return _BLANKS.sub(" ", text).strip()[:SHOWN_CHARACTERS_MAX]
+
+
+def _word_for(match: re.Match[str]) -> str:
+    name = _NAMES.get(match.lastgroup or "")
+    return match.group() if name is None else f"<{name}>"
 
 
 def fingerprint_of(agent: str, code: str, message: str) -> str:
