@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from importlib.resources import files
 
 import psycopg
 import pytest
@@ -168,6 +169,32 @@ async def test_each_failure_counts_once(log):
     }
 
 
+async def test_what_fails_over_its_results_counts_what_they_took_once(log):
+    judged = new_id()
+    await log.write(
+        judged,
+        TaskCreated("job", "step", "solver@1.0.0", input=inline(b"1"), replicas=5),
+        *(TaskAssigned(number, f"executor-{number}", "s", 1) for number in range(1, 6)),
+        AttemptFailed(1, "agent_error", "no", usage=Usage(wall_ms=7)),
+        AttemptLost(2, "given_back"),
+        AttemptSucceeded(3, by_digest(b"large"), Usage(wall_ms=30)),
+        AttemptSucceeded(4, inline(b"4")),  # at 9 s; it began at 4 s
+        TaskFailed("no_quorum", "too few results agree"),  # at 10 s; the fifth began at 5 s
+    )
+    for attempt in range(1, 6):
+        await log.call(judged, attempt, tokens=10**attempt, nano_usd=2 * 10**attempt)
+    found = {row[2]: row[4:5] + row[11:] for row in await log.groups()}
+    assert found == {
+        "agent_error": (1, 7, 1, 11, 20),
+        "no_quorum": (1, 30 + 5_000 + 5_000, 3, 111_003, 222_000),
+    }
+
+
+async def test_a_task_without_attempts_costs_nothing(log):
+    await log.write(new_id(), TaskCreated("job", "step", "solver@1.0.0"), TaskFailed("invalid_input", "no"))
+    assert [row[2:3] + row[11:] for row in await log.groups()] == [("invalid_input", 0, 0, 0, 0)]
+
+
 async def test_groups_are_of_a_time_of_an_agent_and_of_a_namespace(log):
     hour = 3_600_000_000
     for at in (1, 2, 3):
@@ -224,6 +251,21 @@ async def test_it_is_rebuilt_from_the_log(log):
     async with await psycopg.AsyncConnection.connect(log.database.role_dsn("scheduler"), autocommit=True) as conn:
         await conn.execute("TRUNCATE scheduler.failures, scheduler.failure_kinds, scheduler.attempt_calls")
         await conn.execute("DELETE FROM scheduler.projections WHERE name = 'failures'")
+    async with following(log.database) as again:
+        await again.caught_up()
+        assert await log.tables() == before
+
+
+async def test_what_was_counted_before_costs_were_is_counted_anew(log):
+    await log.failing("one")
+    await log.groups()
+    before = await log.tables()
+    made = files("hive_scheduler") / "migrations" / "0009_costs_of_failures.sql"
+    async with await psycopg.AsyncConnection.connect(log.database.role_dsn("scheduler"), autocommit=True) as conn:
+        await conn.execute("ALTER TABLE scheduler.failures DROP COLUMN attempts")
+        await conn.execute("UPDATE scheduler.failures SET fingerprint = 'old'")
+        await conn.execute("UPDATE scheduler.failure_kinds SET fingerprint = 'old'")
+        await conn.execute(made.read_bytes())
     async with following(log.database) as again:
         await again.caught_up()
         assert await log.tables() == before

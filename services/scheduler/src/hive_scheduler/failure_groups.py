@@ -34,8 +34,11 @@ WITH recent AS (
            min(f.at_us) AS first_us, max(f.at_us) AS last_us, sum(f.wall_ms)::bigint AS wall_ms,
            coalesce(sum(c.calls), 0)::bigint AS calls, coalesce(sum(c.tokens), 0)::bigint AS tokens,
            coalesce(sum(c.nano_usd), 0)::bigint AS nano_usd
-      FROM recent f LEFT JOIN scheduler.attempt_calls c
-           ON c.ns = f.ns AND c.task_id = f.task_id AND c.attempt = f.attempt
+      FROM recent f LEFT JOIN LATERAL (
+           SELECT sum(calls) AS calls, sum(tokens) AS tokens, sum(nano_usd) AS nano_usd
+             FROM scheduler.attempt_calls
+            WHERE ns = f.ns AND task_id = f.task_id AND attempt = ANY (f.attempts)
+           ) c ON true
      GROUP BY f.ns, f.fingerprint
 )
 SELECT g.fingerprint, k.agent, k.code, k.message, g.failures, g.jobs, g.agents, g.executors, g.executor_count,

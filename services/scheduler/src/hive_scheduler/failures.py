@@ -1,13 +1,16 @@
 """Failures as data: a projection of the log with one row for each attempt that failed.
 
-It is one of its own, so that it is rebuilt from old events as well, and in this service, whose events they are.
-What led to a failure is read from its task's stream when it comes: failures are few, and nothing is kept for the
-rest.
+Where a task fails over results that its attempts gave, as those do whose results are judged, what these took, and
+those that still ran, is lost with it, and counted there: each attempt once.
+
+It is a projection of its own, so that it is rebuilt from old events as well, and in this service, whose events they
+are. What led to a failure is read from its task's stream when it comes: failures are few, and nothing is kept for
+the rest.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 from hive_common.contracts import events
@@ -18,6 +21,7 @@ from hive_common.contracts.events import (
     TaskCreated,
     TaskFailed,
     TaskReady,
+    Usage,
 )
 from hive_common.contracts.values import Value, digest_of
 from hive_common.eventlog.log import Stored
@@ -25,6 +29,7 @@ from hive_common.kernel.errors import CorruptLog, UnknownEvent
 from hive_common.kernel.fingerprints import fingerprint_of, normalised
 from psycopg import AsyncConnection
 
+T = TypeVar("T")
 KILLED: Final = "killed"
 NOT_FAILED: Final = frozenset({"given_back", KILLED})
 """Why attempts are lost that did not fail: they were handed back, or stopped by an order."""
@@ -39,10 +44,11 @@ SELECT e.stream, e.type, e.position, e.event, p.payload
  ORDER BY e.stream, e.version LIMIT 100000
 """
 _ENDS: Final = ("AttemptFailed", "AttemptLost", "TaskFailed")
-_TOLD: Final = ["TaskCreated", "TaskReady", "TaskAssigned", "AttemptFailed", "AttemptLost"]
+_TOLD: Final = ["TaskCreated", "TaskReady", "TaskAssigned", "AttemptSucceeded", "AttemptFailed", "AttemptLost"]
 _INSERT: Final = (
     "INSERT INTO scheduler.failures (ns, owner, position, fingerprint, at_us, job_id, task_id, step, attempt,"
-    " agent, executor, input_digest, wall_ms) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    " agent, executor, input_digest, wall_ms, attempts)"
+    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 _INSERT_KIND: Final = (
     "INSERT INTO scheduler.failure_kinds (ns, owner, fingerprint, agent, code, message)"
@@ -69,6 +75,16 @@ class _Call(msgspec.Struct):
 _decode_call = msgspec.json.Decoder(_Call).decode
 
 
+class _Result(msgspec.Struct):
+    """What of `AttemptSucceeded` counts here: not its output."""
+
+    attempt: int
+    usage: Usage = Usage()
+
+
+_decode_result = msgspec.json.Decoder(_Result).decode
+
+
 class _Envelope(msgspec.Struct):
     schema: int
     ts_us: int
@@ -85,8 +101,25 @@ class _Told:
         self.input: Value | None = None
         self.assigned: dict[int, tuple[str, int]] = {}
         """Executor and time, by attempt."""
+        self.results: dict[int, int] = {}
+        """Wall time of attempts that gave a result, in milliseconds."""
+        self.ended: set[int] = set()
+        """Attempts that gave none."""
         self.failed: list[tuple[int, str]] = []
         """Positions and codes of attempts that failed."""
+
+    def gave(self, result: _Result, ts_us: int) -> None:
+        _, since_us = self.assigned.get(result.attempt, ("", ts_us))
+        self.results[result.attempt] = result.usage.wall_ms or max(0, ts_us - since_us) // 1_000
+
+    def unaccounted(self, until_us: int) -> dict[int, int]:
+        """Return the wall times of attempts that gave a result, or ran until then, by attempt."""
+        running = {
+            attempt: max(0, until_us - since_us) // 1_000
+            for attempt, (_, since_us) in self.assigned.items()
+            if attempt not in self.results and attempt not in self.ended
+        }
+        return self.results | running
 
     def add(self, position: int, ts_us: int, event: events.Event) -> None:
         match event:
@@ -98,8 +131,10 @@ class _Told:
                 self.assigned[event.attempt] = event.executor, ts_us
             case AttemptFailed():
                 self.failed.append((position, event.code))
+                self.ended.add(event.attempt)
             case AttemptLost():
                 self.failed.append((position, LOST))
+                self.ended.add(event.attempt)
 
 
 class FailuresProjection:
@@ -134,15 +169,19 @@ class FailuresProjection:
 
 
 def _add_call(calls: defaultdict[tuple[str, str, str, int], list[int]], stored: Stored) -> None:
-    try:
-        call = _decode_call(stored.payload or b"")
-    except msgspec.DecodeError as error:
-        raise UnknownEvent(f"the payload of {stored.type} does not fit its schema: {error}") from error
+    call = _read(_decode_call, stored.type, stored.payload or b"")
     if call.task and call.attempt:
         counts = calls[stored.ns, stored.owner, call.task, call.attempt]
         counts[0] += 1
         counts[1] += call.prompt_tokens + call.completion_tokens
         counts[2] += call.nano_usd
+
+
+def _read(decode: Callable[[bytes], T], type_: str, payload: bytes) -> T:
+    try:
+        return decode(payload)
+    except msgspec.DecodeError as error:
+        raise UnknownEvent(f"the payload of {type_} does not fit its schema: {error}") from error
 
 
 def _is_none(event: events.Event) -> bool:
@@ -173,6 +212,9 @@ async def _rows(
         if attempt == 0 and any(position < stored.position and code == one for position, one in of_task.failed):
             continue  # the task ends with what its last attempt ended with
         executor, since_us = of_task.assigned.get(attempt, ("", stored.ts_us))
+        took_ms = {attempt: wall_ms or max(0, stored.ts_us - since_us) // 1_000}
+        if attempt == 0:
+            took_ms = of_task.unaccounted(stored.ts_us)
         agent = created.agent.partition("@")[0]
         fingerprint = fingerprint_of(agent, code, message)
         shown = normalised(message).encode(errors="replace").decode()
@@ -181,7 +223,7 @@ async def _rows(
             (
                 *(stored.ns, stored.owner, stored.position, fingerprint, stored.ts_us, created.job, stored.stream),
                 *(created.step, attempt, created.agent, executor, _digest(of_task.input)),
-                wall_ms or max(0, stored.ts_us - since_us) // 1_000,
+                *(sum(took_ms.values()), [*took_ms]),
             )
         )
     return rows, [*kinds.values()]
@@ -194,10 +236,15 @@ async def _told(conn: AsyncConnection[Any], failures: list[tuple[Stored, events.
         return told
     streams = list({stored.stream for stored, _ in failures})
     async with conn.cursor(binary=True) as cursor:
-        await cursor.execute(_BEFORE, (streams, _TOLD, failures[-1][0].position))
-        for stream, type_, position, envelope, payload in await cursor.fetchall():
-            if payload is not None:
-                said = _decode_envelope(envelope)
+        # One by one: of a result that may be large, only what it took stays here.
+        rows = cursor.stream(_BEFORE, (streams, _TOLD, failures[-1][0].position))
+        async for stream, type_, position, envelope, payload in rows:
+            if payload is None:
+                continue
+            said = _decode_envelope(envelope)
+            if type_ == "AttemptSucceeded":
+                told[stream].gave(_read(_decode_result, type_, payload), said.ts_us)
+            else:
                 told[stream].add(position, said.ts_us, events.decode(type_, said.schema, payload))
     return told
 
