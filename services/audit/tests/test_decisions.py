@@ -288,6 +288,34 @@ async def test_a_judge_that_was_another_is_found(auditor, number, event, said):
     assert result == "differs" and said in why
 
 
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (judged_case, "critic"),
+        (judged_case, "test"),
+        (judged_case, "pairs"),
+        (vector_case, "vector"),
+        (escalated_case, "senior"),
+    ],
+)
+async def test_a_judge_that_the_job_does_not_name_is_found(auditor, case, kind):
+    made = case()
+    at = next(number for number, one in enumerate(made.judges) if one.kind == kind)
+    judge = made.judges[at] = msgspec.structs.replace(made.judges[at], agent="other@1.0.0")
+    events = made.judge_events[judge.task]
+    events[0] = msgspec.structs.replace(events[0], agent="other@1.0.0")
+    result, why = await auditor.check(made)
+    assert result == "differs"
+    assert why == f"judges: other@1.0.0 ({kind}, task {judge.task}) was asked, and the job names {CRITIC}"
+
+
+async def test_a_judge_that_nobody_asked_for_is_found(auditor):
+    case = quorum_case()
+    case.asked("critic", (1,), {"score": 1.0})
+    result, why = await auditor.check(case)
+    assert result == "differs" and "was asked, and the job names nobody" in why
+
+
 async def test_a_judge_that_does_not_exist_is_found(auditor):
     case = judged_case()
     del case.judge_events[case.judges[0].task]

@@ -18,7 +18,7 @@ from hive_audit.decisions import contradictions, digest_of_value, vectors_of
 from hive_audit.histories import History, history_of
 from hive_audit.joins import TASKS_MAX, other_join
 from hive_audit.log_source import LogSource
-from hive_audit.rules import other_than, task_of
+from hive_audit.rules import judges_other_than, other_than, task_of
 
 PAYLOADS_BYTES_MAX: Final = 64 * MIB
 """Blobs that are read for one decision; what is beyond is not checkable here."""
@@ -176,7 +176,7 @@ async def _check(
     judges = {one.task: await history_of(source, one.task) for one in decision.judges}
     for judge in judges.values():
         why += judge.wrong
-    why += await _rule_of_job(source, created, decided)
+    why += await _words_of_job(source, created, decided)
     values = [event.output for _, event in task.of(AttemptSucceeded, position)]
     for judge in judges.values():
         values += [event.output for _, event in judge.of(AttemptSucceeded)]
@@ -219,7 +219,7 @@ def _unread(decision: Decision, judges: dict[str, History], payloads: dict[str, 
                 yield f"what {one.agent} ({one.kind}, task {one.task}) answered does not exist any more"
 
 
-async def _rule_of_job(source: LogSource, created: TaskCreated, decided: TaskDecided) -> list[str]:
+async def _words_of_job(source: LogSource, created: TaskCreated, decided: TaskDecided) -> list[str]:
     job = await history_of(source, created.job)
     submitted = next((event for _, event in job.of(JobSubmitted)), None)
     if submitted is None:
@@ -230,7 +230,8 @@ async def _rule_of_job(source: LogSource, created: TaskCreated, decided: TaskDec
         return [*job.wrong, f"the document of job {created.job} cannot be read: {error}"]
     if task is None:
         return [*job.wrong, f"job {created.job} has no task {created.step}"]
-    return [*job.wrong, *other_than(task, decided.decision.rule, decided.trust)]
+    rule = other_than(task, decided.decision.rule, decided.trust)
+    return [*job.wrong, *rule, *judges_other_than(task, decided.decision.judges)]
 
 
 async def _payloads(store: ArtifactStore, values: Iterable[Value]) -> tuple[dict[str, bytes], list[str], list[str]]:

@@ -1,6 +1,6 @@
 """The rule that a job document gives a task, read with code of the auditor's own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from hive_common.contracts.jobdocument import EqualBy, Job, Quorum, Task
@@ -10,6 +10,8 @@ from hive_common.contracts.judgement import (
     Embedding,
     Equality,
     Exact,
+    Judge,
+    JudgeKind,
     Numeric,
     PairCritic,
     Rule,
@@ -75,6 +77,34 @@ def other_than(task: Task, rule: Rule, trust: int) -> Iterator[str]:
         said, right = getattr(rule, name), getattr(expected, name)
         if said != right:
             yield f"rule: {name} is {_words(said)}, and the job asks for {_words(right)}"
+
+
+def judges_other_than(task: Task, judges: Iterable[Judge]) -> Iterator[str]:
+    """Yield which judges are not the agents that their task names for what they were asked."""
+    named = _judges_of(task)
+    for one in judges:
+        if one.agent != named.get(one.kind):
+            asked = named.get(one.kind) or "nobody"
+            yield f"judges: {one.agent} ({one.kind}, task {one.task}) was asked, and the job names {asked}"
+
+
+def _judges_of(task: Task) -> dict[JudgeKind, str]:
+    verify = task.verify
+    if verify is None:
+        return {}
+    named: dict[JudgeKind, str] = {}
+    if verify.critic is not None:
+        named["critic"] = verify.critic.agent
+    if verify.test is not None:
+        named["test"] = verify.test.agent
+    if verify.senior is not None:
+        named["senior"] = verify.senior.agent
+    equal = verify.quorum.equal if verify.quorum else None
+    if isinstance(equal, EqualBy) and equal.embedding is not UNSET:
+        named["vector"] = equal.embedding.agent
+    if isinstance(equal, EqualBy) and equal.critic is not UNSET:
+        named["pairs"] = equal.critic.agent
+    return named
 
 
 def _extend_to(quorum: Quorum) -> int:
