@@ -33,7 +33,7 @@ from hive_common.kernel.errors import (
 from hive_executor.agents import Agents
 from hive_executor.blobs import BlobClient
 from hive_executor.gate import Gate, Prefetch
-from hive_executor.host import Means, approvals_of, forked, granted, keep, scratch
+from hive_executor.host import Marks, Means, always, approvals_of, forked, granted, keep, scratch
 from hive_executor.live_log import LiveLog, LiveLogs
 from hive_executor.metrics import ASSIGNMENTS, ATTEMPT_DURATION, ATTEMPTS, HELD, RUNNING
 from hive_executor.permits import Permits
@@ -79,6 +79,7 @@ class Held:
         self.has_begun = False
         self.has_ended = False
         self.task: asyncio.Task[None] | None = None
+        self.marks: Marks | None = None
 
 
 class Attempts:
@@ -88,6 +89,7 @@ class Attempts:
         session: of this process; stands in every outcome.
         on_change: called when a slot is free again or an outcome is in the spool.
         on_started: takes a `started` report of an attempt that runs longer than 500 ms.
+        on_progress: takes a report of how far an attempt is.
         means: with what guests get what they were granted.
         permits: say what that is.
         stopped: returns the kill order's entry by which an assignment is stopped, or None.
@@ -108,6 +110,7 @@ class Attempts:
         clock: Clock,
         on_change: Callable[[], None],
         on_started: Callable[[AttemptReport], None],
+        on_progress: Callable[[AttemptReport], None],
         means: Means,
         permits: Permits,
         stopped: Callable[[Assignment], str | None],
@@ -124,6 +127,7 @@ class Attempts:
         self._clock = clock
         self._on_change = on_change
         self._on_started = on_started
+        self._on_progress = on_progress
         self._means = means
         self._permits = permits
         self._stopped = stopped
@@ -205,6 +209,12 @@ class Attempts:
         for held in list(self._held.values()):
             if not (waiting_only and held.started_us):
                 self._end(held, Ending.GIVEN_BACK, reason)
+
+    def tell_progress(self) -> None:
+        """Tell again how far the attempts are that have said so: a new leader does not know."""
+        for held in self._held.values():
+            if held.marks is not None and held.marks.told:
+                self._tell_progress(held, held.marks.told)
 
     def discard_all(self) -> None:
         """Kill everything, without an outcome: another session has taken over."""
@@ -320,19 +330,23 @@ class Attempts:
                 held.started_us = self._clock.now_us()
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(STARTED_AFTER_MS / 1000, self._runs_long, held, live)
+                held.marks = marks = Marks(lambda permille: self._tell_progress(held, permille))
                 RUNNING.set(self._gate.running)
                 outcome = await self._pool.run(
                     program,
                     input_,
                     limits,
                     on_log=live.write,
-                    granted=capabilities,
+                    granted={**capabilities, **always(marks.said)},
                     scratch_bytes=scratch_bytes,
                     limit=approvals.limit,
                 )
         finally:
             if timer is not None:
                 timer.cancel()
+            if held.marks is not None:
+                held.marks.close()
+                held.marks = None
             self._live_logs.end(live)
             RUNNING.set(self._gate.running)
         self._prefetch.observe(outcome.wall_ms)
@@ -350,6 +364,9 @@ class Attempts:
     def _runs_long(self, held: Held, live: LiveLog) -> None:
         self._live_logs.open(live)
         self._on_started(self._report(held, "started"))
+
+    def _tell_progress(self, held: Held, permille: int) -> None:
+        self._on_progress(msgspec.structs.replace(self._report(held, "started"), done_permille=permille))
 
     async def _report_of(self, held: Held, outcome: Outcome) -> AttemptReport:
         usage = Usage(outcome.wall_ms, outcome.fuel_used, outcome.memory_peak_bytes or 0)

@@ -122,6 +122,7 @@ class Executor:
             clock=clock,
             on_change=self._changed,
             on_started=lambda report: self._reporter.started(report),
+            on_progress=lambda report: self._reporter.progress(report),
             stopped=self._stopped_by,
             means=Means(
                 self._models.completer,
@@ -139,6 +140,7 @@ class Executor:
             on_change=lambda: self._pulls.poke(),
             on_late=self._attempts.discard,
         )
+        self._link.on_reset(self._attempts.tell_progress)
         self._lease = Lease(clock)
         self._pulls = Pulls(
             self._link,

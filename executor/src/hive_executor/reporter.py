@@ -1,6 +1,7 @@
 """Sends outcomes to the scheduler until it has committed them."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +29,10 @@ ANSWER_S: Final = 5.0
 """A commit takes milliseconds; one that takes longer than this was most likely lost."""
 
 BATCH_MAX: Final = 500
-"""The scheduler takes 1,000 reports at once; this many, with as many starts, are below that."""
+"""The scheduler takes 1,000 reports at once; this many, with starts and `MARKS_MAX`, are below that."""
+
+MARKS_MAX: Final = 250
+"""Reports of how far attempts are that travel at once."""
 
 GATHER_S: Final = 0.02
 """While there is more to do anyway, outcomes of this time share a report, and then a commit."""
@@ -69,6 +73,7 @@ class Reporter:
         self._on_change = on_change
         self._on_late = on_late
         self._started: dict[AttemptKey, AttemptReport] = {}
+        self._progress: dict[AttemptKey, AttemptReport] = {}
         self._wake = asyncio.Event()
         self._reset = asyncio.Event()
         self.was_refused = False
@@ -84,13 +89,18 @@ class Reporter:
         self._started[AttemptKey(report.task, report.attempt)] = report
         self._wake.set()
 
+    def progress(self, report: AttemptReport) -> None:
+        """Say with the next report how far an attempt is, unless it has come further by then. Best effort too."""
+        self._progress[AttemptKey(report.task, report.attempt)] = report
+        self._wake.set()
+
     async def run(self) -> None:
         """Report for ever. Ends only by being cancelled."""
         backoff = Backoff()
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._spool or self._started:
+            while self._spool or self._started or self._progress:
                 await self._gather()
                 try:
                     await self._report()
@@ -119,9 +129,13 @@ class Reporter:
     async def _report(self) -> None:
         batch = self._spool.batch(REPORT_BYTES_MAX - _ENVELOPE_BYTES, BATCH_MAX)
         started, self._started = self._started, {}
+        progress = dict(itertools.islice(self._progress.items(), MARKS_MAX))
+        for key in progress:
+            del self._progress[key]
+        running = [*started.items(), *progress.items()]
         bodies = [spooled.body for spooled in batch]
         # A start that travels in front of its own outcome would only be another event.
-        bodies += [msgspec.json.encode(report) for key, report in started.items() if key not in self._spool]
+        bodies += [msgspec.json.encode(report) for key, report in running if key not in self._spool]
         if not bodies:
             return
         body = _RawReportRequest(session=self._session, reports=tuple(map(msgspec.Raw, bodies)))
@@ -134,18 +148,19 @@ class Reporter:
                 raise reply.error.raised()
         except HiveError:
             self._started = started | self._started
+            self._progress = progress | self._progress
             raise
         REPORT_DURATION.observe(time.perf_counter() - begun)
-        self._settle(reply.results, {spooled.key for spooled in batch}, set(started))
+        self._settle(reply.results, {spooled.key for spooled in batch}, {key for key, _ in running})
 
-    def _settle(self, results: Iterable[ReportResult], sent: set[AttemptKey], started: set[AttemptKey]) -> None:
+    def _settle(self, results: Iterable[ReportResult], sent: set[AttemptKey], running: set[AttemptKey]) -> None:
         settled, late = [], []
         for result in results:
             key = AttemptKey(result.task, result.attempt)
             if key in sent:
                 settled.append(key)
                 REPORTS.labels(result.verdict).inc()
-            elif key in started and result.verdict != "accepted":
+            elif key in running and result.verdict != "accepted":
                 late.append(key)
             if result.verdict == "rejected":
                 log.error("the scheduler rejected the report on attempt %s-%d", result.task, result.attempt)

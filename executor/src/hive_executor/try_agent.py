@@ -19,7 +19,7 @@ from hive_common.kernel.ids import new_id
 
 from hive_executor.agents import program_of
 from hive_executor.blobs import FolderCache
-from hive_executor.host import Means, Of, allowed, forked
+from hive_executor.host import Means, Of, allowed, always, forked
 from hive_executor.host.addresses import SystemResolver
 from hive_executor.host.http import HttpClient
 from hive_executor.host.kv import FleetingKv
@@ -76,7 +76,7 @@ async def run_once(
                     input_,
                     limits,
                     on_log=on_log,
-                    granted=granted,
+                    granted={**granted, **always(lambda permille: None)},
                     scratch_bytes=manifest.asked.scratch_bytes,
                 )
             finally:

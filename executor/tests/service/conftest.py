@@ -59,7 +59,7 @@ WAIT_S = 20.0
 
 AGENT = """
 import time
-from hive import log
+from hive import log, progress
 
 def run(input):
     log.info("got %d keys", len(input))
@@ -67,6 +67,8 @@ def run(input):
         log.info("line %d " + "x" * 200, line)
     if "raise" in input:
         raise ValueError(input["raise"])
+    for fraction in input.get("progress", []):
+        progress(fraction)
     time.sleep(input.get("sleep_s", 0))
     if "large" in input:
         return {"text": "x" * input["large"]}

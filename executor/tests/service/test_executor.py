@@ -95,6 +95,24 @@ async def test_a_long_attempt_is_reported_as_started_and_its_log_is_streamed(hom
     assert statuses == ["started", "succeeded"]
 
 
+async def test_how_far_an_attempt_is_is_reported_at_once_and_told_to_a_new_leader_again(home, control, agent):
+    def marks(key):
+        return [r.done_permille for r in control.reports if r.task == key.task and r.done_permille]
+
+    async with home.running():
+        key = control.assign(agent, {"progress": [0.3, 0.31, 0.5], "sleep_s": 60})
+        await until(lambda: marks(key) == [300, 500], "both were reported")
+        assert {r.status for r in control.reports} == {"started"}
+        await control.announce(epoch=2)
+        await until(lambda: marks(key) == [300, 500, 500], "the new leader was told")
+        control.cancel(key)
+        await until(lambda: key not in control.held, "it was stopped")
+        reported = len(control.reports)
+        await control.announce(epoch=3)
+        await control.outcome(control.assign(agent, {}))
+    assert marks(key) == [300, 500, 500] and len(control.reports) > reported
+
+
 async def test_a_superseded_session_stops_everything_with_code_3(home, control, agent):
     key = control.assign(agent, {"sleep_s": 60})
     async with home.process() as child:

@@ -1,5 +1,6 @@
 """What guests may ask of the host, one file for each permission, and which of it an attempt was granted."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hive_common.contracts.budgets import SharedBudget
@@ -17,16 +18,19 @@ from hive_executor.host.fork import ForkAccess
 from hive_executor.host.http import HttpAccess, HttpClient
 from hive_executor.host.kv import KvAccess, KvStore
 from hive_executor.host.model import ModelAccess
+from hive_executor.host.progress import Marks, ProgressAccess
 from hive_executor.sandbox import Capabilities, Capability
 
 __all__ = [
     "ForkAccess",
     "HttpAccess",
     "KvAccess",
+    "Marks",
     "Means",
     "ModelAccess",
     "Of",
     "allowed",
+    "always",
     "approvals_of",
     "forked",
     "granted",
@@ -136,6 +140,15 @@ def allowed(
     if permissions.fork is not None:
         found["fork"] = ForkAccess(permissions.fork, approvals=whose.approvals)
     return found
+
+
+def always(said: Callable[[int], None]) -> Capabilities:
+    """Return what every guest may ask for, whatever it was granted.
+
+    Args:
+        said: takes how far the guest says it is, in thousandths.
+    """
+    return {"progress": ProgressAccess(said)}
 
 
 async def scratch(permissions: Permissions, approvals: Approvals) -> int:

@@ -25,6 +25,7 @@ HOST_INTERFACES: Final = {
     "hive:agent/http@0.1.0": ("http", ("request",)),
     "hive:agent/kv@0.1.0": ("kv", ("get", "keys", "put", "delete")),
     "hive:agent/fork@0.1.0": ("fork", ("create",)),
+    "hive:agent/progress@0.1.0": ("progress", ("mark",)),
 }
 """What agents may import besides: the permission it takes, and its functions, each `func(request: string) ->
 result<string, failure>`."""

@@ -13,6 +13,8 @@ from hive_common.judgement.hedging import (
     Durations,
     ExtraBudget,
     Kinds,
+    Running,
+    needs_hedge,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,3 +177,39 @@ def test_leaving_out_what_was_cancelled_would_sink_the_percentile() -> None:
     assert found[0] is not None and found[1] is not None
     assert found[0] == pytest.approx(300_000, rel=0.1)  # ln 20 = 3.0 times the mean
     assert found[1] < 0.85 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "needs"),
+    [
+        ([], False),
+        ([(99, 0)], False),
+        ([(100, 0)], True),
+        ([(100, 0), (10, 0)], True),
+        # What is said of the work counts only where it is asked for.
+        ([(100, 1_000)], True),
+    ],
+)
+def test_one_that_takes_long_needs_another(attempts: list[tuple[int, int]], needs: bool) -> None:
+    assert needs_hedge([Running(*one) for one in attempts], 100) is needs
+
+
+@pytest.mark.parametrize(
+    ("attempts", "needs"),
+    [
+        ([], False),
+        ([(99, 0)], False),
+        ([(100, 0)], True),
+        ([(100, 149)], True),
+        ([(100, 150)], False),
+        ([(10_000, 150)], False),
+        # The first is slow, and its hedge is not: a third would gain nothing.
+        ([(200, 0), (100, 150)], False),
+        ([(200, 149), (100, 0)], True),
+        ([(200, 0), (99, 0)], True),
+    ],
+)
+def test_one_that_has_not_said_in_time_how_far_it_is_needs_another(
+    attempts: list[tuple[int, int]], needs: bool
+) -> None:
+    assert needs_hedge([Running(*one) for one in attempts], 100, 150) is needs

@@ -92,6 +92,10 @@ class Listener(Protocol):
         """Say whether there are so many distinct ones who could ever take a task that needs this."""
         ...
 
+    def gone(self, need: Need, count: int, distinct: Distinct) -> int:
+        """Return for how many of so many tasks that need this nobody is left, since devices were revoked."""
+        ...
+
     def pump(self) -> None:
         """Place what is ready. This one may decide."""
         ...
@@ -115,6 +119,14 @@ class _Ports(Evaluator):
         # Those that are planned already and have no executor yet take the places of some.
         return self._engine.listener.may_place(
             self._engine.need_of(job, task), task.wanted + 1, words.rule.distinct
+        )
+
+    def gone(self, job: JobState, task: TaskState) -> int:
+        """Ask the fleet (job.Inputs)."""
+        if not task.wanted:
+            return 0
+        return self._engine.listener.gone(
+            self._engine.need_of(job, task), task.wanted, needs.distinct_of(job, task)
         )
 
 
@@ -303,6 +315,8 @@ class Engine:
         closing = job.end is not None or job.closing(self.now_us()) is not None
         verdict = tasks.verdict(task, report, closing)
         self.apply(job, task.id, tasks.decide(task, report, closing))
+        if isinstance(report, tasks.Mark) and verdict == "accepted":
+            self.hedges.marked(task, report.attempt, report.done_permille)
         return verdict
 
     def lose(self, task_id: str, attempt: int, reason: str) -> None:
@@ -328,6 +342,12 @@ class Engine:
         """Let a job decide what is due at the next `settle`."""
         if job_id in self.jobs and job_id not in self._fetching:
             self._dirty[job_id] = None
+
+    def look_again(self) -> None:
+        """Let every judged task be decided anew: an executor that it may have waited for is out for good."""
+        for job in self.jobs.values():
+            if jobs.look_again(job):
+                self.poke(job.id)
 
     def settle(self) -> None:
         """Decide everything that is due, then place what is ready."""

@@ -248,7 +248,7 @@ class Leader:
                 for number, attempt in task.attempts.items():
                     if attempt.status in LIVE:
                         self.dispatcher.hold(attempt.executor, attempt.session, task, number)
-                        self.engine.hedges.assigned(job, task, number)
+                        self.engine.hedges.assigned(job, task, number, recovered=True)
             self.engine.poke(job.id)
 
     def _run(self, work: Any, name: str) -> None:

@@ -143,6 +143,9 @@ class Reports:
         """Return the command that a report stands for, None where it makes no sense."""
         number, session = report.attempt, report.session
         match report.status:
+            case "started" if report.done_permille:
+                is_share = 0 < report.done_permille <= 1_000
+                return tasks.Mark(number, executor, session, report.done_permille) if is_share else None
             case "started":
                 return tasks.Start(number, executor, session, report.started_us)
             case "cancelled":

@@ -86,6 +86,37 @@ def test_replicas_without_a_quorum_end_with_the_first_that_passes() -> None:
     assert made.hedge_after_ms == 500
 
 
+@pytest.mark.parametrize(("said", "permille"), [(0.05, 50), (0.1, 100), (0.15, 150), (0.35, 350), (0.95, 950)])
+def test_a_hedge_may_go_by_progress(said: float, permille: int) -> None:
+    made = judging(speculate={"replicas": 3, "hedge_after": {"progress": said, "within": "2s"}})
+    assert (made.hedged, made.planned) == (True, 1)
+    assert (made.hedge_after_ms, made.hedge_unless_permille) == (2_000, permille)
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        ({"progress": 0, "within": "1s"}, ".progress"),
+        ({"progress": 1, "within": "1s"}, ".progress"),
+        ({"progress": -0.05, "within": "1s"}, ".progress"),
+        ({"progress": 0.12, "within": "1s"}, ".progress"),
+        ({"progress": 1e300, "within": "1s"}, ".progress"),
+        ({"progress": "10%", "within": "1s"}, ".progress"),
+        ({"progress": 0.1, "within": "2d"}, ".within"),
+        ({"progress": 0.1, "within": 1}, ".within"),
+        ({"progress": 0.1, "after": "1s"}, ".after"),
+        ({"progress": 0.1}, ""),
+        ({"within": "1s"}, ""),
+        (1, ""),
+    ],
+)
+def test_progress_that_cannot_be_meant_is_refused_with_its_path(words: Any, path: str) -> None:
+    error = refused(speculate={"replicas": 2, "hedge_after": words})
+    assert error.fields["path"] == f"tasks[0].speculate.hedge_after{path}", error.message
+    alone = refused(speculate={"hedge_after": {"progress": 0.1, "within": "1s"}})
+    assert alone.fields["path"] == "tasks[0].speculate.hedge_after"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

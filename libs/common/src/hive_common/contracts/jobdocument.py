@@ -76,6 +76,16 @@ class Retry(Word, frozen=True):
     codes: Annotated[tuple[str, ...], _said("Codes of failures after which it is tried again; none: all.")] = ()
 
 
+class HedgeByProgress(Word, frozen=True):
+    """Another replica starts when no attempt has said in time how far it is (`from hive import progress`)."""
+
+    progress: Annotated[
+        float,
+        _said("The part of the work, in steps of 0.05: 0.1 is a tenth.", minimum=0.05, maximum=0.95),
+    ]
+    within: Annotated[Duration, _said("Since the attempt was assigned, and so the replica's own time as well.")]
+
+
 class Speculate(Word, frozen=True):
     """The task is done several times."""
 
@@ -87,10 +97,11 @@ class Speculate(Word, frozen=True):
         Literal["first", "all"], _said("`all`: every result that passes goes to the join, with its score.")
     ] = "first"
     hedge_after: Annotated[
-        Duration | Literal["p95"] | None,
+        Duration | Literal["p95"] | HedgeByProgress | None,
         _said(
             "Further replicas start only when the first is slower than this; `p95`: than 95 % of the last attempts "
-            "of its agent. Unless it is said, all start at once."
+            "of its agent; `{progress: 0.1, within: 5s}`: when it has not said within 5 s that a tenth is done. "
+            "Unless it is said, all start at once."
         ),
     ] = None
 

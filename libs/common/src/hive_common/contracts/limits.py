@@ -108,3 +108,6 @@ PULL_ANSWER_MS: Final = LEASE_MS // 3
 
 STARTED_AFTER_MS: Final = 500
 """An attempt that runs longer than this is reported as started on its own."""
+
+PROGRESS_STEP_PERMILLE: Final = 50
+"""What attempts say of how far they are is passed on in steps of a twentieth of the work."""

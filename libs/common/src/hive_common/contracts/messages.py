@@ -95,6 +95,8 @@ class PullReply(Message, frozen=True, kw_only=True):
 class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one attempt stands. `status` is `started`, `succeeded`, `failed`, or `cancelled` (given back unrun).
 
+    With `done_permille`, `started` says how many thousandths of the work are done, and is no event: 1 to 1,000.
+
     `session` is the one the attempt was assigned to, which after a restart is not the one that reports. `forks` are
     the tasks that an attempt which succeeded wants to have made.
     """
@@ -112,6 +114,7 @@ class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: Usage = Usage()
     log: Value | None = None
     forks: tuple[Child, ...] = ()
+    done_permille: int = 0
 
 
 class ReportRequest(Message, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ Finagle, Twitter's RPC library).
 """
 
 from collections import Counter
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from hive_common.contracts.limits import TIMEOUT_MAX_MS
 
@@ -106,6 +107,32 @@ class Kinds:
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+
+class Running(NamedTuple):
+    """An attempt that runs: for how long, and how far it says it is, in thousandths; 0: it has said nothing."""
+
+    age_us: int
+    done_permille: int = 0
+
+
+def needs_hedge(attempts: Iterable[Running], after_us: int, unless_permille: int = 0) -> bool:
+    """Say whether a task gets another attempt beside these: one is slow, and none is known not to be.
+
+    Time alone tells that an attempt is slow when it has taken longer than others in all. What it says of its work
+    tells it as much sooner as there was less to do by then (M. Zaharia et al., Improving MapReduce Performance in
+    Heterogeneous Environments, OSDI 2008).
+
+    Args:
+        attempts: all of the task that run.
+        after_us: from this age on one is slow.
+        unless_permille: of its work; one that says that so much is done is not slow, at whatever age. 0: what
+            attempts say does not count.
+    """
+    found = list(attempts)
+    if unless_permille and any(one.done_permille >= unless_permille for one in found):
+        return False
+    return any(one.age_us >= after_us for one in found)
 
 
 class ExtraBudget:

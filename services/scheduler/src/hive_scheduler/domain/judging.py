@@ -5,12 +5,13 @@ Whether there are as many devices or owners as `distinct` needs changes with eve
 known here.
 """
 
+import math
 from typing import Final, Literal
 
 import msgspec
 from hive_common.artifacts.documents import refuse
 from hive_common.artifacts.schemas import check_schema
-from hive_common.contracts.jobdocument import EqualBy, JoinBy, Quorum, Speculate, Task, Verify
+from hive_common.contracts.jobdocument import EqualBy, HedgeByProgress, JoinBy, Quorum, Speculate, Task, Verify
 from hive_common.contracts.judgement import (
     REPLICAS_MAX,
     CanonicalJson,
@@ -22,7 +23,7 @@ from hive_common.contracts.judgement import (
     PairCritic,
     Rule,
 )
-from hive_common.contracts.limits import DEADLINE_MAX_MS, TIMEOUT_MAX_MS
+from hive_common.contracts.limits import DEADLINE_MAX_MS, PROGRESS_STEP_PERMILLE, TIMEOUT_MAX_MS
 from msgspec import UNSET
 
 from hive_scheduler.domain.words import duration_ms, require, require_agent
@@ -61,6 +62,7 @@ class Judging(msgspec.Struct, frozen=True):
 
     Attributes:
         hedged: further replicas start only when the first is slow: than `hedge_after_ms`, or than 95 % were.
+        hedge_unless_permille: one that said so in time that so much of its work is done is not slow; 0: none can.
         adaptive: one result of an executor that is trusted is enough.
     """
 
@@ -68,6 +70,7 @@ class Judging(msgspec.Struct, frozen=True):
     join: Join
     hedged: bool = False
     hedge_after_ms: int | None = None
+    hedge_unless_permille: int = 0
     adaptive: bool = False
     critic: str = ""
     test: str = ""
@@ -131,13 +134,13 @@ def judging_of(task: Task, path: str) -> Judging | None:
         if agent is not None:
             require_agent(agent, where)
             require(agent != task.agent, where, "another agent than the one whose results it judges", agent)
+    hedge_after_ms, hedge_unless_permille = _hedge(speculate.hedge_after, f"{path}.speculate.hedge_after")
     return Judging(
         rule=rule,
         join=join,
         hedged=speculate.hedge_after is not None,
-        hedge_after_ms=None
-        if speculate.hedge_after == "p95"
-        else duration_ms(speculate.hedge_after, f"{path}.speculate.hedge_after", TIMEOUT_MAX_MS),
+        hedge_after_ms=hedge_after_ms,
+        hedge_unless_permille=hedge_unless_permille,
         adaptive=verify.quorum is not None and verify.quorum.adaptive,
         critic=judges[f"{path}.verify.critic.agent"] or "",
         test=judges[f"{path}.verify.test.agent"] or "",
@@ -149,6 +152,17 @@ def judging_of(task: Task, path: str) -> Judging | None:
 
 def _word_of(equal: EqualityWords) -> str:
     return "embedding" if isinstance(equal.rule, Embedding) else "critic"
+
+
+def _hedge(words: str | HedgeByProgress | None, path: str) -> tuple[int | None, int]:
+    """Return after how many milliseconds another replica starts, and which progress by then prevents it."""
+    if not isinstance(words, HedgeByProgress):
+        return None if words == "p95" else duration_ms(words, path, TIMEOUT_MAX_MS), 0
+    steps = round(words.progress * 1000 / PROGRESS_STEP_PERMILLE)
+    is_step = math.isclose(words.progress * 1000, steps * PROGRESS_STEP_PERMILLE)
+    fits = is_step and 0 < steps * PROGRESS_STEP_PERMILLE < 1000
+    require(fits, f"{path}.progress", "0.05 to 0.95, in steps of 0.05", words.progress)
+    return duration_ms(words.within, f"{path}.within", TIMEOUT_MAX_MS), steps * PROGRESS_STEP_PERMILLE
 
 
 def _rule(speculate: Speculate, verify: Verify, path: str) -> tuple[Rule, EqualityWords]:

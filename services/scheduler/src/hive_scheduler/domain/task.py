@@ -214,6 +214,15 @@ class Start(msgspec.Struct, frozen=True):
     started_us: int
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """The executor says how far the attempt is, in thousandths of its work. No event comes of it."""
+
+    attempt: int
+    executor: str
+    session: str
+    done_permille: int
+
+
 class Succeed(msgspec.Struct, frozen=True):
     """The executor says that the attempt succeeded; `forks` are the children that it wants."""
 
@@ -270,7 +279,7 @@ class Cancel(msgspec.Struct, frozen=True):
     reason: str
 
 
-Report = Start | Succeed | Fail | GiveBack
+Report = Start | Mark | Succeed | Fail | GiveBack
 Command = MakeReady | Assign | Report | Lose | Reject | Cancel
 
 
@@ -302,7 +311,7 @@ def decide(task: TaskState, command: Command, closing: bool = False) -> list[Eve
         FailedPrecondition: the command does not fit the state. Reports never raise: they are late.
     """
     match command:
-        case Start() | Succeed() | Fail() | GiveBack():
+        case Start() | Mark() | Succeed() | Fail() | GiveBack():
             return _decide_report(task, command, closing)
         case Assign():
             if task.status not in ("ready", "active") or command.now_us < task.not_before_us:
@@ -354,6 +363,8 @@ def _decide_accepted(task: TaskState, report: Report) -> list[Event]:
     match report:
         case Start():
             return [AttemptStarted(number, report.started_us)]
+        case Mark():
+            return []
         case Succeed():
             claim = AttemptSucceeded(number, report.output, report.usage, report.log, report.forks)
             return [claim] if task.judged is not None else [claim, TaskSucceeded(number)]
