@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 from hive_common.contracts.events import KIND_OF
 from hive_common.kernel.errors import HiveError, Unavailable
+from hive_common.ops.connection import Connection
 from hive_common.ops.log_metrics import LOG_HEAD, PROJECTION_LAG
 from prometheus_client import Gauge
 from psycopg import AsyncConnection
@@ -184,6 +185,6 @@ async def connect_state(dsn: str) -> AsyncConnection[Any]:
         Unavailable: Postgres cannot be reached, or refuses.
     """
     try:
-        return await AsyncConnection.connect(dsn, autocommit=True)
+        return await Connection.connect(dsn, autocommit=True)
     except psycopg.OperationalError as error:
         raise Unavailable(f"Postgres cannot be reached: {error}") from error

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 
 import psycopg
 from hive_common.kernel.errors import Unavailable
+from hive_common.ops.connection import Connection
 from psycopg import AsyncConnection
 
 from hive_audit.verifier import TERMINAL_TYPES, Head, Row
@@ -89,7 +90,7 @@ class LogSource:
             Unavailable: Postgres cannot be reached, or refuses.
         """
         try:
-            conn = await AsyncConnection.connect(dsn, autocommit=True)
+            conn = await Connection.connect(dsn, autocommit=True)
             await conn.execute(SESSION)
         except psycopg.OperationalError as error:
             raise Unavailable(f"Postgres cannot be reached: {error}") from error

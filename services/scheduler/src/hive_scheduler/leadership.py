@@ -12,6 +12,7 @@ from typing import Any, Final
 import psycopg
 from hive_common.kernel.clock import Clock
 from hive_common.kernel.errors import Unavailable
+from hive_common.ops.connection import Connection
 from psycopg import AsyncConnection
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ async def lead(dsn: str, clock: Clock, standing_by: Callable[[bool], None]) -> t
         Unavailable: the connection was lost while waiting.
     """
     try:
-        conn = await AsyncConnection.connect(
+        conn = await Connection.connect(
             dsn,
             autocommit=True,
             keepalives_idle=5,

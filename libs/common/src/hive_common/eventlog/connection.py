@@ -7,6 +7,8 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from hive_common.ops.connection import Connection
+
 Connect = Callable[[], Awaitable[AsyncConnection[Any]]]
 """Opens a new autocommit connection. Raises `psycopg.OperationalError` when it cannot."""
 
@@ -28,7 +30,7 @@ def connector(source: str | Connect) -> Connect:
     dsn = make_conninfo(source, **{key: value for key, value in _LIVENESS.items() if key not in given})
 
     async def connect() -> AsyncConnection[Any]:
-        return await AsyncConnection.connect(dsn, autocommit=True)
+        return await Connection.connect(dsn, autocommit=True)
 
     return connect
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from hive_common.kernel.errors import Unavailable
+from hive_common.ops.connection import Connection
 from hive_common.ops.migrate import migrate
 from hive_common.ops.startup import START_WITHIN_S, eventually
 
@@ -41,6 +41,7 @@ class Database:
         self._problem: str | None = "not connected yet"
         self._pool = AsyncConnectionPool(
             dsn,
+            connection_class=Connection,
             min_size=1,
             max_size=connections_max,
             open=False,
@@ -60,7 +61,7 @@ class Database:
         """
 
         async def migrated() -> None:
-            async with await AsyncConnection.connect(self._dsn, autocommit=True) as conn:
+            async with await Connection.connect(self._dsn, autocommit=True) as conn:
                 await migrate(conn, migrations, self._schema)
 
         await eventually(migrated, "Postgres", within_s)

@@ -26,6 +26,8 @@ from hive_common.testing.scripted.server import ScriptedBackEnd
 
 NatsServer: TypeAlias = EmbeddedNats | ContainerNats
 TEMPLATE = "hive_template"
+_SETTINGS = {"fsync": "off"}
+"""Of the server of a session: no test of it cuts the power, and dropping a database takes a fifth of the time."""
 _numbers = itertools.count(1)
 
 
@@ -68,7 +70,8 @@ def servers() -> str:
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A running PostgreSQL of this session."""
     in_container = servers() == "containers"
-    server = ContainerPostgres() if in_container else EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    folder = tmp_path_factory.mktemp("postgres")
+    server = ContainerPostgres() if in_container else EmbeddedPostgres(folder, _SETTINGS)
     server.start()
     yield server
     server.stop()
