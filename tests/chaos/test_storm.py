@@ -38,4 +38,8 @@ def test_a_storm_loses_doubles_and_revives_nothing(seed, tasks, options):
     print(done.stdout)
     assert line["tasks"] >= tasks
     assert line["faults"], line
-    assert (line["lost"], line["duplicated"], line["stale_accepted"], line["log_ok"]) == (0, 0, 0, True)
+    laws = ("lost", "duplicated", "stale_accepted", "unjust")
+    assert ([line[law] for law in laws], line["log_ok"]) == ([0] * len(laws), True)
+    # What was looked at: judged work of each kind, with lies in it.
+    assert all(line["judged"].get(what) for what in ("decisions", "judges", "joins", "lies")), line["judged"]
+    assert (line["decisions"]["same"] > 0, line["decisions"]["differs"]) == (True, 0)

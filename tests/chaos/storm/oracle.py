@@ -44,6 +44,7 @@ class Job:
     ends: list[Event] = field(default_factory=list)
     cancelled_at: int | None = None
     tasks: list["Task"] = field(default_factory=list)
+    joins: list[Event] = field(default_factory=list)
 
 
 @dataclass
@@ -58,13 +59,36 @@ class Attempt:
 
 @dataclass
 class Task:
+    """A task as the log has it.
+
+    Attributes:
+        made: what its creation says; of a judge, `judging` is in it.
+        given: its input, once it has it.
+        outputs: what attempts gave.
+        events: of it, but for late reports.
+    """
+
     id: str
     job: str
+    made: dict[str, Any] = field(default_factory=dict)
+    given: Any = None
+    outputs: dict[int, Any] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
     created: int = 0
     ends: list[Event] = field(default_factory=list)
     successes: int = 0
     attempts: dict[int, "Attempt"] = field(default_factory=dict)
     late: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def judging(self) -> dict[str, Any] | None:
+        """What it judges; None of a task that a client asked for."""
+        return self.made.get("judging")
+
+    @property
+    def replicas(self) -> int:
+        """How many attempts were to be made at first; 0 where the first success decides."""
+        return int(self.made.get("replicas", 0))
 
 
 @dataclass
@@ -109,7 +133,7 @@ def replay(events: Iterable[Event]) -> History:
             history.broken.append(f"position {event.position} follows {history.events - 1}")
         if event.version != versions[event.stream]:
             history.broken.append(f"{event.position}: version {event.version} of {event.stream} out of order")
-        if event.type.startswith("Job"):
+        if event.type.startswith(("Job", "Step")):
             _job_event(history, event)
         elif event.type.startswith(("Task", "Attempt")):
             _task_event(history, event)
@@ -124,6 +148,8 @@ def _job_event(history: History, event: Event) -> None:
         job.submitted += 1
     elif event.type == "JobCancelRequested":
         job.cancelled_at = event.position
+    elif event.type == "StepJoined":
+        job.joins.append(event)
     elif event.type in JOB_ENDS:
         job.ends.append(event)
         unended = sum(not task.ends for task in job.tasks)
@@ -142,12 +168,16 @@ def _task_event(history: History, event: Event) -> None:
             job.tasks.append(task)
     if event.type == "TaskCreated":
         task.created += 1
+        task.made = event.data
+    if (given := event.data.get("input")) is not None:
+        task.given = given.get("inline")
     if event.type == "AttemptLate":
         _late(history, task, event)
         return
     if task.ends:
         kind = history.stale if event.type.startswith("Attempt") else history.doubled
         kind.append(f"{event.position}: {event.type} after the end of task {task.id}")
+    task.events.append(event)
     if event.type == "TaskAssigned":
         number = event.data["attempt"]
         if number in task.attempts:
@@ -181,7 +211,8 @@ def _attempt_event(history: History, task: Task, event: Event) -> None:
         attempt.over_at = event.ts
     if event.type == "AttemptSucceeded":
         task.successes += 1
-        if task.successes > 1:
+        task.outputs[number] = event.data["output"].get("inline")
+        if task.successes > 1 and not task.replicas:
             history.doubled.append(f"{event.position}: task {task.id} succeeded with a second attempt")
         if "forged" in json.dumps(event.data["output"]):
             history.stale.append(f"{event.position}: a forged output became that of attempt {number}")

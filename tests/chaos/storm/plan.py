@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tests.chaos.storm import judged
+
 Expected = Literal["succeeded", "failed", "either", "refused"]
 SHAPES = {
-    "single": 34,
-    "small fork": 30,
-    "fork": 14,
+    "single": 26,
+    "small fork": 20,
+    "fork": 12,
     "long": 2,
     "large fork": 2,
     "graph": 6,
@@ -17,6 +19,7 @@ SHAPES = {
     "flaky": 4,
     "cancelled": 4,
     "refused": 2,
+    **judged.SHAPES,
 }
 PADS = (0, 0, 6_000)
 """Bytes beside the result; some outcomes do not fit into what is left of a block on a full disk."""
@@ -33,7 +36,7 @@ class Planned:
     Attributes:
         nonce: its name, by which it is found in the log whatever the client heard.
         tasks: how many it comes to, 0 where it is refused.
-        output: what it gives when it succeeds.
+        output: what it gives when it succeeds; of one that leaves out what fails, unless devices take away more.
         cancel_after_s: when the client asks for its end.
     """
 
@@ -56,11 +59,15 @@ def jobs(rng: random.Random, tasks: int) -> Iterator[Planned]:
 
 
 def trickle(rng: random.Random) -> Iterator[Planned]:
-    """Yield small jobs for ever, every second one with a key: what keeps coming however far the others are."""
+    """Yield small jobs for ever, every second one with a key: what keeps coming however far the others are.
+
+    Over every third a quorum decides.
+    """
     number = 0
     while True:
         nonce = f"trickle-{number}-{rng.getrandbits(32):08x}"
-        yield _single(rng, nonce, nonce if number % 2 else "", 5)
+        key = nonce if number % 2 else ""
+        yield _judged(nonce, key, judged.single(rng)) if number % 3 == 2 else _single(rng, nonce, key, 5)
         number += 1
 
 
@@ -92,10 +99,20 @@ def _job(rng: random.Random, nonce: str, shape: str, most: int) -> Planned:
             return _fork(nonce, key, rng.randint(2, 10), ms, "either", fails=0.3, retry=retry)
         case "cancelled":
             planned = _fork(nonce, key, min(most, rng.randint(10, 60)), 100, "either")
-            return Planned(**{**vars(planned), "cancel_after_s": rng.uniform(0, 2)})
+            if rng.random() < 0.4:
+                planned = _judged(nonce, key, judged.steps(rng, rng.choice(list(judged.SHAPES))))
+            return Planned(**{**vars(planned), "expected": "either", "cancel_after_s": rng.uniform(0, 2)})
+        case _ if shape in judged.SHAPES:
+            return _judged(nonce, key, judged.steps(rng, shape))
         case _:
             step = {"id": "one", "agent": "nobody@1.0.0", "input": {}}
             return Planned(nonce, _document(nonce, [step], None), 0, "refused", key=key)
+
+
+def _judged(nonce: str, key: str, steps: judged.Steps) -> Planned:
+    step, words, given, count, output, may_fail = steps
+    expected: Expected = "either" if may_fail else "succeeded"
+    return Planned(nonce, _document(nonce, [step], words, given), count, expected, output, key)
 
 
 def _fork(

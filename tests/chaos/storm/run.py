@@ -30,7 +30,7 @@ from tests.chaos.storm.strikes import Strikes
 from tests.chaos.storm.target import PROGRAMS, TOUCHES, Strike, Target
 from tests.chaos.storm.wires import Echo, Wires
 
-AGENT = Path(__file__).parents[1] / "agents" / "weather"
+AGENTS = [Path(__file__).parents[1] / "agents" / name for name in ("weather", "witness", "juror")]
 EXECUTORS = 3
 CLIENTS = 8
 TOGETHER = 0.2
@@ -39,6 +39,9 @@ WINDOW = 120
 """Tasks that are always under way, so that every fault meets work."""
 CALM_S = 180.0
 """How long what was submitted may take to its end once nothing strikes any more."""
+
+IDLE_S = 45.0
+"""How long executors may hold what has ended: until a lost answer to a pull has been asked for again."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Storm:
             stack.push_async_callback(self._down)
             await asyncio.to_thread(self._up, EXECUTORS + (wire is not None))
             clients = self._clients()
-            wires = await stack.enter_async_context(Wires(self.home, self.processes))
+            wires = await stack.enter_async_context(Wires(self.home, self.processes, self.options.seed))
             echo = await stack.enter_async_context(
                 Echo(self.home, self._own("echo"), random.Random(self.options.seed))
             )
@@ -112,8 +115,12 @@ class Storm:
                 machine,
             )
             await self._rage(clients, Strikes(target))
-            await self._calm()
+            await self._calm(echo)
             audit = await asyncio.to_thread(self.installation.verify)
+            decisions = await asyncio.to_thread(self.installation.verify, "--decisions", "all")
+            if decisions["counts"]["differs"] or not decisions["counts"]["same"]:
+                told = [one for one in decisions["checks"] if one["result"] == "differs"]
+                self.problems.append(f"decisions, made again: {decisions['counts']} {json.dumps(told[:3])}")
             history = await asyncio.to_thread(self._history, began_at)
             line = line_of(
                 self.options.seed,
@@ -129,9 +136,10 @@ class Storm:
             # Times mean something only beside what else the machine had to do.
             load = [load_before, round(os.getloadavg()[0], 1)]
             if not line["ok"]:
-                said = machine.log() if machine else ""
-                print(f"{self.installation.logs()}\n--- the other machine\n{said}", file=sys.stderr)
-            return {**line, "echoed": echo.repeated, "forged": echo.forged, "seconds": seconds, "load": load}
+                of_machine = machine.log() if machine else ""
+                print(f"{self.installation.logs()}\n--- the other machine\n{of_machine}", file=sys.stderr)
+            said = {"echoed": echo.repeated, "forged": echo.forged, "lies": wires.lies}
+            return {**line, **said, "decisions": decisions["counts"], "seconds": seconds, "load": load}
 
     def _own(self, name: str) -> Path:
         """Return a folder outside of the home."""
@@ -152,7 +160,8 @@ class Storm:
         """Start three executors of an installation that knows `known`."""
         self.installation.hive("init", "--free-ports", "--executors", str(known))
         self.installation.up(executors=EXECUTORS)
-        self.installation.hive("agent", "push", str(AGENT))
+        for agent in AGENTS:
+            self.installation.hive("agent", "push", str(agent))
         self.dsn = self.installation.admin_dsn()
         self.progress = Progress(self.dsn)
 
@@ -213,8 +222,8 @@ class Storm:
         self.rng.shuffle(kinds)
         return kinds
 
-    async def _calm(self) -> None:
-        """Wait until every job in the log has ended."""
+    async def _calm(self, echo: Echo) -> None:
+        """Wait until every job in the log has ended, and no executor has anything of it any more."""
         until = time.monotonic() + CALM_S
         left: int | None = -1
         while left != 0 and time.monotonic() < until:
@@ -222,6 +231,12 @@ class Storm:
             await asyncio.sleep(0.2)
         if left:
             self.problems.append(f"{left} jobs have not ended {CALM_S:g} s after the last fault")
+            return
+        until = time.monotonic() + IDLE_S
+        while (held := {name: keys for name, keys in echo.held.items() if keys}) and time.monotonic() < until:
+            await asyncio.sleep(0.2)
+        if held:
+            self.problems.append(f"executors hold {held} {IDLE_S:g} s after everything had ended")
 
     def _history(self, began_at: float) -> oracle.History:
         with psycopg.connect(self.dsn, autocommit=True) as connection:

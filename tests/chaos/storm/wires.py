@@ -4,8 +4,10 @@ import asyncio
 import itertools
 import json
 import random
+import re
 import signal
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,49 @@ ECHO_SHARE = 0.04
 FORGED_SHARE = 0.1
 ECHO_S = 3.0
 FORGED = {"inline": {"square": -1, "forged": True}, "size_bytes": 28}
+ANSWER = re.compile(rb'("answer": ?"=)(\d{10})"')
+LIARS = 2
+"""Executors that lie; one of them about each number, so that of any three two are honest."""
+
+
+class Liar:
+    """Makes a lie of what an executor says that a witness answers, about numbers that the seed gives to it.
+
+    No two liars say the same, and the lie is as long as the truth: who reads sizes sees nothing.
+
+    Args:
+        seed: of the storm.
+        number: of this liar.
+
+    Attributes:
+        told: lies so far.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        self._seed = seed
+        self._number = number
+        self.told = 0
+
+    def __call__(self, said: bytes) -> bytes:
+        return ANSWER.sub(self._answer, said)
+
+    def _answer(self, match: re.Match[bytes]) -> bytes:
+        truth = int(match[2])
+        drawn = random.Random(f"{self._seed} {truth}").randrange(LIARS)
+        if drawn != self._number:
+            return match[0]
+        self.told += 1
+        lie = (truth + 10**9 * (1 + self._number)) % 10**10
+        return match[1] + b'%010d"' % lie
 
 
 class Wires:
-    """Proxies: from the executors to NATS, from the scheduler to PostgreSQL, from the gateway to the scheduler."""
+    """Proxies: from the executors to NATS, from the scheduler to PostgreSQL, from the gateway to the scheduler.
 
-    def __init__(self, home: Path, processes: Processes) -> None:
+    Some executors reach NATS through one more, which lies.
+    """
+
+    def __init__(self, home: Path, processes: Processes, seed: int) -> None:
         self._home = home
         self._processes = processes
         ports = json.loads((home / "hive.json").read_text())["ports"]
@@ -35,18 +74,26 @@ class Wires:
         self.database = TcpProxy(ports["postgres"])
         self.scheduler_port = int(self._config("scheduler")["grpc_port"])
         self.scheduler = TcpProxy(self.scheduler_port)
+        self.liars = [Liar(seed, number) for number in range(LIARS)]
+        self._to_nats: dict[str, TcpProxy] = {}
+        self._open = AsyncExitStack()
+
+    @property
+    def lies(self) -> int:
+        """How many lies were told so far."""
+        return sum(liar.told for liar in self.liars)
 
     async def __aenter__(self) -> "Wires":
-        await self.nats.__aenter__()
-        await self.database.__aenter__()
-        await self.scheduler.__aenter__()
+        for proxy in (self.nats, self.database, self.scheduler):
+            await self._open.enter_async_context(proxy)
+        for name, liar in zip(self._processes.executors(), self.liars, strict=False):
+            proxy = self._to_nats[name] = await self._open.enter_async_context(TcpProxy(self.nats.port))
+            proxy.change = liar
         await self.lay()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.nats.__aexit__()
-        await self.database.__aexit__()
-        await self.scheduler.__aexit__()
+        await self._open.aclose()
 
     async def lay(self) -> None:
         """Lead the processes through the proxies: their configuration names other ports, and they start anew.
@@ -61,7 +108,7 @@ class Wires:
             elif name == "gateway":
                 config["peers"]["scheduler"] = f"127.0.0.1:{self.scheduler.port}"
             else:
-                config["nats"]["url"] = f"nats://127.0.0.1:{self.nats.port}"
+                config["nats"]["url"] = f"nats://127.0.0.1:{self._to_nats.get(name, self.nats).port}"
                 config["slots"] = SLOTS
             self._file(name).write_text(json.dumps(config))
             pid = self._processes.pid(name)
@@ -91,6 +138,7 @@ class Echo:
 
     Attributes:
         clocks: of executors, in seconds ahead of the true time, as their last reports had them.
+        held: attempts of executors, as their last pulls had them.
     """
 
     def __init__(self, home: Path, folder: Path, rng: random.Random) -> None:
@@ -102,6 +150,7 @@ class Echo:
         self._later: set[asyncio.Task[None]] = set()
         self._executors: list[str] = []
         self.clocks: dict[str, float] = {}
+        self.held: dict[str, set[str]] = {}
         self.repeated = 0
         self.forged = 0
 
@@ -127,6 +176,8 @@ class Echo:
         body = json.loads(message.data)
         if kind == "report" and (ended := [us for one in body["reports"] if (us := one.get("ended_us"))]):
             self.clocks[executor] = max(ended) / 1e6 - time.time()
+        if kind == "pull":
+            self.held[executor] = {f"attempt {key['attempt']} of {key['task']}" for key in body.get("held", ())}
         if self._rng.random() < ECHO_SHARE:
             self._say_later(executor, kind, message.data, self._rng.uniform(0, ECHO_S if kind == "report" else 0.5))
         if self._rng.random() < FORGED_SHARE:

@@ -50,6 +50,7 @@ class TcpProxy:
         delay_s: how long every chunk waits, in each direction.
         connections: how many were accepted so far.
         held: how many chunks had to wait for `resume` so far.
+        change: makes what the server is told from what a client says, chunk by chunk; None leaves it as it is.
     """
 
     def __init__(self, target_port: int, *, target_host: str = "127.0.0.1") -> None:
@@ -57,6 +58,7 @@ class TcpProxy:
         self.delay_s = 0.0
         self.connections = 0
         self.held = 0
+        self.change: Callable[[bytes], bytes] | None = None
         self._target = (target_host, target_port)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -180,7 +182,7 @@ class TcpProxy:
                 self._loss.skip -= 1
             elif self._loss is not None and link.loss is None:
                 link.loss = self._loss
-            link.server.write(chunk)
+            link.server.write(chunk if self.change is None else self.change(chunk))
 
     async def _pump_answers(self, link: _Link, reader: asyncio.StreamReader) -> None:
         while chunk := await _read(reader):
