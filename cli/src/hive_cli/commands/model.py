@@ -9,6 +9,7 @@ import typer
 from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.money import show_usd
 
+from hive_cli.commands import spending
 from hive_cli.options import HomeOption, JsonOption
 from hive_cli.output import clean, err, out, print_json, print_table
 from hive_cli.session import connect
@@ -164,3 +165,7 @@ def _texts(events: Iterator[Any]) -> Iterator[str]:
         for choice in chunk.get("choices") or ():
             if text := choice.get("delta", {}).get("content"):
                 yield text
+
+
+app.command("usage")(spending.usage)
+app.add_typer(spending.app, name="budget")

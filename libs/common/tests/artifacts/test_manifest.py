@@ -86,7 +86,7 @@ def test_limits_left_out_get_the_defaults() -> None:
             "output.$schema",
             "2020",
         ),
-        ("output: {type: object}", "output: [1]", "output", "object"),
+        ("output: {type: object}", "output: [1]", "output", "a mapping"),
         ("memory: 64Mi", "memory: 64MB", "resources.memory", "64Mi"),
         ("memory: 64Mi", "memory: 5Gi", "resources.memory", "4294967296"),
         ("memory: 64Mi", "memory: 1Ki", "resources.memory", "65536"),

@@ -7,18 +7,13 @@ a key that stands twice is refused, because one of the two would be lost without
 import difflib
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
-import yaml
 
 from hive_common.kernel.errors import InvalidArgument, PayloadTooLarge
 
-DEPTH_MAX = 64
-"""Deepest nesting of a document. People write five levels; parsers recurse."""
-
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
@@ -51,45 +46,6 @@ def refuse(file: str, path: str, problem: str, expected: str = "") -> NoReturn:
     raise InvalidArgument(message, file=file, path=path, expected=expected)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases, duplicate keys, dates, or depth beyond `DEPTH_MAX`."""
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEPTH_MAX} levels", mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not a string (put it in quotes)", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# Dates stay the text that was written: JSON has none.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def load_yaml(data: bytes, file: str, *, bytes_max: int) -> dict[str, Any]:
     """Read a YAML document whose top is a mapping, into what JSON can say.
 
@@ -110,14 +66,10 @@ def load_yaml(data: bytes, file: str, *, bytes_max: int) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         refuse(file, "", f"byte {error.start} is not UTF-8", "a YAML document in UTF-8")
-    try:
-        document = yaml.load(text, _Loader)  # noqa: S506 - the loader is a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
-        refuse(file, where, error.problem or error.context or "is not YAML")
-    except (yaml.YAMLError, ValueError) as error:
-        refuse(file, "", f"is not YAML: {error}")
+    # A twentieth of a second, and most processes read no document.
+    from hive_common.artifacts.strict_yaml import parse
+
+    document = parse(text, file)
     if not isinstance(document, dict):
         refuse(file, "", "is not a mapping", "a YAML document of `key: value` lines")
     _require_json(document, file, "")
