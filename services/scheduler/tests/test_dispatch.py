@@ -1,6 +1,7 @@
 """Jobs from submit to result, with a real log and a real bus."""
 
 import msgspec
+import psycopg
 
 
 async def test_a_job_of_one_step_runs_and_its_output_is_the_tasks(cluster, control, one_step):
@@ -18,3 +19,13 @@ async def test_a_job_of_one_step_runs_and_its_output_is_the_tasks(cluster, contr
         "TaskSucceeded",
         "JobSucceeded",
     ]
+
+
+async def test_a_submit_and_the_tasks_that_follow_from_it_are_one_commit(cluster, control, one_step):
+    job_id = await control.submit(one_step)
+    async with await psycopg.AsyncConnection.connect(cluster.database.dsn) as connection:
+        found = await connection.execute("SELECT type, xmin::text FROM log.events ORDER BY position DESC LIMIT 2")
+        rows = await found.fetchall()
+    assert [row[0] for row in rows] == ["TaskCreated", "JobSubmitted"], "the answer came after both"
+    assert len({row[1] for row in rows}) == 1
+    assert (await control.get(job_id)).tasks.total == 1

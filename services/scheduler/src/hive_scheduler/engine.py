@@ -238,13 +238,10 @@ class Engine:
         new = self._new_event(job, job.id, 1, events.JobSubmitted.__name__, payload, caller, now_us)
         self.add(job)
 
-        def committed(position: int) -> None:
-            effect(position)
-            # Its tasks follow only now: JobSubmitted is committed alone.
-            self.poke(job.id)
-            self.settle()
-
-        self.committer.stage((new,), (job.id, 0), committed)
+        self.committer.stage((new,), (job.id, 0), effect)
+        # What follows from it goes into the same append: the first task waits for one commit and not for two.
+        self.poke(job.id)
+        self.settle()
 
     def apply(
         self, job: JobState, stream: str, decided: list[Event], actor: str = ACTOR, effect: Effect | None = None
