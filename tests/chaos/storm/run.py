@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class Storm:
             await self._calm(echo)
             audit = await asyncio.to_thread(self.installation.verify)
             decisions = await asyncio.to_thread(self.installation.verify, "--decisions", "all")
+            self._say(f"decisions: {Counter(r for one in decisions['checks'] for r in one['reasons'])}")
             if decisions["counts"]["differs"] or not decisions["counts"]["same"]:
                 told = [one for one in decisions["checks"] if one["result"] == "differs"]
                 self.problems.append(f"decisions, made again: {decisions['counts']} {json.dumps(told[:3])}")

@@ -86,7 +86,8 @@ class Wires:
     async def __aenter__(self) -> "Wires":
         for proxy in (self.nats, self.database, self.scheduler):
             await self._open.enter_async_context(proxy)
-        for name, liar in zip(self._processes.executors(), self.liars, strict=False):
+        # The first one is what a device of its own is configured after: it would say the same lies.
+        for name, liar in zip(sorted(self._processes.executors())[1:], self.liars, strict=True):
             proxy = self._to_nats[name] = await self._open.enter_async_context(TcpProxy(self.nats.port))
             proxy.change = liar
         await self.lay()
