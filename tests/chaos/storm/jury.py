@@ -189,7 +189,7 @@ class Case:
         self._found.counts["trusted"] += self._trust > 0
         candidates = {one["attempt"]: one for one in made.get("candidates", ())}
         running = {one["attempt"] for one in made.get("running", ())}
-        if (candidates.keys(), running) != (self._gave, self._live):
+        if (set(candidates), running) != (self._gave, self._live):
             self._wrong(f"decided over {[*candidates]} and {[*running]}, not {self._gave} and {self._live}")
             return
         for number, one in candidates.items():
