@@ -45,6 +45,10 @@ async def test_runner_has_no_environment_and_no_descriptors_of_ours(pid: int) ->
     assert links.pop(0).startswith("socket:")
     assert links.pop(1) == "/dev/null"
     assert links.pop(2).endswith(" (deleted)")  # its stderr, a file without a name
+    (stops,) = (number for number, link in links.items() if link.startswith("pipe:"))
+    flags = Path(f"/proc/{pid}/fdinfo/{stops}").read_text().split("flags:")[1].split()[0]
+    assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
+    del links[stops]
     # The rest it made itself: its channel again, its memory figures, modules, and what the engine needs.
     assert {number: link for number, link in links.items() if not _is_runners_own(link, pid)} == {}
     assert len([link for link in links.values() if link.startswith("socket:")]) <= 3

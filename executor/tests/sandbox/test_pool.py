@@ -67,21 +67,6 @@ async def test_runner_killed_while_idle_is_replaced(pool: RunnerPool) -> None:
     assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
 
 
-async def test_cancelled_attempt_leaves_no_process(pool: RunnerPool) -> None:
-    started = asyncio.Event()
-    attempt = asyncio.create_task(pool.run(LOOP, b"{}", limits(), on_log=lambda _: started.set()))
-    await asyncio.wait_for(started.wait(), 30)
-    (pid,) = pool.stats()["pids"]
-
-    attempt.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await attempt
-
-    assert not alive(pid)
-    assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
-    assert pool.stats()["busy"] == 0
-
-
 async def test_cancelled_while_waiting_for_a_runner(pool: RunnerPool) -> None:
     first = asyncio.create_task(pool.run(LOOP, b"{}", limits(wall_ms=500)))
     await asyncio.sleep(0.05)

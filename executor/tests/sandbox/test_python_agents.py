@@ -219,14 +219,40 @@ async def test_endless_loop_ends_with_timeout(pool: RunnerPool) -> None:
     assert pool.stats()["restarts"] == 0
 
 
-async def test_sleep_past_the_limit_is_killed_and_its_log_is_kept(pool: RunnerPool) -> None:
-    source = "import time\ndef run(input):\n    print('before')\n    time.sleep(3600)"
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("sleep", ["time.sleep(3600)", "asyncio.run(asyncio.sleep(3600))"])
+async def test_sleep_past_the_limit_ends_and_its_log_is_kept(pool: RunnerPool, sleep: str) -> None:
+    source = f"import asyncio, time\ndef run(input):\n    print('before')\n    {sleep}"
     outcome = await pool.run(python(source), b"{}", limits(wall_ms=300))
 
     assert outcome.code == "timeout"
     assert [line.text for line in outcome.log] == ["before"]
     assert await output_of(pool, "def run(input):\n    return {}") == {}
-    assert pool.stats()["restarts"] == 1
+    assert pool.stats()["restarts"] == 0
+
+
+async def test_sleep_is_as_the_interpreter_has_it(pool: RunnerPool) -> None:
+    source = (
+        "import sched, time\n"
+        "class Own:\n"
+        "    sleep = time.sleep\n"
+        "def what(seconds):\n"
+        "    began = time.monotonic()\n"
+        "    try:\n"
+        "        Own().sleep(seconds)\n"
+        "    except Exception as error:\n"
+        "        return type(error).__name__\n"
+        "    return time.monotonic() - began >= seconds\n"
+        "def run(input):\n"
+        "    sleeps = [0, 0.001, 0.12, 1, True, -1, float('nan'), float('inf'), '1', None]\n"
+        "    scheduler = sched.scheduler()\n"
+        "    scheduler.enter(0.05, 1, lambda: None)\n"
+        "    scheduler.run()\n"
+        "    return {'all': [what(seconds) for seconds in sleeps], 'name': time.sleep.__name__}\n"
+    )
+    found = await output_of(pool, source)
+    refused = ["ValueError", "ValueError", "OverflowError", "TypeError", "TypeError"]
+    assert found == {"all": [True] * 5 + refused, "name": "sleep"}
 
 
 async def test_fuel_runs_out(pool: RunnerPool) -> None:

@@ -5,8 +5,10 @@ serves one call, so nothing here needs to be undone. Because the state is a copy
 same in all guests; `random` is seeded anew for each.
 """
 
+import _hive_sleep
 import _hive_stdlib
 
+_hive_sleep.install()
 _hive_stdlib.import_all()
 
 import asyncio  # noqa: E402

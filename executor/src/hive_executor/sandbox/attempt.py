@@ -1,5 +1,7 @@
 """What a runner keeps about the guest it runs: its log, its output, and what may end it early."""
 
+import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -7,8 +9,8 @@ from typing import Final
 
 import wasmtime
 
-from hive_executor.sandbox.frames import HostAnswer
-from hive_executor.sandbox.model import LOG_LINE_BYTES_MAX, LOG_LINE_OVERHEAD_BYTES, Level, LogLine
+from hive_executor.sandbox.frames import HostAnswer, receive_stops
+from hive_executor.sandbox.model import CANCELLED, LOG_LINE_BYTES_MAX, LOG_LINE_OVERHEAD_BYTES, Level, LogLine
 
 _FLUSH_AFTER_S: Final = 0.05
 _FLUSH_BYTES: Final = 32_768
@@ -101,13 +103,15 @@ class Attempt:
     """One run of one guest.
 
     Attributes:
+        number: of the run, by which the parent may end it.
         stopped_by: code of what interrupted it; empty if nothing did.
         refused: what it asked for and must not have; None if nothing.
         is_out: it waits for the host, which sees to the time itself.
         stood_s: so much of its time did not count.
     """
 
-    def __init__(self, deadline_s: float, log: GuestLog) -> None:
+    def __init__(self, number: int, deadline_s: float, log: GuestLog) -> None:
+        self.number = number
         self.deadline_s = deadline_s
         self.log = log
         self.stopped_by = ""
@@ -121,10 +125,17 @@ class Interrupter:
 
     One thread per runner. While guests follow each other closely it is neither woken nor joined for each of
     them, because two thread switches would cost as much as a small guest.
+
+    Args:
+        stops: a pipe that brings the numbers of runs that the parent wants ended.
     """
 
-    def __init__(self, engine: wasmtime.Engine) -> None:
+    def __init__(self, engine: wasmtime.Engine, stops: int) -> None:
         self._engine = engine
+        self._stops = stops
+        self._stopped = -1
+        self._poller = select.poll()
+        self._poller.register(stops, select.POLLIN)
         self._changed = threading.Condition()
         self._attempt: Attempt | None = None
         self._parked = False
@@ -132,9 +143,10 @@ class Interrupter:
         threading.Thread(target=self._watch, name="interrupter", daemon=True).start()
 
     def begin(self, attempt: Attempt) -> None:
-        """Watch `attempt` from now on."""
+        """Watch `attempt` from now on; it may be stopped already (`Attempt.stopped_by`)."""
         with self._changed:
             self._attempt = attempt
+            self._obey()
             if self._parked:
                 self._changed.notify()
 
@@ -166,6 +178,19 @@ class Interrupter:
         with self._changed:
             self._stop(code)
 
+    def _obey(self) -> None:
+        # An attempt that came after the one to be stopped is another one's.
+        if self._attempt is not None and self._attempt.number <= self._stopped:
+            self._stop(CANCELLED)
+
+    def _take_stops(self) -> None:
+        newest = receive_stops(self._stops)
+        if newest is None:
+            os._exit(0)  # the executor has gone
+        with self._changed:
+            self._stopped = max(self._stopped, newest)
+            self._obey()
+
     def _stop(self, code: str) -> None:
         if self._attempt is not None and not self._attempt.stopped_by:
             self._attempt.stopped_by = code
@@ -187,4 +212,5 @@ class Interrupter:
                         pause_s = min(left_s, pause_s)
             if attempt is not None:
                 attempt.log.flush()
-            time.sleep(pause_s)
+            if self._poller.poll(pause_s * 1000):
+                self._take_stops()

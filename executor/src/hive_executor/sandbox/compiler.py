@@ -22,7 +22,14 @@ from hive_executor.sandbox.model import Program
 
 COMPILE_S_MAX: Final = 180.0
 BUILD_S_MAX: Final = 300.0
-_GUEST_FILES: Final = ("_hive_bundle.py", "_hive_runtime.py", "_hive_stdlib.py", "agent.wit", "hive.py")
+_GUEST_FILES: Final = (
+    "_hive_bundle.py",
+    "_hive_runtime.py",
+    "_hive_sleep.py",
+    "_hive_stdlib.py",
+    "agent.wit",
+    "hive.py",
+)
 
 _BUILD_SCRIPT: Final = (
     "from hive_executor.sandbox.confine import die_with_parent; die_with_parent(); "

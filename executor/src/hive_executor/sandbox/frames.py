@@ -1,5 +1,6 @@
 """What a runner and its parent say to each other: one msgpack message per frame, a 4-byte length in front."""
 
+import os
 import socket
 from collections.abc import Iterator
 from typing import Final, Literal
@@ -16,6 +17,7 @@ from hive_executor.sandbox.model import (
 )
 
 HEADER_BYTES: Final = 4
+STOP_BYTES: Final = 8
 REQUEST_BYTES_MAX: Final = INPUT_BYTES_MAX + 2 * PROGRAM_BYTES_MAX + MEBIBYTE
 
 Kind = Literal["python", "component", "command"]
@@ -30,7 +32,10 @@ class Load(msgspec.Struct, frozen=True, tag="load", array_like=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag="run", array_like=True):
-    """Run a guest. `files` is None when the parent thinks that this runner still has the program."""
+    """Run a guest. `files` is None when the parent thinks that this runner still has the program.
+
+    `number` grows from run to run. Written to the other pipe (`stop`) it ends this run and none that comes later.
+    """
 
     kind: Kind
     path: str
@@ -40,6 +45,7 @@ class Run(msgspec.Struct, frozen=True, tag="run", array_like=True):
     files: dict[str, bytes] | None
     input: bytes
     limits: Limits
+    number: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
@@ -152,6 +158,18 @@ def _receive_exactly(channel: socket.socket, length: int) -> bytearray | None:
             return None
         got += count
     return buffer
+
+
+def stop(number: int) -> bytes:
+    """Return what ends the run `number`."""
+    return number.to_bytes(STOP_BYTES, "big")
+
+
+def receive_stops(pipe: int) -> int | None:
+    """Return the newest run that is to end, of those that wait in `pipe`; None when the parent has gone."""
+    # What is written in one piece comes out whole.
+    stops = os.read(pipe, 64 * STOP_BYTES)
+    return int.from_bytes(stops[-STOP_BYTES:], "big") if stops else None
 
 
 class ReplyBuffer:

@@ -93,6 +93,7 @@ class Sandbox:
     Args:
         send_log: takes the lines of a guest.
         ask_host: passes a host call on and waits for its answer.
+        stops: a pipe with the numbers of runs that are to end.
         has_scratch: guests find a folder in which they can make files.
     """
 
@@ -101,12 +102,13 @@ class Sandbox:
         engine: wasmtime.Engine,
         send_log: Callable[[list[model.LogLine]], None],
         ask_host: Callable[[HostCall], HostAnswer],
+        stops: int,
         *,
         has_scratch: bool = False,
     ) -> None:
         self.engine = engine
         self._has_scratch = has_scratch
-        self.interrupter = Interrupter(engine)
+        self.interrupter = Interrupter(engine, stops)
         self._send_log = send_log
         self._ask_host = ask_host
         self._attempt: Attempt | None = None
@@ -144,12 +146,19 @@ class Sandbox:
         return self._ask_host(call)
 
     def store(self, request: Run, memories: int, wasi: wasmtime.WasiConfig) -> wasmtime.Store:
-        """Return a fresh store with all limits of `request`."""
+        """Return a fresh store with all limits of `request`.
+
+        Raises:
+            GuestFailed: the attempt was stopped before it began.
+        """
         if self._has_scratch:
             wasi.preopen_dir(confine.SCRATCH, confine.SCRATCH)
         store = wasmtime.Store(self.engine)
         store.set_fuel(min(request.limits.fuel, _FUEL_MAX))
         store.set_epoch_deadline(1)
+        # What stopped it before this line has not been noticed by this store.
+        if self._attempt is not None and self._attempt.stopped_by:
+            raise _stopped(self._attempt.stopped_by, request.limits)
         store.set_limits(
             memory_size=request.image_bytes + request.limits.memory_bytes,
             table_elements=TABLE_ELEMENTS_MAX,
@@ -165,7 +174,7 @@ class Sandbox:
         started = time.monotonic()
         limits = request.limits
         log = GuestLog(limits.log_bytes, self._send_log)
-        attempt = Attempt(started + limits.wall_ms / 1000, log)
+        attempt = Attempt(request.number, started + limits.wall_ms / 1000, log)
         usage = Usage()
         confine.allow_data_growth(model.host_bytes(limits, request.image_bytes))
         self._attempt = attempt
@@ -366,6 +375,8 @@ def _judge_output(output: bytes, limits: model.Limits) -> GuestFailed | None:
 def _stopped(code: str, limits: model.Limits) -> GuestFailed:
     if code == model.TIMEOUT:
         return GuestFailed(code, f"still running after its limit of {limits.wall_ms} ms")
+    if code == model.CANCELLED:
+        return GuestFailed(code, "it was cancelled")
     return GuestFailed(code, f"more output than its limit of {limits.output_bytes} bytes")
 
 

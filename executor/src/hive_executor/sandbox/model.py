@@ -44,6 +44,7 @@ INVALID_MODULE: Final = "invalid_module"
 PERMISSION_DENIED: Final = "permission_denied"
 BUDGET_EXHAUSTED: Final = "budget_exhausted"
 RUNNER_DIED: Final = "runner_died"
+CANCELLED: Final = "cancelled"
 
 
 class Limits(msgspec.Struct, frozen=True):

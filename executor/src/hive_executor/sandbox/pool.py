@@ -25,6 +25,11 @@ from hive_executor.sandbox.runner_process import RunnerGone, RunnerProcess, with
 # How long after its limit a guest may still be interrupted from inside before its runner is killed, which takes
 # some milliseconds more: an attempt ends within 250 ms of its limit.
 KILL_SLACK_S: Final = 0.2
+# How long a guest whose attempt was cancelled may take to end before its runner is killed. It ends at its next
+# instruction; Python's sleep is made of short ones.
+STOP_S_MAX: Final = 0.1
+# How long an attempt waits for the end of its call, so that usually nothing of it outlives the attempt.
+_CALL_S_MAX: Final = 0.1
 # A runner is replaced after so many guests, so that no leak can grow for ever.
 RUNS_PER_RUNNER_MAX: Final = 10_000
 _RESTART_PAUSE_S: Final = 1.0
@@ -136,7 +141,8 @@ class RunnerPool:
     ) -> Outcome:
         """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
 
-        When the awaiting task is cancelled, the runner is killed and replaced before the cancellation goes on.
+        When the awaiting task is cancelled, the guest is stopped before the cancellation goes on. Where it does not
+        end at once (it waits in the engine), its runner is killed and replaced.
 
         Args:
             on_log: called with each line while the guest runs.
@@ -194,12 +200,12 @@ class RunnerPool:
         limit.begin(limits.wall_ms / 1000)
         stood_s = limit.stood_s
         host = Host(granted, limit)
-        sound = False
+        is_over = is_cancelled = False
         try:
             with limit.timer(KILL_SLACK_S) as timer:
                 async with timer:
                     reply = await runner.run(program, compiled, input_, limits, collect, host.answer)
-            sound = True
+            is_over = True
             if isinstance(reply, frames.Stale):
                 return reply
             outcome = _outcome(reply, lines, host.denied, host.exhausted)
@@ -219,15 +225,38 @@ class RunnerPool:
             wall_ms = int((loop.time() - started - (limit.stood_s - stood_s)) * 1000)
             await runner.kill()  # its keeper may still be saying why
             return _failed(model.RUNNER_DIED, str(error), detail=runner.said, log=lines, wall_ms=wall_ms)
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise
         finally:
-            self._busy.discard(runner)
-            if runner.scratch_bytes:
-                self._own_runners.release()
-                await asyncio.shield(_background(self._retire(runner), self._retiring))
-            elif sound and runner.alive and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed:
+            if is_over and self._is_fit(runner):
+                self._busy.discard(runner)
+                if not self._going.is_set():
+                    # Its guest had ended when it was made to stand still.
+                    runner.resume()
                 await self._give_back(runner)
             else:
-                await asyncio.shield(_background(self._retire(runner), self._retiring))
+                # A guest that stands still would not notice.
+                stops = is_cancelled and self._going.is_set() and self._is_fit(runner)
+                await asyncio.shield(_background(self._end(runner, stops=stops), self._retiring))
+
+    def _is_fit(self, runner: RunnerProcess) -> bool:
+        return runner.alive and not runner.scratch_bytes and runner.runs < RUNS_PER_RUNNER_MAX and not self._closed
+
+    async def _end(self, runner: RunnerProcess, *, stops: bool) -> None:
+        """Have the guest in a runner end, by a word or with the runner, and what it left behind."""
+        call = runner.call_left()
+        has_stopped = stops and await runner.stop(STOP_S_MAX)
+        self._busy.discard(runner)
+        if has_stopped and self._is_fit(runner):
+            await self._give_back(runner)
+        else:
+            if runner.scratch_bytes:
+                self._own_runners.release()
+            await self._retire(runner)
+        # The attempt ends all the same; who does not let go of a call must not keep it.
+        if call is not None:
+            await asyncio.wait({call}, timeout=_CALL_S_MAX)
 
     async def _own(self, scratch_bytes: int) -> RunnerProcess:
         """Start a runner for one guest, whose files are in a file system of just this size that ends with it."""

@@ -20,6 +20,7 @@ from hive_executor.sandbox.cache import Compiled
 from hive_executor.sandbox.cgroups import Group
 from hive_executor.sandbox.compiler import child_environment
 from hive_executor.sandbox.model import (
+    CANCELLED,
     HOST_REQUEST_BYTES_MAX,
     MEBIBYTE,
     RUNNER_BYTES,
@@ -36,9 +37,8 @@ _KEEPER_S_MAX: Final = 1.0
 """A keeper that was told to end its runner has done so by then, or is killed with it."""
 
 
-_CANCEL_S_MAX: Final = 0.1
-"""So long an attempt waits for the end of its call, so that usually nothing of it outlives the attempt."""
-_stubborn: set[asyncio.Task[None]] = set()
+_leaving: set[asyncio.Task[None]] = set()
+_ENDS: Final = frames.HostAnswer(code=CANCELLED, message="the attempt was cancelled", ends=True)
 
 
 class RunnerGone(Exception):
@@ -53,11 +53,21 @@ OnCall = Callable[[frames.HostCall], Awaitable[frames.HostAnswer]]
 
 
 class _Channel(asyncio.Protocol):
-    """Receives the replies of one runner."""
+    """Receives the replies of one runner.
+
+    Attributes:
+        owes_reply: it was asked something, and has not answered.
+        left: the call that the guest waited for when nobody waited for its end any more; it has been cancelled.
+        on_lost: called once when the runner has ended.
+    """
 
     def __init__(self) -> None:
         self._buffer = frames.ReplyBuffer()
         self._reply: asyncio.Future[frames.Reply] | None = None
+        self.owes_reply = False
+        self._is_left = False
+        self._ended: asyncio.Future[None] | None = None
+        self.left: asyncio.Task[None] | None = None
         self._on_log: Callable[[list[LogLine]], None] | None = None
         self._on_call: OnCall | None = None
         self._calling: asyncio.Task[None] | None = None
@@ -83,22 +93,53 @@ class _Channel(asyncio.Protocol):
             if self._on_log is not None:
                 self._on_log(reply.lines)
         elif isinstance(reply, frames.HostCall):
+            if self._is_left:
+                self._end_guest()
+                return
             if self._on_call is None or self._calling is not None:
                 raise _Unasked("a host call of no guest, or a second one before the answer to the first")
             self._calling = asyncio.get_running_loop().create_task(self._answer(self._on_call, reply))
-        elif self._reply is not None and not self._reply.done():
-            self._reply.set_result(reply)
+        elif self._calling is not None:
+            raise _Unasked("the end of a guest that waits for the host")
+        else:
+            self.owes_reply = self._is_left = False
+            if self._reply is not None and not self._reply.done():
+                self._reply.set_result(reply)
+            self._say_ended()
 
     async def _answer(self, on_call: "OnCall", call: frames.HostCall) -> None:
         answer = await on_call(call)
-        self._calling = None
+        # One that was cancelled and answers all the same would answer another guest.
+        if self._calling is asyncio.current_task():
+            self._calling = None
+            if self._transport is not None:
+                self._transport.write(frames.encode(answer))
+
+    def _leave(self) -> None:
+        """Nobody waits for what the runner owes. What the guest asks for, or will ask for, ends it."""
+        self._is_left = True
+        if (calling := self._calling) is not None:
+            self._calling, self.left = None, calling
+            calling.cancel()
+            _leaving.add(calling)
+            calling.add_done_callback(_leaving.discard)
+            self._end_guest()
+
+    def _end_guest(self) -> None:
+        # After this answer an honest guest asks for nothing more.
+        self._is_left = False
         if self._transport is not None:
-            self._transport.write(frames.encode(answer))
+            self._transport.write(frames.encode(_ENDS))
+
+    def _say_ended(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(RunnerGone(self.why or "the runner ended"))
+        self._say_ended()
         self.on_lost()
 
     async def ask(
@@ -115,6 +156,7 @@ class _Channel(asyncio.Protocol):
         self._buffer.bytes_max = bytes_max
         self._on_log = on_log
         self._on_call = on_call
+        self.owes_reply = True
         self._reply = asyncio.get_running_loop().create_future()
         if request is not None:
             self._transport.write(frames.encode(request))
@@ -124,13 +166,16 @@ class _Channel(asyncio.Protocol):
             self._reply = None
             self._on_log = None
             self._on_call = None
-            if (calling := self._calling) is not None:
-                self._calling = None
-                calling.cancel()
-                _, stubborn = await asyncio.wait({calling}, timeout=_CANCEL_S_MAX)
-                # The attempt ends all the same; who does not let go of a call must not keep a guest alive.
-                _stubborn.update(stubborn)
-                calling.add_done_callback(_stubborn.discard)
+            if self.owes_reply:
+                self._leave()
+
+    async def ended(self, seconds: float) -> bool:
+        """Say whether what nobody waits for any more ends within this time; what else is said has no effect."""
+        if self.owes_reply and not self.lost:
+            self._ended = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._ended}, timeout=seconds)
+            self._ended = None
+        return not self.owes_reply and not self.lost
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -139,18 +184,23 @@ class _Channel(asyncio.Protocol):
 
 
 class RunnerProcess:
-    """One runner. Use `start`; after `RunnerGone`, a timeout or a cancelled `run` only `kill` may follow."""
+    """One runner. Use `start`; after `RunnerGone` or a timeout only `kill` may follow.
+
+    After a `run` that was cancelled `stop` may come first, and another `run` if that says so.
+    """
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
         channel: _Channel,
+        stops: IO[bytes],
         stderr: IO[bytes],
         group: Group | None,
         scratch_bytes: int,
     ) -> None:
         self._process = process
         self._channel = channel
+        self._stops = stops
         self._stderr = stderr
         self._group = group
         self.scratch_bytes = scratch_bytes
@@ -184,17 +234,21 @@ class RunnerProcess:
         # Without a name, so that nothing stays behind however this process ends.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         ours, theirs = socket.socketpair()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        stops = os.fdopen(writer, "wb", buffering=0)
         try:
-            with theirs:
-                process = _spawn(theirs, folder, modules, group, stderr, scratch_bytes)
+            with theirs, os.fdopen(reader):
+                process = _spawn(theirs, reader, folder, modules, group, stderr, scratch_bytes)
         except OSError as error:
             ours.close()
+            stops.close()
             stderr.close()
             if group is not None:
                 group.remove()
             raise Unavailable(f"cannot start a runner: {error}") from error
         channel = _Channel()
-        runner = cls(process, channel, stderr, group, scratch_bytes)
+        runner = cls(process, channel, stops, stderr, group, scratch_bytes)
         try:
             ours.setblocking(False)
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
@@ -272,6 +326,7 @@ class RunnerProcess:
                 None if known else program.files,
                 input_,
                 limits,
+                self.runs,
             )
             reply = await self._channel.ask(request, bytes_max, on_log, on_call)
             if isinstance(reply, frames.NeedFiles) and known:
@@ -282,6 +337,19 @@ class RunnerProcess:
                 raise RunnerGone(f"the runner answered {type(reply).__name__} to Run")
             self._programs.add(program.digest)
             return reply
+
+    async def stop(self, seconds: float) -> bool:
+        """End the guest of a `run` that was cancelled; say whether the runner is ready for the next one in time."""
+        if self._channel.owes_reply and not self._stops.closed:
+            # The pipe is full when nobody reads it, and broken when the runner has gone.
+            with contextlib.suppress(OSError):
+                self._stops.write(frames.stop(self.runs))
+        return await self._channel.ended(seconds)
+
+    def call_left(self) -> "asyncio.Task[None] | None":
+        """Return, once, the call that the last guest left behind; it has been cancelled."""
+        call, self._channel.left = self._channel.left, None
+        return call
 
     def _limit_group(self, memory_bytes: int) -> None:
         if self._group is not None:
@@ -311,6 +379,7 @@ class RunnerProcess:
         else:
             self._process.terminate()
         self._channel.abort()
+        self._stops.close()
         if not await within(_KEEPER_S_MAX, self._reaped):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -340,6 +409,7 @@ async def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 def _spawn(
     channel: socket.socket,
+    stops: int,
     folder: Path,
     modules: Path,
     group: Group | None,
@@ -347,8 +417,10 @@ def _spawn(
     scratch_bytes: int,
 ) -> "subprocess.Popen[bytes]":
     groups = [] if group is None else map(str, group.folders)
+    arguments = (str(modules), str(scratch_bytes), str(stops), *groups)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", str(modules), str(scratch_bytes), *groups],
+        [sys.executable, "-P", "-m", "hive_executor.sandbox.runner", *arguments],
+        pass_fds=(stops,),
         stdin=channel.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,

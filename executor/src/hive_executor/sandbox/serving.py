@@ -36,12 +36,16 @@ _WARM_UP_LIMITS: Final = model.Limits(wall_ms=10_000, memory_bytes=64 * model.ME
 class Runner:
     """Answers requests until its parent goes."""
 
-    def __init__(self, channel: socket.socket, has_scratch: bool) -> None:
+    def __init__(self, channel: socket.socket, stops: int, has_scratch: bool) -> None:
         self._channel = channel
         self._pid = 0
         self._sending = threading.Lock()
         self._sandbox = Sandbox(
-            new_engine(), lambda lines: self._send(frames.Log(lines)), self._ask_host, has_scratch=has_scratch
+            new_engine(),
+            lambda lines: self._send(frames.Log(lines)),
+            self._ask_host,
+            stops,
+            has_scratch=has_scratch,
         )
         self._guests: OrderedDict[str, Guest] = OrderedDict()
         self._bundles: OrderedDict[str, str] = OrderedDict()
@@ -90,7 +94,11 @@ class Runner:
             if bundle is None:
                 return frames.NeedFiles()
             guest.bundle = bundle
-        return self._sandbox.run(guest, request)
+        done = self._sandbox.run(guest, request)
+        if done.code == model.CANCELLED and request.files is not None:
+            # It may have been stopped while it was compiled; the parent sends it again.
+            self._bundles.pop(request.digest, None)
+        return done
 
     def _guest(self, kind: str, path: str) -> Guest:
         guest = self._guests.get(path)
@@ -118,19 +126,20 @@ class Runner:
         return bundle_of(request.entry, files, code={} if done.code else json.loads(done.output))
 
 
-def serve(pid: int, layers: list[str], modules: Path, scratch_bytes: int = 0) -> None:
+def serve(pid: int, layers: list[str], modules: Path, stops: int, scratch_bytes: int = 0) -> None:
     """Give up what is left to give up, and work until the parent closes the socket on descriptor 0.
 
     Args:
         pid: the number of this process as its parent sees it.
         layers: those that it has already.
         modules: the one folder that it can still read.
+        stops: a descriptor, on which come the numbers of runs that are to end.
         scratch_bytes: what it may have in files of its own.
     """
     channel = socket.socket(fileno=os.dup(0))
     confine.exit_when_closed(channel)
     confine.limit(**_LIMITS | {"fsize": max(_LIMITS["fsize"], scratch_bytes)})
-    runner = Runner(channel, scratch_bytes > 0)
+    runner = Runner(channel, stops, scratch_bytes > 0)
     # What exists now lives as long as the process; walking it again after each guest costs time and private pages.
     gc.collect()
     gc.freeze()
