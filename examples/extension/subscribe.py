@@ -33,6 +33,7 @@ async def watch(access: dict[str, Any], since: DeliverPolicy, count: int) -> Non
         "hive.events.>",
         stream="HIVE_EVENTS",
         ordered_consumer=True,
+        idle_heartbeat=1,  # s; a stream that is gone is noticed after two to four of them
         config=ConsumerConfig(name=name, deliver_policy=since),
     )
     async for message in events.messages:

@@ -23,13 +23,17 @@ def python(source: str, siblings: dict[str, str | bytes] | None = None) -> Progr
 
 
 @pytest.fixture(scope="session")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
-    """Make a program of a text module in `tests/guests`."""
+def module(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Program]:
+    """Make a program of a text module in `tests/guests`, with something in it replaced where that is given."""
     folder = tmp_path_factory.mktemp("modules")
 
-    def program(name: str) -> Program:
+    def program(name: str, old: str = "", new: str = "") -> Program:
+        text = (GUESTS / f"{name}.wat").read_text()
+        if old:
+            assert text.count(old) == 1, old
+            text, name = text.replace(old, new), f"{name}-{new}"
         path = folder / f"{name}.wasm"
-        path.write_bytes(wasmtime.wat2wasm((GUESTS / f"{name}.wat").read_text()))
+        path.write_bytes(wasmtime.wat2wasm(text))
         runtime = "component" if name.endswith("_component") else "command"
         return Program(runtime, f"test:{name}", f"{name}.wasm", module_path=path)
 
