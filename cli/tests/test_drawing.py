@@ -298,7 +298,8 @@ def test_a_decision_is_told_with_places_votes_and_judges(
             "votes": [2, 3],
             "trust": 0,
             "spent": 1,
-            "coming": 2,
+            "coming": 3,
+            "gone": 1,
             "candidates": [
                 candidate(1, place, 0.25, False, "the test did not pass", []),
                 candidate(2, place, 0.5, True, "", [2, 3]),
@@ -324,6 +325,7 @@ def test_a_decision_is_told_with_places_votes_and_judges(
     assert "pairs: #1 ≠ #2" in lines
     assert "c@1.0.0 judged attempt #2 where it had run, which `distinct: none` allows" in lines
     assert "1 more ended without a result" in lines and "2 more were planned and had no executor yet" in lines
+    assert "1 more were planned, and no executor was left for them: some were revoked" in lines
 
 
 def candidate(

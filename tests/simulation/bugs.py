@@ -260,8 +260,8 @@ BUGS = (
         "one more attempt without a machine for it",
         4,
         f"{DOMAIN}/placement.py",
-        "for place in places}) >= count\n",
-        "for place in places}) >= 0\n",
+        "                return True\n        return False\n",
+        "                return True\n        return True\n",
     ),
     _bug(
         "the lock is taken before its session has an idle limit",

@@ -35,9 +35,14 @@ async def finish(cluster: Any, control: Any, document: dict[str, Any]) -> tuple[
     """Return a job that has ended, and its events as the log has them."""
     job_id = await control.submit(document)
     ended = await control.finish(job_id)
+    return ended, await told_by(cluster, job_id)
+
+
+async def told_by(cluster: Any, job_id: str) -> list[Any]:
+    """Return the events of a job as the log has them."""
     stored = await cluster.reader.read(0, 1_000)
     ours = [one for one in stored if one.correlation == job_id]
-    return ended, [(one.stream, events.decode(one.type, one.schema, one.payload)) for one in ours]
+    return [(one.stream, events.decode(one.type, one.schema, one.payload)) for one in ours]
 
 
 async def until(cluster: Any, holds: Any) -> None:

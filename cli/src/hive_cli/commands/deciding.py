@@ -69,8 +69,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
     notes = []
     if found["spent"]:
         notes.append(f"{found['spent']} more ended without a result")
-    if found["coming"]:
-        notes.append(f"{found['coming']} more were planned and had no executor yet")
+    if coming := found["coming"] - found["gone"]:
+        notes.append(f"{coming} more were planned and had no executor yet")
+    if found["gone"]:
+        notes.append(f"{found['gone']} more were planned, and no executor was left for them: some were revoked")
     return notes + [
         f"{one['agent']} judged attempt #{one['attempt']} where it had run, which `distinct: none` allows"
         for one in found["self_judged"]

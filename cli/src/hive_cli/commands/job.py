@@ -100,6 +100,8 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
         for depth, t in _below_parents([task for task in tasks if task["judging"] is None])
     )
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
+    for task in (one for one in tasks if one["waits_for"]):
+        out.print(f"{escape(_place(task))} {escape(clean(task['waits_for']))}", highlight=False)
     if (happened := Drawing(tracker, names, DETAILS_MAX).details()) is not None:
         out.print("attempts", style="bold")
         out.print(happened)

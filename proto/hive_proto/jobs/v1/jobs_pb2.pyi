@@ -649,6 +649,7 @@ class Task(_message.Message):
     JUDGED_FIELD_NUMBER: _builtins.int
     JUDGED_ATTEMPTS_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     job_id: _builtins.str
     step: _builtins.str
@@ -677,6 +678,8 @@ class Task(_message.Message):
     """of a judge: critic | test | vector | pairs | senior | integrator; it counts in no TaskCounts"""
     judged: _builtins.str
     """id of the task whose results it judges; empty for an integrator"""
+    waits_for: _builtins.str
+    """for people: which machine it lacks; empty where it waits for nothing but its turn"""
     @_builtins.property
     def approvals_open(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """approvals for which its attempt waits"""
@@ -714,10 +717,11 @@ class Task(_message.Message):
         judged: _builtins.str = ...,
         judged_attempts: _abc.Iterable[_builtins.int] | None = ...,
         kept: _abc.Iterable[Global___KeptOutput] | None = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approvals_open", b"approvals_open", "attempts", b"attempts", "created_us", b"created_us", "decided", b"decided", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "judged", b"judged", "judged_attempts", b"judged_attempts", "judging", b"judging", "kept", b"kept", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "replicas", b"replicas", "state", b"state", "step", b"step", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "approvals_open", b"approvals_open", "attempts", b"attempts", "created_us", b"created_us", "decided", b"decided", "ended_us", b"ended_us", "error_code", b"error_code", "error_message", b"error_message", "executor", b"executor", "index", b"index", "job_id", b"job_id", "judged", b"judged", "judged_attempts", b"judged_attempts", "judging", b"judging", "kept", b"kept", "output_digest", b"output_digest", "output_json", b"output_json", "parent", b"parent", "replicas", b"replicas", "state", b"state", "step", b"step", "task_id", b"task_id", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,7 +122,8 @@ class Task(View, frozen=True, kw_only=True):
     results were judged of the winner.
 
     `parent` is the task that forked this one, null for a task of the job file; with one, `index` is the place among
-    what that one forked. `approvals_open` are those that its attempt waits for.
+    what that one forked. `approvals_open` are those that its attempt waits for, and `waits_for` says which machine
+    it lacks, null where it waits for nothing but its turn.
 
     With `replicas`, so many attempts were planned at first, whose results are judged; `decided`: the decision is
     there. `judging` is null for all but judges, which count in no `tasks` of a job. Where all valid results are
@@ -144,6 +145,7 @@ class Task(View, frozen=True, kw_only=True):
     output: Raw | UnsetType = UNSET
     output_digest: str | UnsetType = UNSET
     approvals_open: tuple[str, ...] = ()
+    waits_for: str | None = None
     replicas: int = 0
     decided: bool = False
     judging: Judging | None = None
@@ -525,6 +527,7 @@ def task(message: jobs_pb2.Task) -> Task:
         output=_raw(message.output_json),
         output_digest=message.output_digest or UNSET,
         approvals_open=tuple(message.approvals_open),
+        waits_for=message.waits_for or None,
         replicas=message.replicas,
         decided=message.decided,
         judging=_judging(message),

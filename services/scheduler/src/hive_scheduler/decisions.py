@@ -86,6 +86,7 @@ def told(record: DecisionRecord, fleet: Fleet) -> Told:
         "trust": record.decided.trust,
         "spent": decision.spent,
         "coming": decision.coming,
+        "gone": decision.gone,
         "candidates": _candidates(decision, fleet),
         "running": [_place(one, fleet) for one in decision.running],
         "pairs": msgspec.to_builtins(decision.pairs),

@@ -27,6 +27,7 @@ from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.placement import Device, Fleet, Need, Picked
 from hive_scheduler.domain.queue import PRIORITIES
+from hive_scheduler.domain.shortage import shortage_of
 from hive_scheduler.domain.task import TaskState
 from hive_scheduler.engine import Engine
 from hive_scheduler.metrics import ATTEMPTS_LIVE, EXECUTORS_ONLINE, LOST, PLACEMENTS, PULLS, QUEUE_DEPTH
@@ -372,6 +373,12 @@ class Dispatcher:
         """Say whether so many distinct ones could ever take a task that needs this (engine.Listener)."""
         return self._fleet.possible(need, count, distinct)
 
+    def gone(self, need: Need, count: int, distinct: Distinct) -> int:
+        """Return for how many of so many tasks that need this nobody is left (engine.Listener)."""
+        if not self._fleet.any_revoked() or self._fleet.possible(need, count, distinct):
+            return 0
+        return shortage_of(need, count, distinct, self._fleet.devices()).gone
+
     def _place_one(self, priority: str, need: Need) -> bool:
         picked = self._fleet.place(need)
         if picked is None:
@@ -550,7 +557,8 @@ class Dispatcher:
         state = self._executors.setdefault(executor, _Executor(executor))
         known = self._catalogue.executors.get(executor)
         if known is not None and known.revoked:
-            self._shut_out(state)
+            before = self._fleet.get(executor)
+            self._shut_out(state, before is None or not before.revoked)
         self._sync(state)
         if known is not None and known.drained and state.pull is not None and not state.pull.sealed:
             self._answer_after_commit(state, state.pull)
@@ -561,8 +569,11 @@ class Dispatcher:
         if state is not None:
             self._sync(state)
 
-    def _shut_out(self, state: _Executor) -> None:
-        """Give to others what a revoked executor has, at once: what it will say does not count any more."""
+    def _shut_out(self, state: _Executor, newly: bool) -> None:
+        """Give to others what a revoked executor has, at once: what it will say does not count any more.
+
+        Where it is `newly` out, tasks that wait for one like it may have to do without.
+        """
         self._leases.pop(state.id, None)
         pull, state.pull = state.pull, None
         if pull is not None:
@@ -574,7 +585,9 @@ class Dispatcher:
             self._lose(key, "revoked")
         # Before others are looked for: the fleet must not offer it for what it has lost.
         self._sync(state)
-        if lost:
+        if newly:
+            self._engine.look_again()
+        if lost or newly:
             self._engine.settle()
 
     # --- time ---

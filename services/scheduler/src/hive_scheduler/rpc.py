@@ -32,6 +32,7 @@ from hive_scheduler.hub import Hub, Subscription
 from hive_scheduler.queries import PAGE_EVENTS, Queries, Row, counts_of
 from hive_scheduler.reputation import Reputation
 from hive_scheduler.submission import Submission, Submissions
+from hive_scheduler.waiting import waits_for
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,11 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
         shown, positions = pages.output_positions(rows)
         outputs = await self._queries.outputs(positions)
         tasks = pages.tasks(shown, outputs, self._open(request.job_id))
+        job = self._engine.jobs.get(request.job_id)
+        if job is not None:
+            waiting = waits_for(job, [task.task_id for task in tasks], self._fleet)
+            for task in tasks:
+                task.waits_for = waiting.get(task.task_id, "")
         return jobs_pb2.TasksResponse(tasks=tasks, more=len(tasks) < len(rows))
 
     async def Logs(self, request: jobs_pb2.LogsRequest, context: Any) -> jobs_pb2.LogsResponse:
@@ -162,15 +168,17 @@ class JobsService(jobs_pb2_grpc.JobsServicer):
             state: str = found[1].status
             need = self._engine.need_of(*found)
             candidates = [msgspec.to_builtins(one) for one in self._fleet.explain(need)]
+            waiting = waits_for(found[0], [request.task_id], self._fleet)
         else:
             await self._seen(stored[-1].position)
             row = await self._queries.task(request.task_id)
             await self._require_seen_by(context, row["job_id"], task=request.task_id)
             state = row["state"]
-            candidates = []
+            candidates, waiting = [], {}
         explanation = {
             "task": request.task_id,
             "state": state,
+            "waits_for": waiting.get(request.task_id, ""),
             "decisions": _decisions(stored),
             "candidates": candidates,
         }

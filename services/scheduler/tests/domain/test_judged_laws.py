@@ -7,6 +7,7 @@ import msgspec
 from hive_common.contracts import events
 from hive_common.contracts.judgement import Embedding, Producer
 from hive_common.judgement.record import Same, recompute
+from hive_scheduler.domain import job as jobs
 from hive_scheduler.domain.inputs import Evaluator
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.task import TaskState
@@ -67,12 +68,16 @@ class Ports(Evaluator):
 
     trusted: int | None = None
     extends = True
+    out = False
 
     def trust(self, job: JobState, task: TaskState, producer: Producer) -> int | None:
         return self.trusted
 
     def may_extend(self, job: JobState, task: TaskState) -> bool:
-        return self.extends
+        return self.extends and not self.out
+
+    def gone(self, job: JobState, task: TaskState) -> int:
+        return task.wanted if self.out else 0
 
 
 class JudgedLaws(Laws):
@@ -82,6 +87,7 @@ class JudgedLaws(Laws):
         super().__init__()
         self.trusted: int | None = None
         self.extends = True
+        self.out = False
 
     def make_document(self, max_attempts: int, codes: tuple[str, ...]) -> dict[str, Any]:
         return document(max_attempts, codes)
@@ -122,12 +128,30 @@ class JudgedLaws(Laws):
 
     def evaluator(self) -> Evaluator:
         ports = Ports(self.schemas, {}, frozenset())
-        ports.trusted, ports.extends = self.trusted, self.extends
+        ports.trusted, ports.extends, ports.out = self.trusted, self.extends, self.out
         return ports
 
     @rule(trusted=st.sampled_from([None, 10]), extends=st.booleans())
     def what_is_known_of_executors_changes(self, trusted: int | None, extends: bool) -> None:
         self.trusted, self.extends = trusted, extends
+
+    @rule()
+    def executors_are_revoked(self) -> None:
+        """For a moment nobody is left but who has something."""
+        self.out = True
+        jobs.look_again(self.job)
+        self.advance(1_000)
+        self.out = False
+        for task in self.among():
+            # Nothing waits any more for attempts alone that will never be made.
+            if task.judged is not None and not task.ended and self.job.end is None and not task.live():
+                assert self.judging_goes_on(task)
+
+    def judging_goes_on(self, task: TaskState) -> bool:
+        state = self.job.steps[task.step]
+        if not self.job.needs_done(state) or task.status == "blocked":
+            return True
+        return any(judge.live() for judge in state.judges_of.get(task.id, ()))
 
     # --- the laws ---
 

@@ -126,6 +126,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
         candidates, pairs, judges: what was known.
         running: attempts that might still have given results; they were cancelled.
         coming: attempts that were to be made and had no executor.
+        gone: so many of these that nobody was left for, since machines were revoked.
         spent: attempts that ended without a result.
     """
 
@@ -142,6 +143,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     running: tuple[Producer, ...] = ()
     coming: int = 0
     spent: int = 0
+    gone: int = 0
 
 
 _decoder = msgspec.json.Decoder(Decision)

@@ -59,11 +59,13 @@ def decision_of(
     running: Iterable[Producer] = (),
     coming: int = 0,
     spent: int = 0,
+    gone: int = 0,
     chosen: int | None = None,
 ) -> Decision:
     """Return the record of an outcome, with what `judge` was given, in one order whatever the order was.
 
     Args:
+        gone: so many of `coming`, which nobody is left for, `judge` was told among `spent`.
         chosen: after `Escalate`: which candidate the senior agent took, if any.
     """
     decision = Decision(
@@ -77,12 +79,16 @@ def decision_of(
         running=tuple(sorted((Producer(*_place(one)) for one in running), key=lambda one: one.attempt)),
         coming=coming,
         spent=spent,
+        gone=gone,
     )
     return msgspec.structs.replace(decision, **_fields(outcome, chosen))
 
 
 def recompute(decision: Decision) -> Check:
     """Apply the rule again to the recorded votes, scores and verdicts."""
+    gone = decision.gone
+    if not 0 <= gone <= decision.coming:
+        return Differs((f"gone: recorded is {gone}, of {decision.coming} that were to come",))
     try:
         check_rule(decision.rule)
         outcome = judge(
@@ -90,8 +96,8 @@ def recompute(decision: Decision) -> Check:
             decision.candidates,
             decision.pairs,
             decision.running,
-            decision.coming,
-            decision.spent,
+            decision.coming - gone,
+            decision.spent + gone,
         )
     except InvalidArgument as error:
         return Differs((error.message,))

@@ -49,6 +49,8 @@ JUDGE_ATTEMPTS: Final = 3
 NO_LONGER_NEEDED: Final = "decided"
 
 JUDGE_FAILED: Final = "judge_failed"
+JUDGE_GONE: Final = "lost"
+"""A judge that was to run where nobody is left: like one that was lost too often, it is no fault of its agent."""
 
 
 class Known:
@@ -82,9 +84,17 @@ def progress(job: "JobState", state: "StepState", task: TaskState, inputs: "Inpu
 
     judged, words = task.judged, state.step.judging
     assert judged is not None and words is not None
-    if not task.ended:
+    if not task.attempts and not inputs.gone(job, task):
+        return
+    while not task.ended:
         for decision in _progress_open(job, state, task, judged, words, inputs):
             yield Decision(*decision)
+        judges = state.judges_of.get(task.id, ())
+        gone = [one for one in judges if not one.ended and inputs.gone(job, one)]
+        if task.ended or not gone:
+            break
+        for one in gone:
+            yield Decision(one.id, [TaskFailed(JUDGE_GONE, "no executor is left that may run it")])
     if task.ended:
         state.known.pop(task.id, None)
         for one in state.judges_of.get(task.id, ()):
@@ -107,7 +117,8 @@ def _progress_open(
         rule, trust = words.rule, 0
         candidates, pairs = _known(state, task, judged, rule, inputs)
         alone = words.adaptive and judged.planned - judged.replaced == 1
-        if alone and not candidates and (task.wanted or task.live()):
+        gone = inputs.gone(job, task)
+        if alone and not candidates and (task.wanted > gone or task.live()):
             return  # whether a second one is wanted depends on whose result this will be
         if alone and len(candidates) == 1 and not task.wanted:
             trusted = inputs.trust(job, task, candidates[0])
@@ -117,7 +128,7 @@ def _progress_open(
                 yield task.id, [TaskExtended(more, "check")]
                 return
             rule, trust = msgspec.structs.replace(rule, k=1, of=1, extend_to=0), trusted
-        yield from _apply(job, state, task, judged, words, rule, trust, candidates, pairs, inputs)
+        yield from _apply(job, state, task, judged, words, rule, trust, candidates, pairs, inputs, gone)
     except InvalidArgument as error:
         yield task.id, [TaskFailed(JUDGE_FAILED, error.message)]
 
@@ -133,10 +144,12 @@ def _apply(
     candidates: list[Candidate],
     pairs: list[Pair],
     inputs: "Inputs",
+    gone: int,
 ) -> Iterator[tuple[str, list[Event]]]:
     running = [producer_of(task, number) for number in task.live()]
     ended = sum(1 for attempt in task.attempts.values() if attempt.status in ("failed", "lost"))
-    coming, spent = task.wanted, ended - judged.replaced
+    # Those that nobody is left for will give no more results than those that failed.
+    coming, spent = task.wanted - gone, ended - judged.replaced + gone
 
     outcome = judge(rule, candidates, pairs, running, coming, spent)
     made = len(candidates) + len(running) + coming + spent
@@ -172,14 +185,22 @@ def _apply(
         pairs=pairs,
         judges=judged.judges,
         running=running,
-        coming=coming,
-        spent=spent,
+        coming=task.wanted,
+        spent=spent - gone,
+        gone=gone,
         chosen=chosen if isinstance(outcome, Escalate) else None,
     )
-    yield task.id, [TaskDecided(record, trust), _end(judged, outcome, chosen, bool(candidates))]
+    end = _end(judged, outcome, chosen, bool(candidates))
+    if gone and isinstance(end, TaskFailed):
+        unit = "executor" if rule.distinct == "none" else rule.distinct
+        why = f"{gone} more {'was' if gone == 1 else 'were'} to come, and no {unit} is left that may run it"
+        end = msgspec.structs.replace(end, message=f"{end.message}; {why}")
+    yield task.id, [TaskDecided(record, trust), end]
 
 
-def _end(judged: JudgedState, outcome: Decided | Kept | Escalate | Failed, chosen: int | None, any_: bool) -> Event:
+def _end(
+    judged: JudgedState, outcome: Decided | Kept | Escalate | Failed, chosen: int | None, any_: bool
+) -> TaskSucceeded | TaskFailed:
     match outcome:
         case Decided():
             return TaskSucceeded(outcome.winner)

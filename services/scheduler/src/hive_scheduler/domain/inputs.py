@@ -133,6 +133,10 @@ class Evaluator(Inputs):
         """Suppose that somebody can (job.Inputs)."""
         return True
 
+    def gone(self, job: JobState, task: TaskState) -> int:
+        """Suppose that nobody was revoked (job.Inputs)."""
+        return 0
+
     def _resolved_input(self, job: JobState, state: StepState, index: int) -> Value:
         template = state.step.input
         if state.scope is None:

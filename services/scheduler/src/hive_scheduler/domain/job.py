@@ -239,6 +239,10 @@ class Inputs:
         """Say whether anybody could make one more independent result."""
         raise NotImplementedError
 
+    def gone(self, job: JobState, task: TaskState) -> int:
+        """Return for how many attempts without an executor nobody is left, since machines were revoked."""
+        raise NotImplementedError
+
 
 # --- what is due -------------------------------------------------------------------------------------------
 
@@ -344,6 +348,7 @@ def _progress_step(job: JobState, state: StepState, inputs: Inputs) -> Iterator[
         if task.status == "blocked":
             yield _make_ready(job, state, task, state.cursor, inputs)
         state.cursor += 1
+    yield from _decide(job, state, inputs)
     state.items = state.scope = None
     while state.forking:
         yield _create_child(job, state, next(iter(state.forking)), inputs)
@@ -546,6 +551,8 @@ def _add_task(job: JobState, task: TaskState) -> TaskState:
         raise CorruptLog(f"job {job.id}: task {task.id} is not the next of step {task.step}", job=job.id)
     else:
         state.tasks.append(task)
+    if task.judged is not None and task.status == "ready":
+        state.undecided[task.id] = None
     state.counts[task.status] += 1
     job.tasks[task.id] = task
     job.inline_bytes += values.inline_bytes(task.input)
@@ -618,6 +625,20 @@ def _join_step(job: JobState, event: StepJoined) -> None:
     state.undecided.clear()
     state.known.clear()
     state.items = state.scope = None
+
+
+def look_again(job: JobState) -> bool:
+    """Have every judged task looked at again that has not ended; say whether there is one.
+
+    For when something has changed that no event of the job tells.
+    """
+    found = False
+    for state in job.steps.values():
+        if state.step.judging is not None and state.joined is None and state.open:
+            waiting = {task.id: None for task in state.tasks if task.judged is not None and not task.ended}
+            state.undecided |= waiting
+            found = found or bool(waiting)
+    return found
 
 
 def forget_values(job: JobState) -> None:

@@ -47,6 +47,12 @@ def _need_of_judge(job: "JobState", task: TaskState, agent: AgentRef, step: Step
     return judge_need(agent, step, job.owner, senior=judging.kind == "senior", distinct_from=apart)
 
 
+def distinct_of(job: "JobState", task: TaskState) -> Distinct:
+    """Return what attempts of a task must not have in common; `none` where it has one at a time."""
+    words = job.steps[task.step].step.judging
+    return "none" if task.judged is None or words is None else words.rule.distinct
+
+
 def base_need(agent: AgentRef, step: Step, owner: str, pin: str, distinct_from: Apart | None = None) -> Need:
     """Return what any attempt of a step's tasks asks of a device."""
     return Need(

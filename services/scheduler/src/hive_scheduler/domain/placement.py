@@ -115,6 +115,7 @@ SCRATCH_MISSING: Final = "scratch_missing"
 TIER_DIFFERS: Final = "tier_differs"
 EXECUTOR_NOT_NAMED: Final = "executor_not_named"
 LABEL_MISSING: Final = "label_missing"
+NO_FREE_SLOT: Final = "no_free_slot"
 
 
 def _battery_low(device: Device, weights: Weights) -> bool:
@@ -130,7 +131,7 @@ STATE_STAGES: Final[tuple[tuple[str, _State], ...]] = (
     ("offline", lambda device, weights: not device.online),
     ("drained", lambda device, weights: device.drained),
     ("battery_low", _battery_low),
-    ("no_free_slot", lambda device, weights: device.slots_free <= 0),
+    (NO_FREE_SLOT, lambda device, weights: device.slots_free <= 0),
 )
 """Rejections that hold for every task alike. A device that one of them names is not in a heap at all."""
 
@@ -267,6 +268,7 @@ class Fleet:
         self._reasons: dict[str, str] = {}
         self._reason_counts: Counter[tuple[_Class, str]] = Counter()
         self._class_sizes: Counter[_Class] = Counter()
+        self._revoked: set[str] = set()
         self._buckets: dict[_Class, _Bucket] = {}
         self._stamp = 0
 
@@ -289,6 +291,8 @@ class Fleet:
             group = self._groups[executor] = class_of(device)
             self._class_sizes[group] += 1
         self._devices[executor] = device
+        if device.revoked:
+            self._revoked.add(executor)
         reason = state_reason(device, self.weights)
         self._note_reason(group, executor, reason)
         if reason is None:
@@ -313,6 +317,7 @@ class Fleet:
         """Forget a device."""
         if self._devices.pop(executor, None) is None:
             return
+        self._revoked.discard(executor)
         group = self._groups.pop(executor)
         self._class_sizes[group] -= 1
         if not self._class_sizes[group]:
@@ -349,6 +354,10 @@ class Fleet:
         self.upsert(msgspec.structs.replace(device, slots_free=device.slots_free - 1, running=device.running + 1))
         return Picked(executor, Placement(len(self._devices), round(-negative_score, 6), dict(rejected)))
 
+    def any_revoked(self) -> bool:
+        """Say whether any device is out for good."""
+        return bool(self._revoked)
+
     def devices(self) -> Collection[Device]:
         """Return all devices that are known."""
         return self._devices.values()
@@ -358,8 +367,12 @@ class Fleet:
         able = (device for device in self._devices.values() if never_reason(device, need) is None)
         if distinct == "none":
             return any(True for _ in able)
-        places = (Producer(0, one.executor, one.capabilities.device, one.owner) for one in able)
-        return len({unit_of(distinct, place) for place in places}) >= count
+        found: set[str] = set()
+        for one in able:
+            found.add(unit_of(distinct, Producer(0, one.executor, one.capabilities.device, one.owner)))
+            if len(found) >= count:
+                return True
+        return False
 
     def explain(self, need: Need) -> list[Candidate]:
         """Run every stage over every device: rejections with their reasons, the rest by falling score."""
