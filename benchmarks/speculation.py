@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +32,7 @@ from benchmarks.stack import submit_and_wait
 
 ROUNDS = int(os.environ.get("HIVE_BENCH_SPECULATION_ROUNDS", "3"))
 DEVICES: Final = 2
-SLOTS: Final = 16
+SLOTS: Final = 36
 RIGHT: Final = 0.5
 """Of the noisy agent's answers are right."""
 SAMPLES: Final = {1: 1_500, 2: 1_200, 4: 600, 8: 300}
@@ -47,6 +48,14 @@ HEDGES: Final = {
     "2": (0.02, [("p95", 2, "p95"), ("one", 2, "150ms")]),
 }
 """By the percentage of stragglers: their share, and the ways of hedging: name, replicas, `hedge_after`."""
+
+PARTS: Final = 20
+"""Of which a task that says how far it is does one after the other."""
+PARTED_MS: Final = 2_000
+PARTED: Final = 1_000
+PARTED_CALLERS: Final = 64
+BY_PROGRESS: Final = {"replicas": 3, "hedge_after": {"progress": 0.05, "within": "170ms"}}
+"""A part takes 100 ms. Two hedges come after 340 ms; eight times less leaves 500 beside a task's own time."""
 
 NOISY = f"""\
 import random
@@ -81,6 +90,21 @@ def run(input: dict) -> dict:
     return {"slow": slow}
 """
 
+PARTED_STRAGGLER = """\
+import random
+import time
+from hive import progress
+
+
+def run(input: dict) -> dict:
+    slow = random.random() < input["slow"]
+    for part in range(1, input["parts"] + 1):
+        time.sleep(input["ms"] * (input["times"] if slow else 1) / input["parts"] / 1000)
+        if part == 1:
+            progress(part / input["parts"])
+    return {"slow": slow}
+"""
+
 Figures = dict[str, float]
 
 
@@ -91,6 +115,7 @@ class Sizes:
         self.samples = {k: tasks // 10 for k, tasks in SAMPLES.items()} if quick else SAMPLES
         self.races = 3 if quick else RACES
         self.hedged = 200 if quick else HEDGED
+        self.parted = 64 if quick else PARTED
 
 
 class Agents:
@@ -101,6 +126,7 @@ class Agents:
         self.checker = of.push("checker", CHECKER)
         self.racer = of.push("racer", RACER, RACER_MAY)
         self.stragglers = {name: of.push(f"straggler-{name}", STRAGGLER) for name in HEDGES}
+        self.parted = of.push("straggler-parted", PARTED_STRAGGLER)
 
 
 def document(name: str, step: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
@@ -190,18 +216,23 @@ def tail(ordered: list[float], attempts: int) -> Figures:
 
 
 async def straggling(
-    client: aiohttp.ClientSession, agents: Agents, dsn: str, percent: str, hedge: dict[str, Any] | None, tasks: int
+    client: aiohttp.ClientSession,
+    dsn: str,
+    agent: str,
+    given: dict[str, Any],
+    hedge: dict[str, Any] | None,
+    tasks: int,
+    callers: int = CALLERS,
 ) -> Figures:
     """Return the percentiles of tasks of which some are slow, with or without hedges.
 
-    Each is a job of its own, submitted by one of `CALLERS` that wait for its result; there are more slots than
+    Each is a job of its own, submitted by one of `callers` that wait for its result; there are more slots than
     attempts, since a hedge cannot help where it waits for a slot.
     """
-    slow, _ = HEDGES[percent]
-    step: dict[str, Any] = {"agent": agents.stragglers[percent]}
+    step: dict[str, Any] = {"agent": agent, "timeout": "60s"}
     if hedge is not None:
         step["speculate"] = {**hedge, "distinct": "none"}
-    one = document("straggler", step, [{"slow": slow, "ms": BASE_MS, "times": SLOW}])
+    one = document("straggler", step, [{"times": SLOW, **given}])
     left = iter(range(tasks))
     found: list[float] = []
 
@@ -211,18 +242,20 @@ async def straggling(
             found.append(seconds * 1e3)
 
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        before = await assigned(connection)
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        return tail(sorted(found), await assigned(connection) - before)
+        before = await counted(connection)
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        after = await counted(connection)
+    if after["TaskSucceeded"] - before["TaskSucceeded"] != tasks:
+        raise RuntimeError(f"of {tasks} tasks not all succeeded: before {before}, after {after}")
+    return tail(sorted(found), after["TaskAssigned"] - before["TaskAssigned"])
 
 
-async def assigned(connection: psycopg.AsyncConnection[Any]) -> int:
-    """Return how many attempts were assigned so far."""
-    row = await (
-        await connection.execute(b"SELECT count(*) FROM log.events WHERE type = 'TaskAssigned'")
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
+async def counted(connection: psycopg.AsyncConnection[Any]) -> Counter[str]:
+    """Return how many attempts were assigned so far, and how many tasks have succeeded."""
+    found = await connection.execute(
+        b"SELECT type, count(*) FROM log.events WHERE type IN ('TaskAssigned', 'TaskSucceeded') GROUP BY type"
+    )
+    return Counter(dict(await found.fetchall()))
 
 
 async def one_round(
@@ -234,27 +267,31 @@ async def one_round(
     found: dict[str, Mapping[str, float]] = {"coverage": await coverage(of, client, agents, sizes, number)}
     progress(f"round {number + 1}: losers")
     found["losers"] = await races(of, client, agents, model, sizes.races)
-    for percent, (_, ways) in HEDGES.items():
+    for percent, (slow, ways) in HEDGES.items():
         progress(f"round {number + 1}: {percent} % stragglers")
-        found[f"stragglers_{percent}"] = await straggling(client, agents, dsn, percent, None, sizes.hedged)
+        agent, given = agents.stragglers[percent], {"slow": slow, "ms": BASE_MS}
+        found[f"stragglers_{percent}"] = await straggling(client, dsn, agent, given, None, sizes.hedged)
         for name, replicas, after in ways:
             hedge = {"replicas": replicas, "hedge_after": after}
-            found[f"stragglers_{percent}_{name}"] = await straggling(
-                client, agents, dsn, percent, hedge, sizes.hedged
-            )
+            found[f"stragglers_{percent}_{name}"] = await straggling(client, dsn, agent, given, hedge, sizes.hedged)
+    progress(f"round {number + 1}: 5 % stragglers that say how far they are")
+    given = {"slow": HEDGES["5"][0], "ms": PARTED_MS, "parts": PARTS}
+    for name, by in (("parted_5", None), ("parted_5_progress", BY_PROGRESS)):
+        found[name] = await straggling(client, dsn, agents.parted, given, by, sizes.parted, PARTED_CALLERS)
     found["load"] = {"average_1min": os.getloadavg()[0]}
     return found
 
 
 def cuts(rounds: list[dict[str, Mapping[str, float]]]) -> dict[str, Spread]:
     """Return for each way of hedging how many times it cuts p99 and p99.9, within each round."""
-    return {
-        f"stragglers_{percent}_{name}_{rank}_cut": spread(
-            one[f"stragglers_{percent}"][f"{rank}_ms"] / one[f"stragglers_{percent}_{name}"][f"{rank}_ms"]
-            for one in rounds
-        )
+    plain = {
+        f"stragglers_{percent}_{name}": f"stragglers_{percent}"
         for percent, (_, ways) in HEDGES.items()
         for name, *_ in ways
+    } | {"parted_5_progress": "parted_5"}
+    return {
+        f"{hedged}_{rank}_cut": spread(one[beside][f"{rank}_ms"] / one[hedged][f"{rank}_ms"] for one in rounds)
+        for hedged, beside in plain.items()
         for rank in ("p99", "p999")
     }
 
@@ -286,7 +323,7 @@ async def run(rounds: int = ROUNDS, *, quick: bool = False) -> dict[str, Any]:
                 found = [await one_round(made, client, agents, model, number, sizes) for number in range(rounds)]
             log = made.installation.verify()
     result: dict[str, Any] = {"rounds": rounds, "devices": DEVICES, "slots": SLOTS, "right": RIGHT}
-    result["under_way"] = CALLERS
+    result |= {"under_way": CALLERS, "parted": sizes.parted, "parted_under_way": PARTED_CALLERS}
     result |= {"tasks": {str(k): tasks * rounds for k, tasks in sizes.samples.items()}, "hedged": sizes.hedged}
     result |= {name: spreads([one[name] for one in found]) for name in found[0]}
     return result | {"coverage_pooled": pooled(found), "cuts": cuts(found), "log": {"ok": log["ok"]}}

@@ -143,6 +143,8 @@ SPECULATION = {
     "rounds": 3,
     "hedged": 3_000,
     "under_way": 8,
+    "parted": 3_000,
+    "parted_under_way": 64,
     "tasks": {"1": 4_500, "2": 3_600},
     "coverage_pooled": {
         "1": {"measured": 0.512, "expected": 0.5, "points": 1.2},
@@ -150,7 +152,11 @@ SPECULATION = {
     },
     "losers": {"p50_ms": figure(9.0), "p99_ms": figure(15.0), "max_ms": figure(15.0), "counted": figure(30)},
     **dict.fromkeys(WAYS, TAIL),
-    "cuts": {"stragglers_5_two_p999_cut": figure(9.0), "stragglers_5_two_p99_cut": figure(4.0)},
+    "cuts": {
+        "stragglers_5_two_p999_cut": figure(3.0),
+        "stragglers_5_two_p99_cut": figure(4.0),
+        "parted_5_progress_p999_cut": figure(8.2),
+    },
     "log": {"ok": True},
 }
 
@@ -194,8 +200,9 @@ def test_fork_join_is_judged_by_its_own_figures(changed, row, verdict):
         ({}, "from a decision", "reached"),
         ({"losers": SPECULATION["losers"] | {"p99_ms": figure(20.5)}}, "from a decision", "**missed**"),
         ({}, "hedging", "reached"),
-        ({"cuts": SPECULATION["cuts"] | {"stragglers_5_two_p999_cut": figure(7.9)}}, "hedging", "**missed**"),
-        ({"stragglers_5_two": TAIL | {"extra_percent": figure(6.1)}}, "hedging", "**missed**"),
+        ({"cuts": SPECULATION["cuts"] | {"parted_5_progress_p999_cut": figure(7.9)}}, "hedging", "**missed**"),
+        ({"parted_5_progress": TAIL | {"extra_percent": figure(6.1)}}, "hedging", "**missed**"),
+        ({"parted": 64}, "hedging", "not measured"),
     ],
 )
 def test_judged_tasks_are_judged_by_their_own_figures(changed, row, verdict):

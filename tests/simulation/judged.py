@@ -47,7 +47,7 @@ def speculation(rng: random.Random, fleet: Fleet) -> tuple[str, dict[str, Any]]:
         if verify["quorum"]["on_none"] == "escalate":
             verify["senior"] = {"agent": "senior@1.0.0"}
     if kind == "hedge" and of > 1:
-        speculate["hedge_after"] = rng.choice(("50ms", "1s", "p95"))
+        speculate["hedge_after"] = rng.choice(("50ms", "1s", "p95", {"progress": 0.1, "within": "100ms"}))
     if kind == "keep" and of > 1:
         speculate["keep"] = "all"
     if kind == "filter" or rng.random() < 0.2:

@@ -15,9 +15,11 @@ from hive_common.contracts.jobdocument import Task
 from hive_common.contracts.messages import AttemptReport
 from hive_common.contracts.values import inline
 from hive_common.judgement.hedging import EXTRA_FLOOR
+from hive_common.kernel.clock import SystemClock
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain.judging import judging_of
 from hive_scheduler.domain.task import TaskState
+from hive_scheduler.engine import Engine
 from hive_scheduler.hedges import TOLD_AGAIN_US, Hedges
 
 from .conftest import agent
@@ -153,6 +155,21 @@ def test_nothing_is_kept_of_what_has_ended(fake: Fake) -> None:
     fake.hedges.task_ended(fake.task)
     fake.hedges.marked(fake.task, first, 600)
     assert not fake.hedges._done_permille and not fake.hedges._since_us
+
+
+async def test_what_is_planned_does_not_wait_for_what_was_planned_for_later() -> None:
+    engine = Engine("hive", SystemClock(), SimpleNamespace(stored=set()))  # type: ignore[arg-type]
+    engine.listener = SimpleNamespace(pump=lambda: None)  # type: ignore[assignment]
+    called: list[str] = []
+    waiting = asyncio.create_task(engine.timer_is_due())
+    for name, after_us in (("later", 3_600_000_000), ("soon", 20_000)):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        engine.at(engine.now_us() + after_us, lambda name=name: called.append(name))  # type: ignore[misc]
+    async with asyncio.timeout(60):
+        await waiting
+    engine.tick()
+    assert called == ["soon"]
 
 
 async def test_whose_word_counts_and_that_the_log_has_nothing_of_it(

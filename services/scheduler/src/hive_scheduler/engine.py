@@ -164,6 +164,7 @@ class Engine:
         self._offset_us = clock.now_us() - clock.boot_ms() * 1_000
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
+        self._timer_set = asyncio.Event()
         self._deadlines: list[tuple[int, str]] = []
 
     @property
@@ -377,6 +378,21 @@ class Engine:
     def at(self, due_us: int, call: Callable[[], None]) -> None:
         """Call something at a time, before what is due then is settled."""
         heapq.heappush(self._timers, (due_us, next(self._timer_numbers), call))
+        if self._timers[0][0] == due_us:
+            self._timer_set.set()
+
+    async def timer_is_due(self) -> None:
+        """Return when `tick` has something to call, whenever that is planned."""
+        while True:
+            self._timer_set.clear()
+            wait_s = (self._timers[0][0] - self.now_us()) / 1_000_000 if self._timers else None
+            if wait_s is not None and wait_s <= 0:
+                return
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._timer_set.wait()
+            except TimeoutError:
+                pass
 
     def _advance(self, job: JobState) -> None:
         loaded = self._loaded.get(job.id, {})

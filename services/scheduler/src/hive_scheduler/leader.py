@@ -57,6 +57,8 @@ from hive_scheduler.submission import Specs, Submissions
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+TIMERS_S = 0.005
+"""What is planned for a time waits no longer than this for others that are, and not for the next tick."""
 MEASURE_S = 1.0
 VIEWS_DELAY_S = 0.25
 """How long the views let events gather while nobody waits for them: what happens to a task within it is one row
@@ -197,6 +199,7 @@ class Leader:
         self._run(self.catalogue.follow(), "catalogue")
         self._run(self.kills.follow(), "kill orders")
         self._run(self._tick(), "tick")
+        self._run(self._timers(), "timers")
         self._subscriptions = [
             await self._client.subscribe(HEAD_SUBJECT, cb=self._on_head),
             await bus.respond(
@@ -294,6 +297,12 @@ class Leader:
                 measured = loop.time()
                 self._measure()
             await asyncio.sleep(TICK_S)
+
+    async def _timers(self) -> None:
+        while True:
+            await self.engine.timer_is_due()
+            self.engine.tick()
+            await asyncio.sleep(TIMERS_S)
 
     def _measure(self) -> None:
         totals: dict[str, int] = dict.fromkeys(STATUSES, 0)
