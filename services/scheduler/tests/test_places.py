@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hive_common.artifacts.manifest import AgentManifest
 from hive_common.contracts import events
 from hive_common.contracts.events import Capabilities, Child, ExecutorCapabilitiesChanged
 from hive_common.contracts.permissions import ForkPermission, Permissions
@@ -29,6 +30,7 @@ def check(assignment: Any, given: Any) -> Any:
 
 
 AGENTS = {"square": square, "check": check, "senior": lambda assignment, given: {"choice": 0}}
+NATIVE = AgentManifest(name="native", version="1.0.0", runtime="component", entry="agent.wasm")
 TWO = {"verify": {"quorum": {"k": 2, "of": 2}}}
 
 
@@ -121,6 +123,49 @@ async def test_agents_of_judges_are_looked_for_like_others(cluster, control):
     with pytest.raises(InvalidArgument, match=r"did you mean check@1\.0\.0") as refused:
         await control.submit(job(verify={"test": {"agent": "chekc@1.0.0"}}))
     assert refused.value.fields["path"] == "tasks[0].verify.test.agent"
+
+
+async def test_a_child_that_no_machine_could_run_is_refused_when_it_is_forked(cluster, control):
+    forks = ForkPermission(("square", "native"), 3, 1)
+    more = {"fork": {"agents": ["square", "native"], "max": 3}}
+    await cluster.publish(agent("forker", permissions=more), NATIVE)
+    await cluster.grant("forker", Grant(Permissions(fork=forks), Permissions(fork=forks)))
+    fake = await on_machine(cluster, "one", "desktop", start=False, tier="edge")
+    await on_machine(cluster, "two", "server", start=False, tier="core")
+
+    may_go_on = asyncio.Event()
+    may_go_on.set()
+
+    async def forker(assignment: Any, given: Any) -> Any:
+        await may_go_on.wait()
+        done = succeeded(assignment, fake.session, 1)
+        return msgspec.structs.replace(done, forks=(Child(given, msgspec.Raw(b'{"n": 1}')),))
+
+    fake.agents = {**AGENTS, "forker": forker}
+    cluster.run(fake)
+
+    def forking(child: str, **words: Any) -> dict[str, Any]:
+        return job(agent="forker@1.0.0", input=child, **words)
+
+    ended = await control.finish(await control.submit(forking("native@1.0.0", place={"tier": "edge"})))
+    assert (ended.state, ended.error_code) == ("failed", "invalid_output")
+    assert ended.error_message == (
+        "fork: no executor that the `place` of its step allows could ever run native@1.0.0 (hive executor list)"
+    )
+    created = [one for one in await cluster.log() if one.correlation == ended.job_id and one.type == "TaskCreated"]
+    assert len(created) == 1
+    # It may be for a machine that has only just joined.
+    may_go_on.clear()
+    waits = await control.submit(forking("native@1.0.0", place={"tier": "edge"}))
+    three = await cluster.register("three", runtimes=("component",))
+    edge = Capabilities("linux", "amd64", 4, 16 << 30, 4, ("component",), device="three", tier="edge")
+    await cluster.append(three, 3, ExecutorCapabilitiesChanged(edge))
+    may_go_on.set()
+    async with asyncio.timeout(60):
+        while len((await control.rpc("Tasks", jobs_pb2.TasksRequest(job_id=waits, limit=10))).tasks) < 2:
+            await asyncio.sleep(0.02)
+    ended = await control.finish(await control.submit(forking("square@1.0.0", place={"tier": "edge"})))
+    assert ended.state == "succeeded"
 
 
 async def test_judges_do_not_fork_whatever_their_agents_may(cluster, control):

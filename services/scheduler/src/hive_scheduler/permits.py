@@ -66,6 +66,10 @@ class Permits:
             found[reference] = with_permissions(agent, self._effective(agent))
         return found
 
+    async def catch_up(self) -> None:
+        """Take over what was decided of agents and executors a moment ago. Raises `Unavailable`."""
+        await self._catalogue.catch_up()
+
     def permissions(self, agent: AgentRef) -> Permissions:
         """Return what an agent of a job may do now: what it was granted at submit and still is.
 

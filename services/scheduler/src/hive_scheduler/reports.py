@@ -26,6 +26,7 @@ from hive_scheduler.blobs import Blobs
 from hive_scheduler.dispatch import refused
 from hive_scheduler.domain import task as tasks
 from hive_scheduler.domain import verdicts
+from hive_scheduler.domain.feasibility import needs_of_children
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.schemas import Check
 from hive_scheduler.domain.task import TaskState
@@ -105,6 +106,8 @@ class Reports:
         if found is None:
             return await self._decide_old(task_id, command)
         if isinstance(command, tasks.Succeed) and command.forks:
+            command = await self._placeable(*found, command)
+        if isinstance(command, tasks.Succeed) and command.forks:
             command = self._allowed(*found, command)
         return self._engine.report(*found, command)
 
@@ -117,6 +120,25 @@ class Reports:
         if any(versions.get(task.id, 0) > task.version for task in rejected.values()):
             raise Unavailable("the log has more of this task than this scheduler, which leads no more; try again")
 
+    async def _placeable(self, job: JobState, task: TaskState, command: tasks.Succeed) -> tasks.Report:
+        """Return the same, or the failure that it is where no machine could ever run a child that it wants.
+
+        Machines that joined a moment ago are looked for, as at a submit.
+        """
+        refusal = self._homeless(job, task, command.forks)
+        if refusal:
+            await self._permits.catch_up()
+            refusal = self._homeless(job, task, command.forks)
+        return self._failure(command, "invalid_output", refusal) if refusal else command
+
+    def _homeless(self, job: JobState, task: TaskState, forks: Sequence[Child]) -> str:
+        step = job.steps[task.step].step
+        for agent, need in needs_of_children(job, step, (child.agent for child in forks)).items():
+            if not self._engine.listener.may_place(need, 1, "executor"):
+                what = "the `place` of its step allows" if need.place is not None else "there are"
+                return f"fork: no executor that {what} could ever run {agent} (hive executor list)"
+        return ""
+
     def _allowed(self, job: JobState, task: TaskState, command: tasks.Succeed) -> tasks.Report:
         """Return the same, or the failure that it is where it wants children that it may not have.
 
@@ -125,17 +147,20 @@ class Reports:
         try:
             self._permits.check_forks(job, task, command.forks)
         except PermissionDenied as error:
-            return tasks.Fail(
-                attempt=command.attempt,
-                executor=command.executor,
-                session=command.session,
-                code=error.code,
-                now_us=self._engine.now_us(),
-                message=error.message[:MESSAGE_CHARACTERS_MAX],
-                usage=command.usage,
-                log=command.log,
-            )
+            return self._failure(command, error.code, error.message)
         return command
+
+    def _failure(self, command: tasks.Succeed, code: str, message: str) -> tasks.Fail:
+        return tasks.Fail(
+            attempt=command.attempt,
+            executor=command.executor,
+            session=command.session,
+            code=code,
+            now_us=self._engine.now_us(),
+            message=message[:MESSAGE_CHARACTERS_MAX],
+            usage=command.usage,
+            log=command.log,
+        )
 
     # --- what a report says, once it is checked ---
 

@@ -11,7 +11,7 @@ from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.jobfile import parse_job
 from hive_scheduler.domain.needs import apart_from, need_of
 from hive_scheduler.domain.placement import Device, Need, Where, apart_reason
-from hive_scheduler.domain.task import AttemptState
+from hive_scheduler.domain.task import AttemptState, created
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,6 +168,14 @@ def test_without_distinctness_a_judge_may_run_anywhere():
 def test_work_is_for_machines_that_nobody_knows_where_others_or_a_test_judge_it(words, pin, low):
     job = job_of(pin=pin, **words)
     assert need_of(job, task_of(job, replicas=1 if words else 0)).low_trust is low
+
+
+def test_what_a_task_forked_is_judged_by_nobody_and_for_known_machines_alone():
+    job = job_of(verify=QUORUM, place={"tier": "edge"})
+    task_of(job, replicas=3)
+    forked = TaskCreated("job", "square", "square@1.0.0", 0, values.inline(b"{}"), parent="t")
+    need = need_of(job, created("child", forked))
+    assert (need.low_trust, need.distinct_from, need.place) == (False, None, Where("edge"))
 
 
 names = st.sampled_from(["a", "b", "c"])

@@ -1,12 +1,13 @@
 """Whether the machines that there are could ever do a job: its `place`, and as many distinct ones as it asks for.
 
-Decided at submit, from executors that are neither revoked nor stopped, whether they are online or not. Machines
-that leave later are no reason to end a job; plain tasks without `place` wait for machines as they always did.
+Decided at submit, and of what tasks fork when they do, from executors that are neither revoked nor stopped, whether
+they are online or not. What becomes of machines that leave later says `shortage`; plain tasks without `place` wait
+for machines as they always did.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from typing import Final, NoReturn
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from hive_common.artifacts.documents import nearest, refuse
 from hive_common.contracts.events import AgentRef
@@ -15,8 +16,11 @@ from hive_common.judgement.quorum import unit_of
 
 from hive_scheduler.domain.jobfile import JobSpec, Step
 from hive_scheduler.domain.judging import Judging
-from hive_scheduler.domain.needs import base_need, judge_need, where
+from hive_scheduler.domain.needs import base_need, judge_need, plain_need, where
 from hive_scheduler.domain.placement import Device, Need, never_reason, place_reason
+
+if TYPE_CHECKING:
+    from hive_scheduler.domain.job import JobState
 
 Agents = Mapping[str, AgentRef]
 
@@ -51,6 +55,17 @@ def check_places(spec: JobSpec, agents: Agents, owner: str, pin: str, devices: C
             _check_place(step, devices)
         if step.judging is not None and step.judging.rule.distinct != "none":
             _check_distinct(step, step.judging, agents, owner, pin, devices)
+
+
+def needs_of_children(job: "JobState", step: Step, agents: Iterable[str]) -> dict[str, Need]:
+    """Return what tasks of these agents ask of a machine that one of a step forks, by agent.
+
+    It is what a submit would look for: where the step says nothing of machines, its children wait for one.
+    """
+    if where(step.place) is None and step.judging is None:
+        return {}
+    known = (agent for agent in dict.fromkeys(agents) if agent in job.agents)
+    return {agent: plain_need(job.agents[agent], step, job.owner, job.pin) for agent in known}
 
 
 def _check_place(step: Step, devices: Collection[Device]) -> None:

@@ -28,6 +28,8 @@ def need_of(job: "JobState", task: TaskState) -> Need:
     if task.judging is not None:
         return _need_of_judge(job, task, agent, step)
     apart = None
+    if task.judged is None and not job.canary:
+        return plain_need(agent, step, job.owner, job.pin)
     if task.judged is not None and step.judging is not None:
         others = (one for one in task.attempts.values() if one.status in LIVE or one.status == "succeeded")
         apart = apart_from(step.judging.rule.distinct, others)
@@ -64,6 +66,14 @@ def base_need(agent: AgentRef, step: Step, owner: str, pin: str, distinct_from: 
         owner=owner,
         low_trust=is_low_trust(step, pin),
     )
+
+
+def plain_need(agent: AgentRef, step: Step, owner: str, pin: str) -> Need:
+    """Return what a task of a step asks of a device whose result nobody judges: also one that another one forked.
+
+    It is no work for machines that nobody knows, whatever becomes of the other tasks of its step.
+    """
+    return msgspec.structs.replace(base_need(agent, step, owner, pin), low_trust=False)
 
 
 def judge_need(
