@@ -105,9 +105,21 @@ class Installation:
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
+    def state(self) -> dict[str, Any]:
+        """Return what the supervisor says of itself and of what it watches; `stopped` where there is none.
+
+        From its file, as `hive status` has it, for a hundredth of what that command takes.
+        """
+        try:
+            said: dict[str, Any] = json.loads((self.home / "run" / "state.json").read_text())
+            is_running = psutil.Process(said["supervisor_pid"]).status() != psutil.STATUS_ZOMBIE
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            is_running = False
+        return said if is_running else {"state": "stopped", "services": []}
+
     def pids(self) -> dict[str, int]:
         """Return the pid of every process that the supervisor watches, by name."""
-        return {one["name"]: one["pid"] for one in self.json("status", check=False)["services"] if one["pid"]}
+        return {one["name"]: one["pid"] for one in self.state()["services"] if one["pid"]}
 
     def runner_pids(self) -> list[int]:
         """Return the pids of all runner processes, which executors and their keepers started."""
@@ -124,7 +136,7 @@ class Installation:
 
     def admin_dsn(self) -> str:
         """Return the connection string of the Postgres superuser of this home; it names a password file."""
-        endpoint: str = self.json("status")["endpoints"]["postgres"]
+        endpoint: str = json.loads((self.home / "hive.json").read_text())["endpoints"]["postgres"]
         return endpoint
 
     def supervisor_pid(self) -> int:
@@ -156,9 +168,7 @@ class Installation:
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until every process is up again."""
-        wait_until(
-            lambda: self.json("status", check=False)["state"] == "ready", timeout_s, "the installation is ready"
-        )
+        wait_until(lambda: self.state()["state"] == "ready", timeout_s, "the installation is ready")
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Send a signal; a process that is gone already is fine."""
