@@ -117,6 +117,7 @@ def installation(chosen: argparse.Namespace, *up: str, executors: int = 2) -> It
             yield Installation(chosen.home, False, chosen.json)
         return
     made = Installation(Path(tempfile.mkdtemp(prefix="hive-example-")), True, chosen.json)
+    made.console.print("an installation of its own starts for this example, and is removed at its end")
     try:
         with _left_quietly():
             try:

@@ -1,6 +1,12 @@
 """What people read: placements with names, and times that are those of the job."""
 
-from hive_cli.commands.following import JobView
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hive_cli.commands.following import JobView, follow
 from hive_cli.commands.job import _decision
 
 EXECUTOR = "01a21416-91e6-707d-ae29-64a11bf32601"
@@ -34,3 +40,29 @@ def test_a_job_that_has_ended_shows_its_own_time_and_the_attempts_that_failed() 
     ):
         view.tracker.apply(one)
     assert view.plain() == "name id   1/1 tasks   3.5 s   1 succeeded   1 attempt failed"
+
+
+class Stream:
+    """A gateway that has one job, which runs through at once."""
+
+    def get(self, path: str, **_: object) -> dict[str, Any]:
+        return {"executors": []} if path == "/v1/executors" else {"job_id": "id"}
+
+    def events(self, path: str, position: str) -> Iterator[Any]:
+        for one in (
+            event("JobSubmitted", 1_000_000),
+            event("TaskCreated", 1_000_000, "task", step="a", input={"inline": 1}),
+            event("TaskAssigned", 1_200_000, "task", executor=EXECUTOR, attempt=1),
+            event("TaskSucceeded", 4_400_000, "task", attempt=1),
+            event("JobSucceeded", 4_500_000),
+        ):
+            yield SimpleNamespace(data=json.dumps(one))
+
+
+def test_without_a_terminal_the_beginning_of_a_job_is_told_at_once_and_its_end_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    follow(Stream(), "id", "name")  # type: ignore[arg-type]
+    began, ended = capsys.readouterr().err.splitlines()
+    assert began.startswith("name id   0/1 tasks") and "1 ready" in began
+    assert ended == "name id   1/1 tasks   3.5 s   1 succeeded"

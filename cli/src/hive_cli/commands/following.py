@@ -41,6 +41,8 @@ class JobView:
     def __init__(self, title: str, executors: dict[str, str]) -> None:
         self.tracker = Tracker()
         self.note = ""
+        self.told = ""
+        """The last line that was printed where there is no terminal."""
         self._title = title
         self._executors = executors
         self._lock = threading.Lock()
@@ -133,11 +135,18 @@ def _take(api: "Api", job_id: str, view: JobView) -> None:
     for event in api.events(f"/v1/jobs/{job_id}/stream", position):
         known = len(view.tracker.waiting)
         view.apply(json.loads(event.data))
-        # Nothing more comes until somebody decides, so it is said at once.
-        due = time.monotonic() - told > PLAIN_S or len(view.tracker.waiting) > known
-        if not err.is_terminal and due:
+        # Nothing more comes until somebody decides, so it is said at once; and so is that it has begun.
+        due = time.monotonic() - told > PLAIN_S or len(view.tracker.waiting) > known or not view.told
+        if not err.is_terminal and due and view.tracker.counts():
             told = time.monotonic()
-            err.print(escape(view.plain()))
+            _tell(view)
+
+
+def _tell(view: JobView) -> None:
+    line = view.plain()
+    if line != view.told:
+        view.told = line
+        err.print(escape(line))
 
 
 def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
 def _shown(view: JobView) -> Iterator[None]:
     if not err.is_terminal:
         yield
-        err.print(escape(view.plain()))
+        _tell(view)
         return
     with Live(view, console=err, refresh_per_second=8, transient=False):
         yield
