@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -6,6 +7,7 @@ import msgspec
 import psycopg
 import pytest
 from hive_common.artifacts.keys import public_hex
+from hive_common.artifacts.package import AgentPackage
 from hive_common.bus.nats import connect, request
 from hive_common.contracts.events import Capabilities, Power
 from hive_common.contracts.messages import HelloReply, HelloRequest, hello_subject, inbox_prefix
@@ -25,6 +27,7 @@ from hive_common.rpc.server import RpcServer, key_check
 from hive_common.testing.fixtures import Database, NatsServer
 from hive_common.testing.identities import EVERYTHING
 from hive_common.testing.services import key_of, running_service
+from hive_proto.agents.v1 import agents_pb2
 from hive_proto.executors.v1 import executors_pb2 as pb
 from hive_proto.executors.v1 import executors_pb2_grpc
 from hive_registry.bootstrap import main
@@ -242,7 +245,7 @@ class Scheduler(executors_pb2_grpc.PresenceServicer):
 
 
 async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
-    config: ServiceConfig, database: Database, nats_server: NatsServer
+    config: ServiceConfig, database: Database, nats_server: NatsServer, package: Callable[..., AgentPackage]
 ) -> None:
     port = free_port()
     config = msgspec.structs.replace(config, peers={"scheduler": f"127.0.0.1:{port}"})
@@ -285,6 +288,19 @@ async def test_presence_comes_from_the_scheduler_and_is_unknown_without_it(
         undrain = pb.DrainRequest(executor_id=pulls, undrain=True)
         await call(registry.executors.Drain(undrain, metadata=registry.key))
         assert scheduler.min_position > drained.position
+        # Before a version is said to be yanked, or a key to be distrusted, the scheduler acts by it.
+        await registry.push(await registry.upload(package()))
+        yank = agents_pb2.YankRequest(name="square", version="1.0.0", reason="it leaks")
+        distrust = agents_pb2.DistrustRequest(key=public_hex(AUTHOR), reason="stolen")
+        for told, asked, kind in (
+            (registry.agents.Yank, yank, "AgentVersionYanked"),
+            (registry.agents.Yank, yank, "AgentVersionYanked"),
+            (registry.agents.Distrust, distrust, "SigningKeyDistrusted"),
+        ):
+            scheduler.min_position = 0
+            await call(told(asked, metadata=registry.key))
+            (decided,) = [one.position for one in await registry.events() if one.type == kind]
+            assert scheduler.min_position >= decided
         await server.stop(0)
         assert await states() == [("unknown", 0)] * 3
         await registry.close()

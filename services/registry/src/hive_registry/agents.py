@@ -27,7 +27,7 @@ from hive_proto.agents.v1 import agents_pb2, agents_pb2_grpc
 
 from hive_registry.callers import actor_of
 from hive_registry.domain import signers
-from hive_registry.executors import page_limit
+from hive_registry.executors import Presence, page_limit
 from hive_registry.grants import GrantDesk
 from hive_registry.log_access import TRIES_MAX, Entry, LogAccess
 from hive_registry.signers import SignerDesk
@@ -49,6 +49,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         signers: knows the keys that are trusted.
         grants: what people have granted.
         check_stopped: refuses an agent's name and version where a kill order stops it.
+        presence: asks the scheduler.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         signers: SignerDesk,
         grants: GrantDesk,
         check_stopped: Callable[[str, str], None],
+        presence: Presence,
     ) -> None:
         self._views = views
         self._log = log
@@ -66,6 +68,7 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
         self._signers = signers
         self._grants = grants
         self._check_stopped = check_stopped
+        self._presence = presence
         self._publishing = asyncio.Semaphore(PUBLISHING_MAX)
 
     async def Push(
@@ -129,7 +132,16 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
                 # Somebody else yanked it at this moment, which is all that can happen to a version.
                 await self._log.catch_up()
             row = await self._row(request.name, request.version)
+        await self._tell_scheduler()
         return _message(row)
+
+    async def _tell_scheduler(self) -> None:
+        """Return when the scheduler acts by what is decided here: who has the answer may submit at once.
+
+        So it costs this rare call something and not each submit. One that cannot be asked now reads the log before
+        it leads again.
+        """
+        await self._presence.present(self._log.position)
 
     async def Grant(
         self, request: agents_pb2.GrantRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -161,7 +173,9 @@ class AgentsServicer(agents_pb2_grpc.AgentsServicer):
     ) -> agents_pb2.SigningKey:
         """Let nothing that a key signed be published or run any more."""
         actor = actor_of(context, request.caller, "registry")
-        return _key_message(await self._signers.distrust(request.key, request.reason, actor))
+        row = await self._signers.distrust(request.key, request.reason, actor)
+        await self._tell_scheduler()
+        return _key_message(row)
 
     async def Signers(
         self, request: agents_pb2.SignersRequest, context: grpc.aio.ServicerContext[Any, Any]

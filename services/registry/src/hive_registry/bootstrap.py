@@ -131,7 +131,7 @@ async def main(config: ServiceConfig, stop: Stop) -> None:
         store = await asyncio.to_thread(FolderStore, config.artifacts_dir)
         grants = GrantDesk(views, GrantViews(database, config.ns), log, clock)
         agents_pb2_grpc.add_AgentsServicer_to_server(
-            AgentsServicer(views, log, store, signers, grants, kill_desk.check_agent), server.server
+            AgentsServicer(views, log, store, signers, grants, kill_desk.check_agent, presence), server.server
         )
         await enrolment.enrol_locals(settings.local_executors)
         await signers.trust_own(settings.author_keys)

@@ -57,6 +57,11 @@ class LogAccess:
         self._owner = owner
         self.ns = ns
 
+    @property
+    def position(self) -> int:
+        """The views contain all up to here."""
+        return self._runner.position
+
     async def append(self, stream: str, version: int, events: Sequence[Event], actor: str, owner: str = "") -> int:
         """Append to a stream that stands at `version`, and return the position once the views contain it.
 
