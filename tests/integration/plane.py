@@ -1,6 +1,7 @@
 """A scheduler and a registry on real servers, and executors that speak their protocol, honest ones and others."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -133,11 +134,12 @@ class Executor:
         self._working = asyncio.create_task(self._work(agent))
 
     async def stop_working(self) -> None:
-        """Pull no more."""
+        """Pull no more. Raises what ended the work before this did."""
         working, self._working = self._working, None
         if working is not None:
             working.cancel()
-            await asyncio.wait({working})
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
 
     async def _work(self, agent: Callable[[Assignment], Any]) -> None:
         while True:

@@ -26,14 +26,14 @@ from .plane import Executor, Plane
 
 FLOODER = Path(__file__).with_name("flooder.py")
 ROUNDS = 20
-JOBS_PER_ROUND = 6
+JOBS_PER_ROUND = 10
 """Short, so that what else a machine does falls on rounds with the flood as on those without."""
 WORK_RATIO_MAX = 2
 """The control plane takes less than twice the processor time for jobs of others while the flood goes on."""
 TIME_RATIO_MAX = 2 * 4
 """Nor do the slowest of them take longer; four times that, since others who use the machine do not show as work."""
 SLOWEST = 0.9
-"""A part that leaves a dozen beyond it, whom one pause of the machine does not move."""
+"""A part that leaves a score beyond it, whom one pause of the machine does not move."""
 
 
 @pytest.fixture
