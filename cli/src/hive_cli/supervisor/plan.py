@@ -20,6 +20,7 @@ LOST_STREAM = "could not be recovered"
 relay makes it anew, for which the server has to be there."""
 
 AUDIT_READY_S = 20.0
+AUDIT_BROKEN = "the log does not verify"
 EXECUTOR_READY_S = 180.0
 """After an upgrade an executor builds the component that Python agents run on."""
 
@@ -68,6 +69,7 @@ def service_spec(home: Home, settings: Settings, service: str) -> ProcessSpec:
         probe=http_probe(settings.ports[names.ops_port(service)]),
         # An auditor that has found something must not keep its owner from looking into it.
         essential=service != names.AUDIT,
+        hopeless=AUDIT_BROKEN if service == names.AUDIT else "",
         ready_s=AUDIT_READY_S if service == names.AUDIT else READY_S,
     )
 

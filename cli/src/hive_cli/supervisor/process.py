@@ -59,6 +59,7 @@ class ProcessSpec:
             `START_SILENCE_S`; None is for ever.
         ready_s: how long a start of everything waits until this one is ready.
         essential: a start fails without it; else one that runs but is not ready is only pointed out.
+        hopeless: part of what it says of itself when waiting until it is ready is in vain.
         finals: exit codes after which it must not be started again.
         before_start: awaited before each start.
     """
@@ -72,6 +73,7 @@ class ProcessSpec:
     unready_s: float | None = None
     ready_s: float = READY_S
     essential: bool = True
+    hopeless: str = ""
     finals: Mapping[int, Final] = field(default_factory=dict)
     before_start: Callable[[], Awaitable[None]] | None = None
     environment: dict[str, str] = field(default_factory=dict)

@@ -127,8 +127,10 @@ class Running(ABC):
             if len(child.exits) >= TRIES or BAD_CONFIGURATION in child.exits:
                 how = describe_exit(child.exits[-1])
                 raise FailedPrecondition(f"{name} does not start: {how}{self._tail(name)}")
-            if time.monotonic() > until:
-                problem = f"{name} is not ready after {child.spec.ready_s:g} s: {child.snapshot().problem}"
+            said = child.snapshot().problem
+            in_vain = bool(child.spec.hopeless) and child.spec.hopeless in said
+            if in_vain or time.monotonic() > until:
+                problem = f"{name} is not ready{'' if in_vain else f' after {child.spec.ready_s:g} s'}: {said}"
                 if not child.spec.essential and child.pid is not None:
                     self._report(Report("note", problem))
                     return
