@@ -1,10 +1,12 @@
 """What the sandbox adds to the engine: attempts in a warm runner beside raw wasmtime-py, in interleaved rounds.
 
-`run()` returns milliseconds (medians of each round, with their spread), ratios, and a runner's private memory.
+`run()` returns milliseconds (medians of each round, with their spread), ratios, and a runner's private memory. An
+attempt that is cancelled while it sleeps has its CPU (of pool and runners), and the time until its slot is free.
 """
 
 import asyncio
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -25,8 +27,10 @@ from benchmarks.rounds import spread
 
 ROUNDS = 20
 ATTEMPTS_PER_ROUND = 25
+CANCELS_PER_ROUND = 5
 LIMITS = Limits(wall_ms=10_000, memory_bytes=64 << 20, fuel=1 << 40)
 AGENT = {"agent.py": b"def run(input):\n    return {}\n"}
+SLEEPER = {"agent.py": b"import time\ndef run(input):\n    print('up')\n    time.sleep(9)\n"}
 COMMAND = """
 (module
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
@@ -108,6 +112,44 @@ async def _time_attempts(attempt: Callable[[], Awaitable[None]]) -> list[float]:
     return samples
 
 
+def _cpu_s() -> float:
+    """Return the CPU time of this process and all that it has started, those that have ended included."""
+    total = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
+
+
+async def _cancel_one(pool: RunnerPool, program: Program) -> float:
+    """Cancel an attempt that sleeps; return the milliseconds until its slot is free."""
+    up = asyncio.Event()
+    attempt = asyncio.create_task(pool.run(program, b"{}", LIMITS, on_log=lambda _: up.set()))
+    await up.wait()
+    started = time.perf_counter()
+    attempt.cancel()
+    await asyncio.wait({attempt})
+    return (time.perf_counter() - started) * 1000
+
+
+async def _cancelled(pool: RunnerPool) -> dict[str, Any]:
+    sleeper = Program("python", "bench:sleeper", "agent.py", SLEEPER)
+    cpu_ms, free_ms = [], []
+    before = pool.stats()["restarts"]
+    for _ in range(ROUNDS):
+        started_s = _cpu_s()
+        free_ms.append(statistics.median([await _cancel_one(pool, sleeper) for _ in range(CANCELS_PER_ROUND)]))
+        # With a runner for the next one, where it takes a new one.
+        while not pool.stats()["pids"]:
+            await asyncio.sleep(0.01)
+        cpu_ms.append((_cpu_s() - started_s) * 1000 / CANCELS_PER_ROUND)
+    return {
+        "cancelled_cpu_ms": spread(cpu_ms),
+        "cancelled_free_ms": spread(free_ms),
+        "cancelled_restarts": pool.stats()["restarts"] - before,
+    }
+
+
 async def run(cache_dir: Path | None = None) -> dict[str, Any]:
     """Measure on this machine, now."""
     cache = cache_dir or default_cache_dir()
@@ -147,12 +189,14 @@ async def _measure(
         samples["command"].append(statistics.median(await _time_attempts(lambda: attempt(command))))
     (pid,) = pool.stats()["pids"]
     memory = psutil.Process(pid).memory_full_info()
+    cancelled = await _cancelled(pool)
     return {
         **{f"{name}_ms": spread(values) for name, values in samples.items()},
         "python_to_raw": spread(a / b for a, b in zip(samples["python"], samples["python_raw"], strict=True)),
         "command_to_raw": spread(a / b for a, b in zip(samples["command"], samples["command_raw"], strict=True)),
         "runner_private_mb": round(memory.uss / 1e6, 1),
         "runner_pss_mb": round(getattr(memory, "pss", 0) / 1e6, 1),
+        **cancelled,
         "attempts_each": ROUNDS * ATTEMPTS_PER_ROUND,
         "wasmtime": engine_version(),
     }

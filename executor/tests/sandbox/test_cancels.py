@@ -16,7 +16,7 @@ from hive_common.contracts.permissions import ModelPermission
 from hive_executor.host import ModelAccess
 from hive_executor.sandbox import Capabilities, LogLine, Program, RunnerPool, frames, prepare_python_runtime
 from hive_executor.sandbox.frames import HostAnswer, HostCall
-from hive_executor.sandbox.runner_process import RunnerGone, _Channel
+from hive_executor.sandbox.runner_process import RunnerGone, _Channel, _leaving
 
 from .conftest import MIB, limits, python
 from .scripted import Scripted
@@ -55,10 +55,15 @@ async def two(cache_dir: Path) -> AsyncIterator[RunnerPool]:
     await pool.close()
 
 
-class Deaf:
-    """A call that is not ended by being cancelled, and answers when it likes."""
+# So that no guest below ends by its limit first.
+LONG = limits(wall_ms=600_000)
 
-    def __init__(self) -> None:
+
+class Deaf:
+    """A call that is not ended by being cancelled, and answers when it is let go."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.lets_go = asyncio.Event()
@@ -66,11 +71,11 @@ class Deaf:
     async def call(self, operation: str, request: bytes, left_ms: int) -> bytes:
         self.begun.set()
         try:
-            await asyncio.Event().wait()
+            await self.lets_go.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             await self.lets_go.wait()
-        return b'{"choices": [{"message": {"role": "assistant", "content": "late"}}]}'
+        return json.dumps({"choices": [{"message": {"role": "assistant", "content": self._text}}]}).encode()
 
 
 def granted(completer: Scripted) -> Capabilities:
@@ -85,7 +90,7 @@ async def cancelled(attempt: "asyncio.Task[object]") -> None:
 
 async def until_up(pool: RunnerPool, program: Program) -> "asyncio.Task[object]":
     up = asyncio.Event()
-    attempt = asyncio.create_task(pool.run(program, b"{}", limits(), on_log=lambda _: up.set()))
+    attempt = asyncio.create_task(pool.run(program, b"{}", LONG, on_log=lambda _: up.set()))
     async with asyncio.timeout(30):
         await up.wait()
     return attempt
@@ -108,7 +113,7 @@ async def test_a_guest_ends_and_its_runner_takes_the_next(pool: RunnerPool, prog
 @pytest.mark.usefixtures("unhurried")
 async def test_a_component_ends_too(pool: RunnerPool, module: Module) -> None:
     pids = pool.stats()["pids"]
-    attempt = asyncio.create_task(pool.run(module("loop"), b"{}", limits()))
+    attempt = asyncio.create_task(pool.run(module("loop"), b"{}", LONG))
     while pool.stats()["busy"] == 0:
         await asyncio.sleep(0.005)
     await cancelled(attempt)
@@ -119,7 +124,7 @@ async def test_a_component_ends_too(pool: RunnerPool, module: Module) -> None:
 async def test_who_waits_for_the_host_ends_and_its_call_with_it(pool: RunnerPool) -> None:
     pids = pool.stats()["pids"]
     completer = Scripted(hangs=True)
-    attempt = asyncio.create_task(pool.run(ASK_FOR_EVER, b"{}", limits(), granted=granted(completer)))
+    attempt = asyncio.create_task(pool.run(ASK_FOR_EVER, b"{}", LONG, granted=granted(completer)))
     await completer.begun.wait()
     await cancelled(attempt)
     assert completer.cancelled.is_set()
@@ -133,20 +138,20 @@ async def test_who_waits_for_the_host_ends_and_its_call_with_it(pool: RunnerPool
 @pytest.mark.usefixtures("unhurried")
 async def test_a_call_that_does_not_let_go_holds_neither_guest_nor_runner(pool: RunnerPool) -> None:
     pids = pool.stats()["pids"]
-    deaf = Deaf()
-    attempt = asyncio.create_task(pool.run(ASK_FOR_EVER, b"{}", limits(), granted={"model": deaf}))
+    deaf, own, others = Deaf("late"), Deaf("own"), set(_leaving)
+    attempt = asyncio.create_task(pool.run(ASK_FOR_EVER, b"{}", LONG, granted={"model": deaf}))
     await deaf.begun.wait()
     await cancelled(attempt)
     assert deaf.cancelled.is_set()
     await serves_as_before(pool, pids)
     # While the next guest waits for its own answer, the old one comes.
-    completer = Scripted(hangs=True)
-    second = asyncio.create_task(pool.run(ASK, b"{}", limits(), granted=granted(completer)))
-    await completer.begun.wait()
+    (late,) = _leaving - others
+    second = asyncio.create_task(pool.run(ASK, b"{}", LONG, granted={"model": own}))
+    await own.begun.wait()
     deaf.lets_go.set()
-    await asyncio.sleep(0)
-    await cancelled(second)
-    outcome = await pool.run(ASK, b"{}", limits(), granted=granted(Scripted("own")))
+    await asyncio.wait({late})
+    own.lets_go.set()
+    outcome = await second
     assert json.loads(outcome.output or b"{}") == {"text": "own"}, outcome
     await serves_as_before(pool, pids)
 
@@ -225,7 +230,11 @@ async def test_a_stop_ends_its_own_run_only_also_when_it_comes_first(pool: Runne
         assert outcome.output == b'{"n":%d}' % number, outcome
     runner._stops.write(frames.stop(runner.runs + 1))
     assert (await pool.run(LOOP, b"{}", limits())).code == "cancelled"
-    assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
+    fresh = python("def run(input):\n    return {'fresh': 1}")
+    runner._stops.write(frames.stop(runner.runs + 1))
+    assert (await pool.run(fresh, b"{}", limits())).code == "cancelled"
+    # It was not compiled then.
+    assert (await pool.run(fresh, b"{}", limits())).output == b'{"fresh":1}'
     assert pool.stats()["restarts"] == 0
 
 

@@ -206,6 +206,7 @@ class RunnerProcess:
         self.scratch_bytes = scratch_bytes
         self._pid = process.pid
         self._programs: set[str] = set()
+        self._running = ""
         self.runs = 0
         self.said = ""
         self.layers: tuple[str, ...] = ()
@@ -313,6 +314,7 @@ class RunnerProcess:
             RunnerGone: it ended meanwhile.
         """
         self.runs += 1
+        self._running = program.digest
         self._limit_group(RUNNER_BYTES + host_bytes(limits, compiled.image_bytes) + self.scratch_bytes)
         bytes_max = max(limits.output_bytes + 2 * limits.log_bytes, HOST_REQUEST_BYTES_MAX) + MEBIBYTE
         known = program.digest in self._programs
@@ -344,7 +346,11 @@ class RunnerProcess:
             # The pipe is full when nobody reads it, and broken when the runner has gone.
             with contextlib.suppress(OSError):
                 self._stops.write(frames.stop(self.runs))
-        return await self._channel.ended(seconds)
+        if not await self._channel.ended(seconds):
+            return False
+        # It has the program now, or asks for it.
+        self._programs.add(self._running)
+        return True
 
     def call_left(self) -> "asyncio.Task[None] | None":
         """Return, once, the call that the last guest left behind; it has been cancelled."""

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import wasmtime
 
@@ -94,11 +94,7 @@ class Runner:
             if bundle is None:
                 return frames.NeedFiles()
             guest.bundle = bundle
-        done = self._sandbox.run(guest, request)
-        if done.code == model.CANCELLED and request.files is not None:
-            # It may have been stopped while it was compiled; the parent sends it again.
-            self._bundles.pop(request.digest, None)
-        return done
+        return self._sandbox.run(guest, request)
 
     def _guest(self, kind: str, path: str) -> Guest:
         guest = self._guests.get(path)
@@ -111,19 +107,25 @@ class Runner:
 
     def _bundle(self, guest: PythonGuest, request: frames.Run) -> str | None:
         if request.files is not None:
-            self._bundles[request.digest] = self._compiled(guest, request, request.files)
+            code = self._compiled(guest, request, request.files)
+            bundle = bundle_of(request.entry, request.files, code=code or {})
+            if code is None:
+                return bundle
+            self._bundles[request.digest] = bundle
             while len(self._bundles) > 1 and sum(map(len, self._bundles.values())) > _BUNDLE_CHARS_MAX:
                 self._bundles.popitem(last=False)
         elif request.digest in self._bundles:
             self._bundles.move_to_end(request.digest)
         return self._bundles.get(request.digest)
 
-    def _compiled(self, guest: PythonGuest, request: frames.Run, files: dict[str, bytes]) -> str:
-        """Return the bundle of an agent with its code, as far as that compiles within the limits of the attempt."""
+    def _compiled(self, guest: PythonGuest, request: frames.Run, files: dict[str, bytes]) -> Any:
+        """Return the code of an agent, as far as it compiles within the attempt's limits; None once stopped."""
         guest.bundle = bundle_of(request.entry, files, compile=True)
         done = self._sandbox.run(guest, request)
+        if done.code == model.CANCELLED:
+            return None
         # What is wrong with the sources is said by the attempt itself, which then compiles them again.
-        return bundle_of(request.entry, files, code={} if done.code else json.loads(done.output))
+        return {} if done.code else json.loads(done.output)
 
 
 def serve(pid: int, layers: list[str], modules: Path, stops: int, scratch_bytes: int = 0) -> None:
