@@ -236,14 +236,16 @@ async def straggling(
     left = iter(range(tasks))
     found: list[float] = []
 
-    async def caller() -> None:
+    async def caller(number: int) -> None:
+        # Evenly over the time of a task: guests that all start at once would all be late.
+        await asyncio.sleep(number / callers * given["ms"] / 1000)
         for _ in left:
             _, seconds = await submit_and_wait(client, one)
             found.append(seconds * 1e3)
 
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         before = await counted(connection)
-        await asyncio.gather(*(caller() for _ in range(callers)))
+        await asyncio.gather(*(caller(number) for number in range(callers)))
         after = await counted(connection)
     if after["TaskSucceeded"] - before["TaskSucceeded"] != tasks:
         raise RuntimeError(f"of {tasks} tasks not all succeeded: before {before}, after {after}")
