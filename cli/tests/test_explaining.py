@@ -1,11 +1,13 @@
 """What people read: placements with names, and times that are those of the job."""
 
 import json
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hive_cli.commands import following
 from hive_cli.commands.following import JobView, follow
 from hive_cli.commands.job import _decision
 
@@ -57,6 +59,28 @@ class Stream:
             event("JobSucceeded", 4_500_000),
         ):
             yield SimpleNamespace(data=json.dumps(one))
+
+
+def test_without_a_terminal_silence_is_broken_until_the_job_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "SILENCE_S", 0.05)
+    told: list[str] = []
+    again = threading.Event()
+
+    class Slow(Stream):
+        def events(self, path: str, position: str) -> Iterator[Any]:
+            whole = list(super().events(path, position))
+            yield from whole[:-1]
+            again.clear()
+            assert again.wait(60), "nobody said anything"
+            yield whole[-1]
+
+    def tell(view: JobView) -> None:
+        told.append(view.plain())
+        again.set()
+
+    monkeypatch.setattr(following, "_tell", tell)
+    follow(Slow(), "id", "name")  # type: ignore[arg-type]
+    assert "1/1 tasks" in told[-1]
 
 
 def test_without_a_terminal_the_beginning_of_a_job_is_told_at_once_and_its_end_once(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PLAIN_S = 5.0
 """Without a terminal, one line this often."""
 
+SILENCE_S = 15.0
+"""There one at least this often, though nothing happens: a model may take its time."""
+
 TASKS_DRAWN = 5
 """Tasks of a step that the live view draws; the others are counted."""
 
@@ -42,7 +45,8 @@ class JobView:
         self.tracker = Tracker()
         self.note = ""
         self.told = ""
-        """The last line that was printed where there is no terminal."""
+        """The last line that was printed where there is no terminal, and when."""
+        self.told_at = time.monotonic()
         self._title = title
         self._executors = executors
         self._lock = threading.Lock()
@@ -68,9 +72,10 @@ class JobView:
 
     def plain(self) -> str:
         """Return the same for a log."""
-        counts = self.tracker.counts()
-        states = ", ".join(f"{counts[state]} {state}" for state in TASK_STATES if counts[state])
-        return f"{self.summary()}   {states}{self._failures()}{self._waiting()}"
+        with self._lock:
+            counts = self.tracker.counts()
+            states = ", ".join(f"{counts[state]} {state}" for state in TASK_STATES if counts[state])
+            return f"{self.summary()}   {states}{self._failures()}{self._waiting()}"
 
     def _elapsed_s(self) -> float:
         """From the submit on, also where somebody looks later; a log from another clock never counts below 0."""
@@ -131,22 +136,27 @@ def _cancel(api: "Api", job_id: str) -> None:
 
 def _take(api: "Api", job_id: str, view: JobView) -> None:
     position = str(view.tracker.position) if view.tracker.position else ""
-    told = time.monotonic()
     for event in api.events(f"/v1/jobs/{job_id}/stream", position):
         known = len(view.tracker.waiting)
         view.apply(json.loads(event.data))
         # Nothing more comes until somebody decides, so it is said at once; and so is that it has begun.
-        due = time.monotonic() - told > PLAIN_S or len(view.tracker.waiting) > known or not view.told
+        due = time.monotonic() - view.told_at > PLAIN_S or len(view.tracker.waiting) > known or not view.told
         if not err.is_terminal and due and view.tracker.counts():
-            told = time.monotonic()
             _tell(view)
 
 
 def _tell(view: JobView) -> None:
     line = view.plain()
     if line != view.told:
-        view.told = line
+        view.told, view.told_at = line, time.monotonic()
         err.print(escape(line))
+
+
+def _break_silence(view: JobView, over: threading.Event) -> None:
+    while not over.wait(max(0.0, view.told_at + SILENCE_S - time.monotonic())):
+        if time.monotonic() - view.told_at >= SILENCE_S:
+            view.told_at = time.monotonic()
+            _tell(view)
 
 
 def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
@@ -157,7 +167,12 @@ def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
 @contextmanager
 def _shown(view: JobView) -> Iterator[None]:
     if not err.is_terminal:
-        yield
+        over = threading.Event()
+        threading.Thread(target=_break_silence, args=(view, over), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
         _tell(view)
         return
     with Live(view, console=err, refresh_per_second=8, transient=False):
