@@ -245,8 +245,6 @@ async def scaled(of: Fleet, client: aiohttp.ClientSession, agents: Agents, tasks
     found: Figures = {}
     for devices in DEVICES:
         of.use(devices)
-        # As long as those that count: executors ask ahead for as many as they expect to start soon.
-        await wide(client, agents, devices * SLOTS, WAIT_MS, devices * SLOTS)
         found[f"wall_s_{devices}"] = (await wide(client, agents, tasks, WAIT_MS, devices * SLOTS))["wall_s"]
     return found | {
         f"efficiency_{devices}": found["wall_s_1"] / found[f"wall_s_{devices}"] / devices for devices in DEVICES

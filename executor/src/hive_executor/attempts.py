@@ -158,6 +158,10 @@ class Attempts:
         wanted = self._gate.slots + depth - self._unfinished
         return max(0, min(wanted, self._spool.room - len(self._held)))
 
+    def ahead(self, more: int) -> int:
+        """Return how many attempts wait for a slot here, with so many more."""
+        return max(0, self._unfinished + more - self._gate.slots)
+
     @property
     def memory_free_bytes(self) -> int:
         """Memory for one more guest, whichever of the held ones run together."""

@@ -40,6 +40,18 @@ class _Sent(NamedTuple):
     at_s: float
 
 
+class _Offer(NamedTuple):
+    """What a pull says of slots (messages.PullRequest)."""
+
+    slots_free: int
+    ahead: int
+
+    @property
+    def has_slot(self) -> bool:
+        """Say whether an attempt would start at once."""
+        return self.slots_free > self.ahead
+
+
 class Lease:
     """Until when the control plane counts on this executor, on a clock that runs through suspend."""
 
@@ -148,8 +160,8 @@ class Pulls:
         await self._link.client.subscribe(f"{prefix}.*", cb=self._receive)
         while True:
             await self._may_pull()
-            slots_free = await self._send(prefix)
-            if slots_free is None or not await self._answer(slots_free):
+            offer = await self._send(prefix)
+            if offer is None or not await self._answer(offer):
                 await self._pause(self._backoff.next_s())
 
     async def _may_pull(self) -> None:
@@ -157,24 +169,26 @@ class Pulls:
             self._poke.clear()
             await self._wait(0.5)
 
-    def _slots_free(self) -> int:
+    def _offer(self) -> _Offer:
         if self.is_stopping or self.is_drained or self._kill.stops_device or self._is_paused():
-            return 0
-        return self._attempts.slots_free
+            return _Offer(0, 0)
+        slots_free = self._attempts.slots_free
+        return _Offer(slots_free, self._attempts.ahead(slots_free))
 
-    async def _send(self, prefix: str) -> int | None:
-        """Send a pull; return the slots that it offers, or None when it could not be sent."""
+    async def _send(self, prefix: str) -> _Offer | None:
+        """Send a pull; return what it offers, or None when it could not be sent."""
         # What else happens in this turn of the loop goes with this pull instead of asking for another.
         await asyncio.sleep(0)
         self._sequence += 1
         self._was_reset = False
         self._failure = ""
         self._poke.clear()
-        slots_free = self._slots_free()
+        offer = self._offer()
         body = PullRequest(
             session=self._session,
             sequence=self._sequence,
-            slots_free=slots_free,
+            slots_free=offer.slots_free,
+            ahead=offer.ahead,
             memory_free_bytes=self._attempts.memory_free_bytes,
             held=self._attempts.keys,
             spooled=self._spool.keys,
@@ -191,9 +205,9 @@ class Pulls:
             log.info("%s: %s", subject, error or type(error).__name__)
             PULLS.labels("unsent").inc()
             return None
-        return slots_free
+        return offer
 
-    async def _answer(self, slots_free: int) -> bool:
+    async def _answer(self, offer: _Offer) -> bool:
         """Wait until the pull that was just sent is answered or not worth waiting for.
 
         Returns whether the next one may follow at once.
@@ -214,7 +228,9 @@ class Pulls:
                 PULLS.labels("reset").inc()
                 return True
             # One that offers a slot is answered with work as soon as there is any, and then the next one follows.
-            if slots_free == 0 and self._slots_free() > 0:
+            # Where all that it offers is to wait here, not all work comes for that.
+            now = self._offer()
+            if (offer.slots_free == 0 and now.slots_free > 0) or (not offer.has_slot and now.has_slot):
                 PULLS.labels("replaced").inc()
                 return True
 

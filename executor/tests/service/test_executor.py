@@ -15,6 +15,7 @@ from hive_common.kernel.errors import InvalidArgument
 from hive_common.kernel.ids import new_id
 from hive_common.testing.nats import EmbeddedNats
 from hive_common.testing.scripted import text_of
+from hive_executor.metrics import PULLS
 from hive_executor.try_agent import run_once
 
 
@@ -59,6 +60,24 @@ async def test_many_attempts_each_end_once_and_leave_the_spool_empty(home, contr
     sequences = [pull.sequence for pull in control.pulls]
     assert sequences == sorted(set(sequences))
     assert max(pull.slots_free for pull in control.pulls) > 2, "short attempts are prefetched"
+    asking = [pull for pull in control.pulls if pull.slots_free]
+    assert all(pull.ahead == max(0, len(pull.held) + pull.slots_free - 2) for pull in asking)
+
+
+async def test_a_slot_that_comes_free_is_said_though_a_pull_for_more_that_may_wait_lies_there(home, control, agent):
+    replaced = PULLS.labels("replaced")
+    async with home.running(slots=1, prefetch_ms=60_000):
+        await control.outcome(control.assign(agent, {}))
+        control.answer_s = 3_600
+        before = replaced._value.get()
+        key = control.assign(agent, {"sleep_s": 0.3})
+
+        def lies_there(pull):
+            return key in pull.held and 0 < pull.slots_free == pull.ahead
+
+        await until(lambda: any(map(lies_there, control.pulls)), "it runs")
+        await until(lambda: control.pulls[-1].slots_free > control.pulls[-1].ahead, "it says that a slot is free")
+        assert replaced._value.get() > before
 
 
 async def test_a_failed_guest_is_reported_with_its_code_and_traceback(home, control, agent):
@@ -445,7 +464,9 @@ async def test_a_runner_that_is_killed_costs_its_attempt_and_nothing_else(home, 
 
 
 async def test_a_folder_is_tried_in_the_same_sandbox(tmp_path, cache_dir):
-    (tmp_path / "agent.py").write_text("from hive import log\ndef run(input):\n    log('hi')\n    return input\n")
+    (tmp_path / "agent.py").write_text(
+        "from hive import log, progress\ndef run(input):\n    log('hi')\n    progress(0.5)\n    return input\n"
+    )
     (tmp_path / "manifest.yaml").write_text(
         "apiVersion: hive/v1\nkind: Agent\nname: echo\nversion: 1.0.0\nruntime: python\nentry: agent.py\n"
         "input: {type: object, required: [n]}\noutput: {type: object, properties: {n: {type: integer}}}\n"

@@ -405,3 +405,59 @@ async def test_what_a_distrusted_key_signed_fails_instead_of_being_given_out(ben
     (task,) = job.tasks.values()
     assert (task.attempts, task.status, task.failure.code) == ({}, "failed", "permission_denied")
     assert "a@1.0.0: signed by the key key (author), which is not trusted: stolen" in task.failure.message
+
+
+def short(bench, agent="a@1.0.0", ms=1.0):
+    bench.engine.usual.observe(agent, ms)
+
+
+async def test_work_for_which_there_is_no_slot_waits_until_its_agent_is_known_to_be_short(bench):
+    await bench.submit(60)
+    reply = await bench.pull(slots=40, ahead=36)
+    assert len(reply.assignments) == 4, "nobody knows yet how long they take"
+    held = keys_of(reply.assignments)
+    pull = bench.pull(slots=36, ahead=36, held=held)
+    await bench.settled()
+    assert not pull.done()
+    short(bench)
+    assert len((await bench.pull(slots=36, ahead=36, held=held)).assignments) == 36
+
+
+async def test_a_free_slot_of_another_comes_before_a_place_to_wait(bench):
+    short(bench)
+    pulls = [bench.pull(name, slots=30, ahead=26) for name in ("e", "f")]
+    await bench.settled()
+    first = [await pull for pull in pulls]
+    assert [reply.assignments for reply in first] == [(), ()]
+    pulls = [bench.pull(name, slots=30, ahead=26) for name in ("e", "f")]
+    await bench.settled()
+    await bench.submit(8)
+    assert [len((await pull).assignments) for pull in pulls] == [4, 4]
+
+
+async def test_a_report_frees_a_slot_of_the_pull_that_lies_there(bench):
+    job = await bench.submit(6)
+    given = (await bench.pull(slots=4, ahead=0)).assignments
+    pull = bench.pull(slots=2, ahead=2, held=keys_of(given))
+    await bench.settled()
+    assert not pull.done()
+    ended = given[0]
+    report = tasks.Succeed(ended.attempt, "e", "s1", values.inline(b"1"))
+    bench.engine.report(job, job.tasks[ended.task], report)
+    bench.engine.settle()
+    assert len((await pull).assignments) == 1
+
+
+async def test_what_the_pull_knew_to_have_ended_frees_no_second_slot(bench):
+    job = await bench.submit(6)
+    given = (await bench.pull(slots=4, ahead=0)).assignments
+    held, spooled = keys_of(given[1:]), keys_of(given[:1])
+    given_now = (await bench.pull(slots=3, ahead=2, held=held, spooled=spooled)).assignments
+    assert len(given_now) == 1
+    pull = bench.pull(slots=2, ahead=2, held=held + keys_of(given_now), spooled=spooled)
+    await bench.settled()
+    report = tasks.Succeed(given[0].attempt, "e", "s1", values.inline(b"1"))
+    bench.engine.report(job, job.tasks[given[0].task], report)
+    bench.engine.settle()
+    await bench.settled()
+    assert not pull.done()

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,6 +24,7 @@ from hive_common.kernel.errors import InvalidArgument, PermissionDenied
 
 from hive_scheduler.catalogue import Catalogue
 from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.ahead import Queue
 from hive_scheduler.domain.job import JobState
 from hive_scheduler.domain.placement import Device, Fleet, Need, Picked
 from hive_scheduler.domain.queue import PRIORITIES
@@ -61,6 +62,7 @@ class _Live(NamedTuple):
     session: str
     timeout_ms: int
     until_ms: int
+    agent: str
 
 
 class _Cancel(NamedTuple):
@@ -93,7 +95,9 @@ class _Executor:
         self.pull: _Pull | None = None
         self.live: dict[Key, _Live] = {}
         self.cancels: dict[Key, _Cancel] = {}
+        self.spooled: set[Key] = set()
         self.slots_free = 0
+        self.ahead = 0
         self.memory_free_bytes = 0
         self.draining = False
         self.order_told = 0
@@ -209,6 +213,7 @@ class Dispatcher:
         state.sequence = request.sequence
         state.draining = request.draining
         state.slots_free = request.slots_free
+        state.ahead = max(0, request.ahead)
         state.memory_free_bytes = request.memory_free_bytes
         self._renew(state, now_ms)
         pull = state.pull = _Pull(request, now_ms)
@@ -226,7 +231,7 @@ class Dispatcher:
         request = pull.request
         # In their order, and not a set's: what is told comes in the same order in every process.
         held = dict.fromkeys((key.task, key.attempt) for key in request.held)
-        spooled = {(key.task, key.attempt) for key in request.spooled}
+        state.spooled = spooled = {(key.task, key.attempt) for key in request.spooled}
         for key, live in list(state.live.items()):
             if key in spooled:
                 continue
@@ -380,7 +385,7 @@ class Dispatcher:
         return shortage_of(need, count, distinct, self._fleet.devices()).gone
 
     def _place_one(self, priority: str, need: Need) -> bool:
-        picked = self._fleet.place(need)
+        picked = self._fleet.place(need, self._queue_of(priority, need))
         if picked is None:
             return False
         state = self._executors[picked.executor]
@@ -416,6 +421,12 @@ class Dispatcher:
             return True
         self._assign(state, pull, job, task, picked, token)
         return True
+
+    def _queue_of(self, priority: str, need: Need) -> Queue:
+        queue = self._engine.queue
+        first = queue.peek(priority, need)
+        found = None if first is None else self._engine.find_task(first)
+        return Queue(None if found is None else self._engine.usual.ms(found[1].agent), len(queue))
 
     def _token(self, state: _Executor, job: JobState, task: TaskState, attempt: int) -> str:
         agent = job.agents[task.agent]
@@ -463,6 +474,8 @@ class Dispatcher:
         if known is None:
             return
         takes = state.pull is not None and not state.pull.sealed
+        # Those that wait there come last in it.
+        run = islice(state.live.values(), known.capabilities.slots)
         self._fleet.upsert(
             Device(
                 executor=state.id,
@@ -477,6 +490,9 @@ class Dispatcher:
                 revoked=known.revoked,
                 killed=self._kills.verifier.stopped.executor(state.id) is not None,
                 standing=self.standing_of(state.id),
+                ahead=state.ahead,
+                pace=self._engine.usual.pace(live.agent for live in run),
+                given=state.pull is not None and bool(state.pull.assignments),
             )
         )
 
@@ -518,7 +534,8 @@ class Dispatcher:
         started = attempt in task.attempts and task.attempts[attempt].status == "running"
         grace_ms = OVERTIME_MS if started else OVERTIME_MS + START_GRACE_MS
         now_ms = self._clock.boot_ms()
-        state.live[task.id, attempt] = _Live(session, task.timeout_ms, now_ms + task.timeout_ms + grace_ms)
+        until_ms = now_ms + task.timeout_ms + grace_ms
+        state.live[task.id, attempt] = _Live(session, task.timeout_ms, until_ms, task.agent)
         if executor not in self._leases:
             self._renew(state, now_ms)
 
@@ -542,8 +559,12 @@ class Dispatcher:
     def attempt_ended(self, executor: str, session: str, task: str, attempt: int) -> None:
         """Forget an attempt (engine.Listener)."""
         state = self._executors.get(executor)
-        if state is not None:
-            state.live.pop((task, attempt), None)
+        if state is None or state.live.pop((task, attempt), None) is None:
+            return
+        # It has one more slot than its pull said; unless that knew already.
+        if state.pull is not None and state.ahead and (task, attempt) not in state.spooled:
+            state.ahead -= 1
+            self._sync(state)
 
     def attempt_cancelled(self, executor: str, session: str, task: str, attempt: int) -> None:
         """Tell the executor to stop an attempt, once that is committed (engine.Listener)."""

@@ -29,6 +29,7 @@ from hive_scheduler.domain import approval as approvals
 from hive_scheduler.domain import job as jobs
 from hive_scheduler.domain import joining, needs
 from hive_scheduler.domain import task as tasks
+from hive_scheduler.domain.ahead import Usual
 from hive_scheduler.domain.inputs import Evaluator
 from hive_scheduler.domain.job import BlobsNeeded, JobState
 from hive_scheduler.domain.placement import Need
@@ -150,6 +151,7 @@ class Engine:
         self._ended_tasks = 0
         self.queue = ReadyQueue()
         self.hedges = Hedges(self)
+        self.usual = Usual()
         self.trust: Trust = _trusts_nobody
         self.observe: Callable[[TaskState, Event], None] = _observes_nothing
         self.answered: Callable[[JobState, TaskState, Event], list[NewEvent]] = _answers_nothing

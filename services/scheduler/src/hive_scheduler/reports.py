@@ -89,6 +89,8 @@ class Reports:
         rejected: dict[str, TaskState] = {}
         for report, command in zip(request.reports, commands, strict=True):
             verdict = "rejected" if command is None else await self._decide(report.task, command)
+            if verdict == "accepted":
+                self._time(report)
             found = self._engine.find_task(report.task) if verdict == "rejected" else None
             if found is not None:
                 rejected[report.task] = found[1]
@@ -100,6 +102,14 @@ class Reports:
             await self._check_leads(rejected)
         await self._engine.committer.settled()
         return ReportReply(results=tuple(results))
+
+    def _time(self, report: AttemptReport) -> None:
+        """Take note of how long an attempt had its slot, which what waits for one goes by."""
+        found = self._engine.find_task(report.task)
+        if found is not None and report.started_us and report.ended_us:
+            task = found[1]
+            ms = (report.ended_us - report.started_us) / 1_000
+            self._engine.usual.observe(task.agent, min(ms, task.timeout_ms))
 
     async def _decide(self, task_id: str, command: tasks.Report) -> tasks.Verdict:
         found = self._engine.find_task(task_id)

@@ -36,8 +36,9 @@ class KillOrder(Message, frozen=True, kw_only=True):
 class PullRequest(Message, frozen=True, kw_only=True):
     """`hive.exec.<id>.pull`: heartbeat and long poll.
 
-    `held` are attempts that wait or run; `spooled` have ended and their report is on disk, not yet answered.
-    `kill_epoch` is that of the newest kill order that this executor obeys.
+    `slots_free` is how many more attempts it takes, and `ahead` how many would wait for a slot there then, with
+    those that wait already. `held` are attempts that wait or run; `spooled` have ended and their report is on disk,
+    not yet answered. `kill_epoch` is that of the newest kill order that this executor obeys.
     """
 
     session: str
@@ -48,6 +49,7 @@ class PullRequest(Message, frozen=True, kw_only=True):
     spooled: tuple[AttemptKey, ...] = ()
     draining: bool = False
     kill_epoch: int = 0
+    ahead: int = 0
 
 
 class Assignment(msgspec.Struct, frozen=True, omit_defaults=True):

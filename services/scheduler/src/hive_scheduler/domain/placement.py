@@ -16,6 +16,8 @@ from hive_common.contracts.judgement import Distinct, Producer
 from hive_common.judgement.quorum import unit_of
 from hive_common.judgement.reputation import Standing, refused_as
 
+from hive_scheduler.domain.ahead import NO_SLOTS, NOTHING_AHEAD, Queue, Slots, may_wait, pace_of, waiting_max
+
 
 class Apart(msgspec.Struct, frozen=True, cache_hash=True):
     """What a task has to keep away from: what made other results of a task, or with `judges` what it judges."""
@@ -59,6 +61,11 @@ class Need(msgspec.Struct, frozen=True, cache_hash=True):
 class Device(msgspec.Struct, frozen=True):
     """An executor as the scheduler sees it now. `slots_free` counts what it may still be given; `standing` counts
     for tasks of other owners than its own.
+
+    Attributes:
+        ahead: how many would wait for a slot there with all of `slots_free` given.
+        pace: how many of its slots come free in a millisecond (`domain/ahead.py`).
+        given: whether it gets an answer with work anyway.
     """
 
     executor: str
@@ -73,6 +80,14 @@ class Device(msgspec.Struct, frozen=True):
     revoked: bool = False
     killed: bool = False
     standing: Standing = "new"
+    ahead: int = 0
+    pace: float = 0.0
+    given: bool = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot there; below 0: so many slots are free."""
+        return self.ahead - self.slots_free
 
 
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,9 +146,10 @@ STATE_STAGES: Final[tuple[tuple[str, _State], ...]] = (
     ("offline", lambda device, weights: not device.online),
     ("drained", lambda device, weights: device.drained),
     ("battery_low", _battery_low),
-    (NO_FREE_SLOT, lambda device, weights: device.slots_free <= 0),
+    (NO_FREE_SLOT, lambda device, weights: device.slots_free <= 0 or device.waiting >= 0),
 )
-"""Rejections that hold for every task alike. A device that one of them names is not in a heap at all."""
+"""Rejections that hold for every task alike. A device that one of them names is in no heap; where it has no free
+slot, which comes last, it may be in one of those for tasks that wait."""
 
 
 def class_of(device: Device) -> _Class:
@@ -270,6 +286,9 @@ class Fleet:
         self._class_sizes: Counter[_Class] = Counter()
         self._revoked: set[str] = set()
         self._buckets: dict[_Class, _Bucket] = {}
+        self._queues: dict[_Class, _Bucket] = {}
+        self._slots: dict[str, Slots] = {}
+        self._class_slots: dict[_Class, Slots] = {}
         self._stamp = 0
 
     def __len__(self) -> int:
@@ -295,12 +314,29 @@ class Fleet:
             self._revoked.add(executor)
         reason = state_reason(device, self.weights)
         self._note_reason(group, executor, reason)
-        if reason is None:
+        slots = device.capabilities.slots
+        works = reason is None or reason == NO_FREE_SLOT
+        self._note_slots(group, executor, Slots(slots, device.running) if works else NO_SLOTS)
+        has_slot = reason is None
+        takes_ahead = reason == NO_FREE_SLOT and device.slots_free > 0
+        if has_slot or takes_ahead:
             self._stamp += 1
             score = sum(score_parts(device, self.weights).values())
-            self._buckets.setdefault(group, _Bucket()).put(device, score, self._stamp)
-        elif group in self._buckets:
+            if takes_ahead:
+                # Before anything else those at which the fewest wait.
+                score -= device.waiting / max(slots, 1)
+            into = self._buckets if has_slot else self._queues
+            into.setdefault(group, _Bucket()).put(device, score, self._stamp)
+        if not has_slot and group in self._buckets:
             self._buckets[group].drop(executor)
+        if not takes_ahead and group in self._queues:
+            self._queues[group].drop(executor)
+
+    def _note_slots(self, group: _Class, executor: str, slots: Slots) -> None:
+        before = self._slots.get(executor, NO_SLOTS)
+        if slots != before:
+            self._slots[executor] = slots
+            self._class_slots[group] = self._class_slots.get(group, NO_SLOTS).with_one(before, slots)
 
     def _note_reason(self, group: _Class, executor: str, reason: str | None) -> None:
         before = self._reasons.get(executor)
@@ -323,16 +359,45 @@ class Fleet:
         if not self._class_sizes[group]:
             del self._class_sizes[group]
         self._note_reason(group, executor, None)
-        if group in self._buckets:
-            self._buckets[group].drop(executor)
+        self._note_slots(group, executor, NO_SLOTS)
+        self._slots.pop(executor, None)
+        for buckets in (self._buckets, self._queues):
+            if group in buckets:
+                buckets[group].drop(executor)
 
     def has_room(self) -> bool:
         """Say whether any device could take any task. Cheap; lets a full pool skip the queue."""
-        return any(bucket.stamps for bucket in self._buckets.values())
+        buckets = (*self._buckets.values(), *self._queues.values())
+        return any(bucket.stamps for bucket in buckets)
 
-    def place(self, need: Need) -> Picked | None:
-        """Pick the best feasible device and take one of its slots, or return None where there is none."""
+    def place(self, need: Need, queue: Queue = NOTHING_AHEAD) -> Picked | None:
+        """Pick the best feasible device and take one of its slots, or return None where there is none.
+
+        Only where nobody who may have it has a slot free is a task given ahead of one, as far as `queue` allows.
+        """
         rejected: Counter[str] = Counter()
+        best = self._best(need, rejected)
+        if best is None:
+            best = self._best_ahead(need, queue)
+            # As one of those without a free slot it is counted, too.
+            rejected[NO_FREE_SLOT] -= 1
+        if best is None:
+            return None
+        self._count_states(need, rejected)
+        negative_score, executor = best
+        device = self._devices[executor]
+        self.upsert(
+            msgspec.structs.replace(
+                device,
+                slots_free=device.slots_free - 1,
+                running=device.running + 1,
+                pace=device.pace + (pace_of(queue.usual_ms) if device.waiting < 0 else 0.0),
+                given=True,
+            )
+        )
+        return Picked(executor, Placement(len(self._devices), round(-negative_score, 6), dict(+rejected)))
+
+    def _best(self, need: Need, rejected: Counter[str]) -> tuple[float, str] | None:
         best: tuple[float, str] | None = None
         for group, size in self._class_sizes.items():
             if need.runtime not in group[2]:
@@ -341,18 +406,37 @@ class Fleet:
             if self._other_tier(need, group):
                 rejected[TIER_DIFFERS] += size
                 continue
-            found = self._best_of(group, need, rejected)
-            if found is not None and need.senior:
-                found = found[0] - tier_part(group[3], self.weights), found[1]
-            if found is not None and (best is None or found < best):
-                best = found
-        if best is None:
+            found = self._best_of(self._buckets.get(group), need, rejected)
+            best = self._better(best, found, group, need)
+        return best
+
+    def _better(
+        self, best: tuple[float, str] | None, found: tuple[float, str] | None, group: _Class, need: Need
+    ) -> tuple[float, str] | None:
+        if found is not None and need.senior:
+            found = found[0] - tier_part(group[3], self.weights), found[1]
+        return found if found is not None and (best is None or found < best) else best
+
+    def _best_ahead(self, need: Need, queue: Queue) -> tuple[float, str] | None:
+        """Return the best of those where the task may wait for a slot."""
+        groups = [one for one in self._class_sizes if need.runtime in one[2] and not self._other_tier(need, one)]
+        of_all = NO_SLOTS
+        for group in groups:
+            of_all = of_all.with_one(NO_SLOTS, self._class_slots.get(group, NO_SLOTS))
+        if not may_wait(queue, of_all):
             return None
-        self._count_states(need, rejected)
-        negative_score, executor = best
-        device = self._devices[executor]
-        self.upsert(msgspec.structs.replace(device, slots_free=device.slots_free - 1, running=device.running + 1))
-        return Picked(executor, Placement(len(self._devices), round(-negative_score, 6), dict(rejected)))
+
+        def refuses(device: Device) -> bool:
+            most = waiting_max(queue, device.capabilities.slots, device.pace, of_all)
+            # As many as may wait come in one answer. One for each that ends would make a message of each.
+            return device.waiting >= (most if device.given else (most + 1) // 2)
+
+        best: tuple[float, str] | None = None
+        for group in groups:
+            # Each of them counts as one without a free slot already.
+            found = self._best_of(self._queues.get(group), need, Counter(), refuses)
+            best = self._better(best, found, group, need)
+        return best
 
     def any_revoked(self) -> bool:
         """Say whether any device is out for good."""
@@ -379,21 +463,27 @@ class Fleet:
         candidates = [self._candidate(device, need) for device in self._devices.values()]
         return sorted(candidates, key=lambda one: (not one.feasible, -(one.score or 0.0), one.executor))
 
-    def _best_of(self, group: _Class, need: Need, rejected: Counter[str]) -> tuple[float, str] | None:
-        bucket = self._buckets.get(group)
+    def _best_of(
+        self,
+        bucket: _Bucket | None,
+        need: Need,
+        rejected: Counter[str],
+        refuses: Callable[[Device], bool] = lambda device: False,
+    ) -> tuple[float, str] | None:
         if bucket is None:
             return None
         top = bucket.best()
-        if top is not None and need_reason(self._devices[top[1]], need) is None:
+        if top is not None and need_reason(device := self._devices[top[1]], need) is None and not refuses(device):
             return top[0], top[1]
         looked_at, found = [], None
         for entry in bucket.best_first():
             looked_at.append(entry)
             reason = need_reason(self._devices[entry[1]], need)
-            if reason is None:
+            if reason is not None:
+                rejected[reason] += 1
+            elif not refuses(self._devices[entry[1]]):
                 found = entry[0], entry[1]
                 break
-            rejected[reason] += 1
         for entry in looked_at:
             heapq.heappush(bucket.heap, entry)
         return found

@@ -54,6 +54,11 @@ class ReadyQueue:
         """Return the different needs that wait in a priority; the one served longest ago first."""
         return list(self._rings[priority])
 
+    def peek(self, priority: str, need: Need) -> str | None:
+        """Return the task that `pop` would take."""
+        ring = self._rings[priority].get(need)
+        return None if ring is None else next(iter(ring.jobs.values()))[0]
+
     def pop(self, priority: str, need: Need) -> tuple[str, str] | None:
         """Take (job, task) of the job whose turn it is, or None when none waits with this need."""
         rings = self._rings[priority]
