@@ -897,6 +897,7 @@ MUTATIONS = (
         "        apart = apart_from(words.rule.distinct, producers, judges=True)\n",
         "        apart = apart_from('none', producers, judges=True)\n",
         (f"{NEEDS_TESTS}::test_a_critic_keeps_away_from_what_it_judges_and_from_nothing_else",),
+        Storm(("--tasks", "200", "--strikes", "2", "--faults", "kill scheduler"), "unjust"),
     ),
     Mutation(
         "placement: results of one machine count as of two",
