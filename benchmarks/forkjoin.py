@@ -49,6 +49,9 @@ GRAINS_MS: Final = (50, 100, 200, 500)
 WIDE: Final = 1_000
 DEVICES: Final = (1, 2, 4, 8)
 SLOTS: Final = 4
+GRAPH_DEVICES: Final = 2
+"""For graphs and plans: as many slots as the widest has calls at once. The cores here are two, however many
+processes share them, and each that wakes for one task of eight takes its part."""
 WAIT_MS: Final = 250
 WAITS: Final = 320
 """Ten waits for each slot that eight executors have."""
@@ -262,6 +265,7 @@ async def one_round(
 ) -> dict[str, Mapping[str, float]]:
     """Measure everything once."""
     made = graphs_of(number * sizes.seeds, sizes.seeds)
+    of.use(GRAPH_DEVICES)
     found: dict[str, Mapping[str, float]] = {"possible": possible(made)}
     progress(f"round {number + 1}: graphs")
     found["hive"] = await ours(client, agents, made)
@@ -274,6 +278,7 @@ async def one_round(
     command = {ms: agents.commands[ms] for ms in sizes.lengths_ms}
     found["grains"] = await grains(client, python, sizes.grains)
     found["grains_command"] = await grains(client, command, sizes.grains)
+    of.use(DEVICES[-1])
     slots = DEVICES[-1] * SLOTS
     found["wide"] = await wide(client, agents, sizes.wide, 0, slots)
     found["wide_waiting"] = await wide(client, agents, sizes.wide, WAIT_MS, slots)
@@ -293,6 +298,7 @@ async def run(rounds: int = ROUNDS, *, quick: bool = False) -> dict[str, Any]:
         async with fleet(DEVICES[-1], SLOTS, model.url) as made:
             agents = Agents(made)
             async with made.client() as client:
+                made.use(GRAPH_DEVICES)
                 await ours(client, agents, graphs_of(10_000, 1))
                 found = [
                     await one_round(made, client, agents, servers, model, number, sizes) for number in range(rounds)

@@ -15,6 +15,8 @@ PACE_MS: Final = 10
 SEARCH_TOKENS: Final = 30
 PLAN_TOKENS: Final = 15
 """The first and the last call: half of a search."""
+SHORT_TOKENS: Final = 5
+"""50 ms: what a system adds to a task counts most where tasks are short."""
 SPREAD: Final = 0.25
 """Latencies are spread evenly over ± a quarter of these."""
 
@@ -91,6 +93,12 @@ def _tokens(rng: random.Random, mean: int) -> int:
     return rng.randint(round(mean * (1 - SPREAD)), round(mean * (1 + SPREAD)))
 
 
+def even(width: int, tokens: int) -> Graph:
+    """Return a plan, so many searches at once, and an answer, all of one length."""
+    plan, answer = (Call(name, tokens) for name in ("plan", "answer"))
+    return Series((plan, Parallel(tuple(Call(f"search_{number}", tokens) for number in range(width))), answer))
+
+
 def fan_out(width: int, seed: int) -> Graph:
     """Return a plan, so many searches at once, and an answer."""
     rng = random.Random(f"{width}/{seed}")
@@ -111,11 +119,13 @@ def dependent(seed: int) -> Graph:
 
 
 def graph_of(kind: str, seed: int) -> Graph:
-    """Return `fan_out_2`, `fan_out_8` or `dependent`."""
+    """Return `fan_out_2`, `fan_out_8`, `dependent`, or `short`: eight at once, of `SHORT_TOKENS` each."""
+    if kind == "short":
+        return even(8, SHORT_TOKENS)
     return dependent(seed) if kind == "dependent" else fan_out(int(kind.removeprefix("fan_out_")), seed)
 
 
-KINDS: Final = ("fan_out_2", "fan_out_8", "dependent")
+KINDS: Final = ("fan_out_2", "fan_out_8", "dependent", "short")
 
 
 def steps_of(graph: Graph, agent: str) -> list[dict[str, Any]]:

@@ -5,7 +5,12 @@ from typing import Any, Final
 
 from benchmarks.report_rows import Row, number, span, when
 
-KINDS: Final = {"fan_out_2": "fan-out 2", "fan_out_8": "fan-out 8", "dependent": "dependent graph"}
+KINDS: Final = {
+    "fan_out_2": "fan-out 2",
+    "fan_out_8": "fan-out 8",
+    "dependent": "dependent graph",
+    "short": "fan-out 8 of 50 ms",
+}
 GRAINS_MS: Final = (50, 100, 200, 500)
 POSTGRES: Final = "Postgres, fsync, synchronous commit"
 SYSTEMS: Final = {
@@ -13,8 +18,8 @@ SYSTEMS: Final = {
         "HiveFabric",
         "this tree",
         f"{POSTGRES}: every assignment and result, before what follows from it",
-        "Each call is an agent in a sandbox, on one of eight executors; its model call goes through the router and "
-        "is kept in the log. The client asks over HTTP.",
+        "Each call is an agent in a sandbox, on one of two executors with four slots; its model call goes through "
+        "the router and is kept in the log. The client asks over HTTP.",
     ),
     "langgraph_postgres_sync": (
         "LangGraph, Postgres, `sync`",
@@ -89,7 +94,7 @@ def forkjoin_rows(found: dict[str, Any] | None) -> Iterator[Row]:
         f"{_by_length(command, 'of_bound')}; of the speed-up: {_by_length(command, 'of_speed_up')}",
         min(grains[f"of_bound_{ms}"]["median"] for ms in GRAINS_MS) >= 0.9,
         "Tasks of one length that wait, as Python agents: a plan, eight at once, an answer; from submit to result "
-        "over HTTP. Two cores start eight guests at once.",
+        "over HTTP, on two executors with four slots. Two cores start eight guests at once.",
     )
     wide, waiting = found["wide"], found["wide_waiting"]
     yield Row(
