@@ -61,3 +61,23 @@ def test_what_was_decided_is_seen_through_every_door(
     assert [(one.position, one.type, json.loads(one.data_json)) for one in watched] == written
     sent = [json.loads(line.removeprefix("data: ")) for line in stream if line.startswith("data: {")]
     assert [(one["position"], one["type"], one["data"]) for one in sent] == written
+
+
+def test_a_job_that_lacks_a_machine_says_which(
+    hive_home: Installation, gateway: httpx.Client, squares: Path
+) -> None:
+    document: dict[str, Any] = yaml.safe_load(squares.read_text())
+    words = {"speculate": {"distinct": "executor"}, "verify": {"quorum": {"k": 2, "of": 2}}}
+    document |= {"tasks": [document["tasks"][0] | words], "output": None, "input": {"numbers": [3]}}
+    drained = gateway.post("/v1/executors/executor-2/drain", json={"reason": "it is needed elsewhere"})
+    assert drained.status_code == 200
+    try:
+        job = hive_home.submit(document)
+        (waits,) = gateway.get(f"/v1/jobs/{job}/tasks").json()["tasks"]
+        said = "waits for a second executor: 1 of 2 that may run it is there (executor-2 is drained)"
+        assert waits["waits_for"] == said
+        assert f"square[0] {said}" in " ".join(hive_home.hive("job", "show", job).stdout.split())
+    finally:
+        gateway.post("/v1/executors/executor-2/undrain")
+    gateway.get(f"/v1/jobs/{job}/stream", timeout=60)
+    assert gateway.get(f"/v1/jobs/{job}").json()["state"] == "succeeded"

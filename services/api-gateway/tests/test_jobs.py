@@ -223,7 +223,7 @@ async def test_judges_and_what_several_attempts_gave_are_shown_with_tasks(world,
     world.jobs.tasks = [
         jobs_pb2.Task(task_id=judged, index=-1, state="succeeded", replicas=3, decided=True, output_json=b"[1, 2]"),
         jobs_pb2.Task(task_id=critic, index=-1, judging="critic", judged=judged, judged_attempts=[1, 3]),
-        jobs_pb2.Task(task_id=new_id(), index=-1, judging="integrator"),
+        jobs_pb2.Task(task_id=new_id(), index=-1, judging="integrator", waits_for="waits for an executor"),
         jobs_pb2.Task(
             task_id=new_id(),
             index=-1,
@@ -240,6 +240,7 @@ async def test_judges_and_what_several_attempts_gave_are_shown_with_tasks(world,
         (0, False, {"kind": "integrator", "task": None, "attempts": []}),
         (0, False, None),
     ]
+    assert [task["waits_for"] for task in tasks] == [None, None, "waits for an executor", None]
     assert tasks[0]["output"] == [1, 2]
     assert tasks[3]["kept"] == [
         {"attempt": 1, "size_bytes": 1, "output": 1},

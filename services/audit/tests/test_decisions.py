@@ -197,6 +197,7 @@ async def test_a_verdict_that_no_judge_gave_is_found(auditor, fields, said):
         ({"task": new_id()}, "the decision stands in the stream of"),
         ({"coming": 1}, "coming: recorded is 1, and by the log it was 0"),
         ({"spent": 1}, "spent: recorded is 1, and by the log it was 0"),
+        ({"gone": 1}, "gone: recorded is 1, of 0 that were to come"),
         ({"rule": Rule(k=1, of=3, distinct="executor", on_none="fail")}, "rule: k is 1, and the job asks for 2"),
         ({"rule": Rule(k=2, of=3, distinct="none", on_none="fail")}, 'rule: distinct is "none"'),
     ],
@@ -419,6 +420,16 @@ async def test_who_is_trusted_and_who_is_alone_are_judged_by_less(auditor):
     case = quorum_case(quorum(on_none="extend"), (ONE, TWO, {"n": 3}))
     case.rule = msgspec.structs.replace(case.rule, extend_to=0, on_none="fail")
     assert await auditor.check(case) == ("same", "")
+
+
+async def test_what_nobody_was_left_for_is_waited_for_by_no_rule(auditor):
+    case = quorum_case(quorum(of=4), (ONE, TWO, ONE))
+    case.replicas = 4
+    assert await auditor.check(case, msgspec.structs.replace(case.decision(), coming=1, gone=1)) == ("same", "")
+    case = quorum_case(quorum(of=4), (ONE, TWO, ONE))
+    case.replicas = 4
+    result, why = await auditor.check(case, msgspec.structs.replace(case.decision(), coming=1))
+    assert result == "differs" and "the rule gives no decision yet: wait" in why
 
 
 async def test_a_failed_attempt_and_the_one_in_its_place(auditor):
