@@ -51,7 +51,7 @@ def test_nothing_is_asked_for_by_what_is_empty(asked: dict[str, Any]) -> None:
         ({"http": {"hosts": ["a.example"], "methods": ["post"]}}, "http.methods[0]", "`POST`"),
         ({"http": {"hosts": ["a.example"], "methods": ["CONNECT"]}}, "http.methods[0]", "one of GET"),
         ({"http": {"hosts": ["a.example"], "methods": []}}, "http.methods", "1 to 7"),
-        ({"http": {"hosts": ["a.example"], "private": "no"}}, "http.private", "bool"),
+        ({"http": {"hosts": ["a.example"], "private": "no"}}, "http.private", "true or false"),
         ({"kv": {"namespace": "a/b", "quota": 1}}, "kv.namespace", "a-z"),
         ({"kv": {"namespace": "a", "quota": "1MB"}}, "kv.quota", "64Mi"),
         ({"kv": {"namespace": "a", "quota": "1Gi"}}, "kv.quota", "67108864"),
