@@ -344,6 +344,8 @@ class Attempts:
                     granted={**capabilities, **always(marks.said)},
                     scratch_bytes=scratch_bytes,
                     limit=approvals.limit,
+                    # What somebody has a guest stopped for may be what it has done to its runner.
+                    spares_runner=lambda: held.ending not in (Ending.KILLED, Ending.DISTRUSTED),
                 )
         finally:
             if timer is not None:

@@ -192,6 +192,17 @@ async def test_a_runner_that_does_not_answer_is_ended(pool: RunnerPool) -> None:
 
 
 @pytest.mark.usefixtures("unhurried")
+async def test_a_runner_that_is_not_to_be_spared_is_ended(pool: RunnerPool) -> None:
+    (pid,) = pool.stats()["pids"]
+    attempt = asyncio.create_task(pool.run(LOOP, b"{}", LONG, spares_runner=lambda: False))
+    while pool.stats()["busy"] == 0:
+        await asyncio.sleep(0.005)
+    await cancelled(attempt)
+    assert pid not in pool.stats()["pids"]
+    assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_who_stands_still_is_ended_with_its_runner(pool: RunnerPool) -> None:
     attempt = await until_up(pool, LOOP)
     (pid,) = pool.stats()["pids"]

@@ -138,6 +138,7 @@ class RunnerPool:
         granted: Capabilities = NOTHING,
         scratch_bytes: int = 0,
         limit: TimeLimit | None = None,
+        spares_runner: Callable[[], bool] = lambda: True,
     ) -> Outcome:
         """Run one attempt and say how it ended; waits for a free runner first, which no limit counts.
 
@@ -150,6 +151,7 @@ class RunnerPool:
             scratch_bytes: what it may have in files below `/scratch`, which is empty at first and gone at its end;
                 0 for no such folder. The guest then gets a runner of its own.
             limit: counts its time; for what lets it stand still.
+            spares_runner: asked when it is cancelled; if not, its runner is killed without asking the guest to end.
 
         Raises:
             Unavailable: no runner can be started, the pool is closed, or the guest's time ran out while it was made
@@ -166,7 +168,8 @@ class RunnerPool:
             if program.runtime == "python":
                 self._python = compiled
             outcome = await self._attempt(
-                *(program, compiled, input, limits, on_log, granted, scratch_bytes, limit or TimeLimit())
+                *(program, compiled, input, limits, on_log, granted, scratch_bytes, limit or TimeLimit()),
+                spares_runner,
             )
             if isinstance(outcome, Outcome):
                 return outcome
@@ -183,6 +186,7 @@ class RunnerPool:
         granted: Capabilities,
         scratch_bytes: int,
         limit: TimeLimit,
+        spares_runner: Callable[[], bool],
     ) -> Outcome | frames.Stale:
         runner = await (self._own(scratch_bytes) if scratch_bytes else self._take_going())
         self._busy.add(runner)
@@ -237,7 +241,7 @@ class RunnerPool:
                 await self._give_back(runner)
             else:
                 # A guest that stands still would not notice.
-                stops = is_cancelled and self._going.is_set() and self._is_fit(runner)
+                stops = is_cancelled and spares_runner() and self._going.is_set() and self._is_fit(runner)
                 await asyncio.shield(_background(self._end(runner, stops=stops), self._retiring))
 
     def _is_fit(self, runner: RunnerProcess) -> bool:
