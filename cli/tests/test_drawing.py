@@ -92,7 +92,7 @@ def test_attempts_scores_judges_and_the_decision_come_as_they_happen(told: Told)
     assert "#1 laptop succeeded  1.00 s  score 0.75  ✓ vote" in lines
     assert "#2 desk succeeded  1.00 s  score 0.5  ★ winner" in lines
     assert "#3 pi cancelled  2.00 s" in lines
-    assert lines[-1] == "decided: #2 with 2 votes, #1 #2"
+    assert lines[-1] == "decided: #2 with 2 votes (#1 #2)"
 
 
 def test_steps_come_in_the_order_in_which_they_began(told: Told) -> None:
@@ -316,7 +316,7 @@ def test_a_decision_is_told_with_places_votes_and_judges(
     )
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[:3] == ["solve[4] id-of-the-task", "decided: #2 with 2 votes, #2 #3", "rule: 2 of 3 [results]"]
+    assert lines[:3] == ["solve[4] id-of-the-task", "decided: #2 with 2 votes (#2 #3)", "rule: 2 of 3 [results]"]
     assert "#1 laptop dddddddddddd Ada aaaaaaaaaaaa 0.25 failed the test did not pass" in lines
     assert "#2 laptop dddddddddddd Ada aaaaaaaaaaaa 0.5 passed the winner #2 #3" in lines
     assert "#3 eeeeeeee oooooooo aaaaaaaaaaaa voted for it #2 #3" in lines

@@ -183,3 +183,12 @@ def test_the_commands_of_an_example_work_where_its_readme_says(
 ) -> None:
     environment = {**hive_home.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
     assert typed(commands_of(example), ROOT / folder, environment).stdout
+
+
+def test_the_agents_of_an_example_that_needs_a_model_are_pushed_as_it_is_typed(hive_home: Installation) -> None:
+    """What these do with a model is tried with the examples that judge."""
+    environment = {**hive_home.environment, "PATH": f"{VENV / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    for example in ("research", "self-consistency", "same-meaning"):
+        pushes = [line for line in commands_of(example).splitlines() if line.startswith("hive agent push ")]
+        assert pushes, example
+        assert "sha256:" in typed("\n".join(pushes), ROOT / "examples" / example, environment).stdout

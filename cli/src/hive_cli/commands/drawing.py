@@ -199,7 +199,7 @@ def outcome_in_words(decision: dict[str, Any], trust: int = 0) -> str:
         case "decided" if trust:
             return f"decided: #{winner}, without another one after {trust} valid results of its executor in a row"
         case "decided" if len(votes) > 1:
-            return f"decided: #{winner} with {len(votes)} votes, {_attempts(votes)}"
+            return f"decided: #{winner} with {len(votes)} votes ({_attempts(votes)})"
         case "decided":
             return f"decided: #{winner}"
         case "kept":
