@@ -144,6 +144,11 @@ def test_a_fleet_with_nothing_but_places_to_wait_has_room_and_says_that_no_slot_
     assert not pool.has_room()
 
 
+def test_a_device_without_slots_gets_nothing_whatever_it_asks_for():
+    pool = fleet(device("a", slots=0, slots_free=5, ahead=5, pace=1.0))
+    assert pool.place(NEED, Queue(SHORT_MS, 1_000)) is None
+
+
 def test_slots_of_drained_and_absent_devices_are_no_reason_not_to_wait():
     queue = Queue(SHORT_MS, 16)
     there = busy("a")
@@ -159,7 +164,7 @@ some = st.frozensets(st.sampled_from([f"d{n}" for n in range(6)]), max_size=3)
 devices = st.builds(
     device,
     st.sampled_from([f"d{n}" for n in range(6)]),
-    slots=st.integers(1, 4),
+    slots=st.integers(0, 4),
     slots_free=st.integers(0, 8),
     ahead=st.integers(0, 8),
     pace=st.sampled_from([0.0, 0.1, 4.0]),

@@ -87,10 +87,10 @@ def waiting_max(queue: Queue, slots: int, pace: float, of_all: Slots) -> int:
         slots, pace: of the executor, with what runs there now (`Usual.pace`).
         of_all: slots of all executors that could have the task.
     """
-    if queue.usual_ms is None or not may_wait(queue, of_all):
+    if queue.usual_ms is None or not of_all.total:
         return 0
     soon = AHEAD_MS * min(pace, slots / queue.usual_ms)
     # Its share of all that there is, without what runs in its slots now and what they will take next: whoever comes
     # first must not have what others will ask for in a moment.
     share = (queue.ready + of_all.tasks) * slots / of_all.total - 2 * slots
-    return int(min(soon, share))
+    return max(0, int(min(soon, share)))

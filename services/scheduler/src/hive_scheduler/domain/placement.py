@@ -419,6 +419,8 @@ class Fleet:
 
     def _best_ahead(self, need: Need, queue: Queue) -> tuple[float, str] | None:
         """Return the best of those where the task may wait for a slot."""
+        if queue.usual_ms is None:
+            return None
         groups = [one for one in self._class_sizes if need.runtime in one[2] and not self._other_tier(need, one)]
         of_all = NO_SLOTS
         for group in groups:
