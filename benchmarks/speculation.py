@@ -42,7 +42,7 @@ BASE_MS: Final = 100
 SLOW: Final = 10
 HEDGED: Final = 1_500
 CALLERS: Final = 8
-"""Few, as each attempt that is cancelled costs 176 ms of CPU for a new runner."""
+"""Few: what is judged is what a task takes, not how busy two cores are."""
 HEDGES: Final = {
     "5": (0.05, [("one", 2, "150ms"), ("two", 3, "150ms")]),
     "2": (0.02, [("p95", 2, "p95"), ("one", 2, "150ms")]),
