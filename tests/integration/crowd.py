@@ -24,6 +24,8 @@ from hive_proto.control.v1 import control_pb2, control_pb2_grpc
 
 from tests.integration.plane import Executor, Plane
 
+NEVER_S: Final = 60.0
+"""Well before the limit of a test, which leaves no time to put away what runs."""
 AT_MOST_S: Final = 2.0
 """From an order to its last effect (law 9)."""
 
@@ -153,14 +155,19 @@ class Crowd:
         await self.until(lambda: len(self.running()) == len(self.members))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when something holds that changes with guests, or within milliseconds."""
-        while not condition():
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(0.05):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+        """Return when something holds that changes with guests, or within milliseconds.
+
+        Raises:
+            TimeoutError: it never does.
+        """
+        async with asyncio.timeout(NEVER_S):
+            while not condition():
+                self._changed.clear()
+                try:
+                    async with asyncio.timeout(0.05):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
 
     async def logged(self) -> Counter[str]:
         """Return how many events of each type there are."""
