@@ -448,6 +448,13 @@ async def test_a_report_frees_a_slot_of_the_pull_that_lies_there(bench):
     assert len((await pull).assignments) == 1
 
 
+async def test_attempts_of_a_session_that_is_over_free_no_slots_of_the_next_one(bench):
+    await bench.submit(8)
+    given = (await bench.pull(slots=4)).assignments
+    assert len(given) == 4
+    assert len((await bench.pull(session="s2", slots=6, ahead=2)).assignments) == 4
+
+
 async def test_what_the_pull_knew_to_have_ended_frees_no_second_slot(bench):
     job = await bench.submit(6)
     given = (await bench.pull(slots=4, ahead=0)).assignments

@@ -95,7 +95,7 @@ class _Executor:
         self.pull: _Pull | None = None
         self.live: dict[Key, _Live] = {}
         self.cancels: dict[Key, _Cancel] = {}
-        self.spooled: set[Key] = set()
+        self.held: dict[Key, None] = {}
         self.slots_free = 0
         self.ahead = 0
         self.memory_free_bytes = 0
@@ -230,8 +230,8 @@ class Dispatcher:
         """Compare what the executor says it has with what it was given."""
         request = pull.request
         # In their order, and not a set's: what is told comes in the same order in every process.
-        held = dict.fromkeys((key.task, key.attempt) for key in request.held)
-        state.spooled = spooled = {(key.task, key.attempt) for key in request.spooled}
+        state.held = held = dict.fromkeys((key.task, key.attempt) for key in request.held)
+        spooled = {(key.task, key.attempt) for key in request.spooled}
         for key, live in list(state.live.items()):
             if key in spooled:
                 continue
@@ -561,8 +561,9 @@ class Dispatcher:
         state = self._executors.get(executor)
         if state is None or state.live.pop((task, attempt), None) is None:
             return
-        # It has one more slot than its pull said; unless that knew already.
-        if state.pull is not None and state.ahead and (task, attempt) not in state.spooled:
+        # One that its pull still counted: it has one more slot than that says.
+        takes = state.pull is not None and not state.pull.sealed and state.slots_free > 0
+        if takes and state.ahead and (task, attempt) in state.held:
             state.ahead -= 1
             self._sync(state)
 
