@@ -7,12 +7,12 @@ agents usually take, and the last tasks of all wait nowhere.
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-AHEAD_MS: Final = 250
+AHEAD_MS: Final = 500
 """A task is given out ahead where it will start within this time. Executors ask for less (their `prefetch_ms`), by
 what they ran last; this keeps from them what takes longer, and is no narrower than that for more of the same."""
 AGENTS_MAX: Final = 10_000
 """Agents whose usual time is remembered; the least recently seen one is forgotten."""
-RISING: Final = 0.5
+RISING: Final = 0.3
 FALLING: Final = 0.1
 """What a new time counts. One that is longer is believed sooner: too few that wait cost a round trip, too many a
 task's time."""
