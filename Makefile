@@ -1,5 +1,7 @@
 # HiveFabric. `make` shows what there is; `make demo` and `make test` set up everything they need.
 SHELL := /bin/bash
+# Where Python must not keep what it has compiled, as in many images, each command takes three times as long to start.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,6 +15,7 @@ help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the command
+	@$(BIN)/python -m compileall -q -x /guest/ $(MEMBERS)
 	@$(BIN)/python -m hive_executor.sandbox.warm >/dev/null
 
 .venv/.ready: requirements.txt requirements-dev.txt requirements-setup.txt $(MEMBERS:%=%/pyproject.toml)
@@ -20,7 +23,7 @@ setup: .venv/.ready ## a .venv with everything in it; .venv/bin/hive is the comm
 	@echo "setting up .venv (once; some minutes on a slow line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.txt
-	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation $(MEMBERS:%=-e ./%)
 	@touch $@
 	@echo 'set up; now the command is at hand with: export PATH="$$PWD/.venv/bin:$$PATH"'
