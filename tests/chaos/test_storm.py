@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_500)]
 @pytest.mark.parametrize(
     ("seed", "tasks", "options"),
     [
-        pytest.param(SEED, 300, ["--strikes", "6", "--faults", FAULTS], id="short"),
+        pytest.param(SEED, 250, ["--strikes", "6", "--faults", FAULTS], id="short"),
         pytest.param(
             SEED + 1,
             5_000,
