@@ -9,7 +9,7 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 MEMBERS := proto libs/common services/api-gateway services/scheduler services/registry services/llm-router services/audit executor cli
 CONTRACTS := libs/common/tests/eventlog libs/common/tests/bus services/audit/tests/test_relay.py
 
-.PHONY: help setup demo example-research example-self-consistency example-map-reduce test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations simulate simulate-bugs compose compose-test contract-containers proto requirements exported clean
+.PHONY: help setup demo example-research example-self-consistency example-map-reduce test lint format up down bench bench-long bench-peers hostile cgroups wasi-testsuite chaos storm mutations simulate simulate-bugs compose compose-test contract-containers proto requirements clean
 
 help: ## show this
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,17 +105,12 @@ compose-test: contract-containers ## docker-compose.yml on the engine of this ma
 proto: .venv/.ready ## generate the gRPC stubs again; without a diff unless a contract changed
 	@PYTHON=$(CURDIR)/$(BIN)/python bash proto/generate.sh
 
+EXPORT := $(BIN)/uv export -q --frozen --no-annotate --no-header --no-emit-workspace --all-packages
 requirements: .venv/.ready ## pin every dependency again, with hashes
 	@$(BIN)/uv lock -q
-	@$(MAKE) -s exported
-
-# What the lock says, in the form that pip takes. Also a test makes them, elsewhere: OUT=folder.
-OUT ?= .
-EXPORT := $(BIN)/uv export -q --frozen --offline --no-annotate --no-header --no-emit-workspace --all-packages
-exported:
-	@$(EXPORT) --no-dev --extra cache -o $(OUT)/requirements.txt >/dev/null
-	@$(EXPORT) --all-extras -o $(OUT)/requirements-dev.txt >/dev/null
-	@grep -A400 -m1 '^uv==' $(OUT)/requirements-dev.txt | awk 'NR==1 || /^ /{print; next} {exit}' > $(OUT)/requirements-setup.txt
+	@$(EXPORT) --no-dev --extra cache -o requirements.txt >/dev/null
+	@$(EXPORT) --all-extras -o requirements-dev.txt >/dev/null
+	@grep -A400 -m1 '^uv==' requirements-dev.txt | awk 'NR==1 || /^ /{print; next} {exit}' > requirements-setup.txt
 
 clean: ## remove the .venv and all caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
