@@ -248,6 +248,8 @@ async def scaled(of: Fleet, client: aiohttp.ClientSession, agents: Agents, tasks
     found: Figures = {}
     for devices in DEVICES:
         of.use(devices)
+        # A wait in each slot first: executors that stood idle for a minute have lost pages to the machine.
+        await wide(client, agents, devices * SLOTS, WAIT_MS, devices * SLOTS)
         found[f"wall_s_{devices}"] = (await wide(client, agents, tasks, WAIT_MS, devices * SLOTS))["wall_s"]
     return found | {
         f"efficiency_{devices}": found["wall_s_1"] / found[f"wall_s_{devices}"] / devices for devices in DEVICES
