@@ -177,7 +177,7 @@ def speculation_rows(found: dict[str, Any] | None) -> Iterator[Row]:
         f"p50 {span(losers['p50_ms'], ' ms')}, p99 {span(losers['p99_ms'], ' ms')}",
         f"the longest of a round {span(losers['max_ms'], ' ms')}",
         losers["p99_ms"]["median"] <= 20,
-        "All of the way: the decision's timestamp, its commit, the executor told, the guest killed, its model call "
+        "All of the way: the decision's timestamp, its commit, the executor told, the guest ended, its model call "
         "cancelled at the router, the back end generating no more.",
     )
     hedged, plain, cut = found["parted_5_progress"], found["parted_5"], cuts["parted_5_progress_p999_cut"]

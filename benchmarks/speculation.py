@@ -182,7 +182,7 @@ async def races(
     """Return the milliseconds from decisions to the end of what the losers had the model do.
 
     Two replicas call the model, the first answer wins. What is timed is all of the way: the decision is committed,
-    the loser's executor told, its guest killed, and its model call cancelled, until the back end generates no more.
+    the loser's executor told, its guest ended, and its model call cancelled, until the back end generates no more.
     """
     found = []
     race = document("race", {"agent": agents.racer, "speculate": {"replicas": 2, "distinct": "none"}}, [{}])
