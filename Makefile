@@ -40,8 +40,8 @@ example-self-consistency: setup ## ask a model that is mostly wrong several time
 example-map-reduce: setup ## index this repository on two executors that have to agree; what nothing names
 	@$(BIN)/python examples/map-reduce/run.py $(ARGS)
 
-test: setup ## all tests, the short seeded chaos included, in three processes, for most of them wait (WORKERS=0: in one)
-	@$(BIN)/pytest -q -n $${WORKERS:-3} --dist loadfile --no-loadscope-reorder
+test: setup ## all tests, the short seeded chaos included, in two processes (WORKERS=3 where nothing else runs, 0: in one)
+	@$(BIN)/pytest -q -n $${WORKERS:-2} --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.ready ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
