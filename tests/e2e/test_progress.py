@@ -21,7 +21,7 @@ def run(input):
 MANIFEST = """\
 apiVersion: hive/v1
 kind: Agent
-name: teller
+name: marks-progress
 version: 1.0.0
 runtime: python
 entry: agent.py
@@ -54,8 +54,13 @@ def test_what_a_guest_says_reaches_the_leader_and_who_says_nothing_gets_a_second
 
     def job(says: list[float], within: str) -> str:
         words = {"replicas": 2, "distinct": "none", "hedge_after": {"progress": 0.1, "within": within}}
-        task: dict[str, Any] = {"id": "tell", "agent": "teller@1.0.0", "input": {"says": says}, "speculate": words}
-        return hive_home.submit({"apiVersion": "hive/v1", "kind": "Job", "name": "teller", "tasks": [task]})
+        task: dict[str, Any] = {
+            "id": "tell",
+            "agent": "marks-progress@1.0.0",
+            "input": {"says": says},
+            "speculate": words,
+        }
+        return hive_home.submit({"apiVersion": "hive/v1", "kind": "Job", "name": "marks-progress", "tasks": [task]})
 
     def hedged(job_id: str) -> list[str]:
         events = hive_home.get(f"/v1/jobs/{job_id}/events")["events"]
