@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import nats.errors
-from hive_common.bus.nats import connect, request
+from hive_common.bus.nats import connect, request, settled
 from hive_common.contracts.messages import LEADER_SUBJECT, LeaderAnnouncement, Message, inbox_prefix
 from hive_common.kernel.errors import Unavailable
 from hive_common.ops.config import NatsConfig
@@ -65,7 +65,7 @@ class Link:
             on_reconnect=self._reconnected,
         )
         await self._client.subscribe(LEADER_SUBJECT, cb=self._leader_changed)
-        await self._client.flush()
+        await settled(self._client)
 
     async def close(self) -> None:
         """Disconnect."""

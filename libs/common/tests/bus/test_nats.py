@@ -177,6 +177,40 @@ async def test_a_connection_that_is_gone_cannot_settle(connect: Connect) -> None
         await bus.settled(client)
 
 
+async def test_a_flush_goes_out_behind_what_was_said_before_it(connect: Connect, nats_server: NatsServer) -> None:
+    told = bytearray()
+
+    def note(chunk: bytes) -> bytes:
+        told.extend(chunk)
+        return chunk
+
+    async with TcpProxy(nats_server.port) as proxy:
+        client = await connect(port=proxy.port)
+        proxy.change = note
+        subscription = await client.subscribe("here")
+        await client.flush()
+        assert told.index(b"SUB here") < told.index(b"PING")
+        told.clear()
+        # Else what the server brings between its PONG and the UNSUB is lost.
+        await subscription.drain()
+        assert told.index(b"UNSUB") < told.index(b"PING")
+        await client.close()
+
+
+async def test_a_client_whose_flush_was_cancelled_goes_on_hearing(connect: Connect) -> None:
+    executor = new_id()
+    await serve(await connect(), answer)
+    client = await connect(executor, inbox=inbox_prefix(executor))
+    flush = asyncio.create_task(client.flush())
+    await asyncio.sleep(0)
+    flush.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flush
+    await client.flush()
+    reply = await bus.request(client, hello_subject(executor), Greeting(), HelloReply, 20)
+    assert (reply.position, client.stats["reconnects"]) == (7, 0)
+
+
 async def test_an_answer_that_does_not_fit_is_said_to(connect: Connect) -> None:
     executor, service = new_id(), await connect()
 

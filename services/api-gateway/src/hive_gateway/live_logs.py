@@ -10,7 +10,7 @@ import msgspec
 import nats.errors
 from hive_common.bus.allowance import Allowance
 from hive_common.bus.intake import Intake
-from hive_common.bus.nats import connect
+from hive_common.bus.nats import connect, settled
 from hive_common.contracts.messages import LogBatch
 from hive_common.kernel.errors import Unavailable
 from hive_common.ops.config import NatsConfig
@@ -150,8 +150,7 @@ class LiveLogs:
                 if self._followers and self._subscription is None and self._client is not None:
                     intake = Intake(self._client, SUBJECT, self._receive, _flooded, BATCHES)
                     self._subscription = await intake.open()
-                    # The server has the subscription once it answered this ping.
-                    await self._client.flush()
+                    await settled(self._client)
                 elif not self._followers and self._subscription is not None:
                     subscription, self._subscription = self._subscription, None
                     await subscription.unsubscribe()

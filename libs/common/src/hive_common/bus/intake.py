@@ -4,7 +4,7 @@ What is beyond an executor's allowance is dropped unread. That still costs a ser
 messages, and whoever comes after them waits. So one that goes on is fenced off: the subscription to the subject of
 all is replaced by one for each of the others, and the server brings nothing of it any more.
 
-What replaces a subscription is there before that one ends, so that nobody is told for a moment that nobody listens.
+What replaces a subscription is there for a while before that one ends, so that nobody is told that nobody listens.
 All of them are one queue group, to which the server brings each message once.
 """
 
@@ -29,6 +29,8 @@ FENCE_S_MAX: Final = 600.0
 """How long one is not heard: doubled each time."""
 LOOK_S: Final = 1.0
 """How soon an executor that is new while another one is fenced off is heard."""
+OVERLAP_S: Final = 0.1
+"""How long both are there: the server may have looked up who listens, and bring the message only then."""
 _EXECUTOR_AT: Final = 2
 
 Take = Callable[[str, Msg], Awaitable[None]]
@@ -121,9 +123,8 @@ class Intake:
                 await asyncio.sleep(LOOK_S)
                 now_s = self._now_s()
                 self._fenced = {executor: until for executor, until in self._fenced.items() if until > now_s}
-            each, self._each = self._each, {}
-            await self.open()
-            await self._let_go(each.values())
+                if not self._fenced:
+                    await self._hear_all()
         except nats.errors.Error as error:
             # Of a connection that is closed for good.
             log.warning("%s: %s", self._subject, error)
@@ -132,10 +133,17 @@ class Intake:
         for executor in {*self._known(), *self._allowances.seen} - self._fenced.keys() - self._each.keys():
             self._each[executor] = await self._subscribed(self._subject.replace("*", executor, 1))
         if self._all is not None:
+            await asyncio.sleep(OVERLAP_S)
             # What it has brought already is still handled.
             wide, self._all = self._all, None
             await self._let_go([wide])
         await self._let_go([self._each.pop(one) for one in self._fenced.keys() & self._each.keys()])
+
+    async def _hear_all(self) -> None:
+        await self.open()
+        await asyncio.sleep(OVERLAP_S)
+        each, self._each = self._each, {}
+        await self._let_go(each.values())
 
     async def _subscribed(self, subject: str) -> Subscription:
         return await self._client.subscribe(subject, queue=self._queue, cb=self._receive)

@@ -34,11 +34,28 @@ REPEATED_S: Final = 60.0
 
 
 class _Lasting(Client):
-    """A client that no word of the server ends.
+    """A client that no word of the server ends, and whose `flush` means what was said before it.
 
     nats-py closes for good when the server says that credentials have run out or were revoked. Renewed ones may
     be in the file by the next attempt.
+
+    It writes its PING ahead of commands that still wait to be written. The PONG would come before the server has a
+    subscription, or before it knows the end of one, and what it brings until then is lost.
+
+    It stops reading at the PONG of a `flush` that was cancelled.
     """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if self._pending and self.is_connected:
+            assert self._transport is not None
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _process_err(self, err_msg: str) -> None:
         if "permissions violation" in err_msg.lower():
@@ -129,13 +146,10 @@ def _signature(config: NatsConfig, nonce: str) -> bytes:
 async def settled(client: Client) -> None:
     """Return once the server has all that was said to it before, subscriptions included.
 
-    One `flush` is not enough: nats-py writes its PING ahead of commands that still wait to be written.
-
     Raises:
         Unavailable: the connection is gone, or the server says nothing.
     """
     try:
-        await client.flush()
         await client.flush()
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise Unavailable(f"NATS: {error or type(error).__name__}") from error
