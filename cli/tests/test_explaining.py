@@ -90,3 +90,38 @@ def test_without_a_terminal_the_beginning_of_a_job_is_told_at_once_and_its_end_o
     began, ended = capsys.readouterr().err.splitlines()
     assert began.startswith("name id   0/1 tasks") and "1 ready" in began
     assert ended == "name id   1/1 tasks   3.5 s   1 succeeded"
+
+
+def test_a_quiet_job_tells_what_its_tasks_wait_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "QUIET_S", 0.05)
+    asked = threading.Event()
+    task = {"step": "a", "index": 2, "waits_for": "waits for a third device: 2 of 3 that may run it are there"}
+
+    class Quiet(Stream):
+        def get(self, path: str, **given: object) -> dict[str, Any]:
+            if not path.endswith("/tasks"):
+                return super().get(path, **given)
+            if given["state"] != "active":
+                return {"tasks": [{**task, "waits_for": None}]}
+            return {"tasks": [task]}
+
+        def events(self, path: str, position: str) -> Iterator[Any]:
+            whole = list(super().events(path, position))
+            yield from whole[:-1]
+            assert asked.wait(60), "nobody asked"
+            yield whole[-1]
+
+    print_line = following._tell
+
+    def tell(view: JobView) -> None:
+        print_line(view)
+        if view.lacks:
+            asked.set()
+
+    monkeypatch.setattr(following, "_tell", tell)
+    follow(Quiet(), "id", "name")  # type: ignore[arg-type]
+    *_, quiet, ended = capsys.readouterr().err.splitlines()
+    assert quiet.endswith("a[2] waits for a third device: 2 of 3 that may run it are there")
+    assert ended == "name id   1/1 tasks   3.5 s   1 succeeded"

@@ -44,9 +44,9 @@ async def test_credentials_are_renewed_in_time_and_the_connection_outlives_them(
     first = expires_s(home)
     gateway.valid_s = 6
     async with home.running() as stop:
-        await until(lambda: gateway.renewals >= 1, "gateway.renewals >= 1")
+        # The gateway has given them before they are in the file.
+        await until(lambda: expires_s(home) > first, "the credentials are new ones")
         assert time.time() < first
-        assert expires_s(home) > first
         assert Path(home.nats.credentials_file).stat().st_mode & 0o777 == 0o600
         # The server ends what was opened with the first ones; the next connection has the new ones.
         await until(lambda: time.time() > first + 1, "time.time() > first + 1")

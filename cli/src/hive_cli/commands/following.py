@@ -3,10 +3,11 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hive_common.kernel.errors import HiveError
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from hive_cli.commands.drawing import Drawing
 from hive_cli.commands.tracking import TASK_STATES, TERMINAL_STATES, Tracker
-from hive_cli.output import err
+from hive_cli.output import clean, err
 
 if TYPE_CHECKING:
     from hive_cli.api import Api
@@ -24,6 +25,12 @@ PLAIN_S = 5.0
 
 SILENCE_S = 15.0
 """There one at least this often, though nothing happens: a model may take its time."""
+
+QUIET_S = 3.0
+"""After so long without an event, the gateway is asked whether tasks wait for a machine; again that often."""
+
+ASKED_MAX = 20
+"""Tasks of a state that it is asked about: one is told, since the others wait for the same as a rule."""
 
 TASKS_DRAWN = 5
 """Tasks of a step that the live view draws; the others are counted."""
@@ -44,6 +51,10 @@ class JobView:
     def __init__(self, title: str, executors: dict[str, str]) -> None:
         self.tracker = Tracker()
         self.note = ""
+        self.lacks = ""
+        """What tasks wait for beside their turn, as it was found when nothing had happened for a while."""
+        self.heard_at = time.monotonic()
+        """When there was the last event."""
         self.told = ""
         """The last line that was printed where there is no terminal, and when."""
         self.told_at = time.monotonic()
@@ -63,6 +74,7 @@ class JobView:
         """Take in one event. It is drawn by a thread of Rich's, which has to wait meanwhile."""
         with self._lock:
             self.tracker.apply(event)
+            self.lacks, self.heard_at = "", time.monotonic()
 
     def summary(self) -> str:
         """Return one line: how far it is."""
@@ -92,7 +104,7 @@ class JobView:
     def _waiting(self) -> str:
         waiting = list(self.tracker.waiting)
         if not waiting:
-            return ""
+            return f"   {self.lacks}" if self.lacks else ""
         more = f" (and {len(waiting) - 1} more: hive approvals)" if len(waiting) > 1 else ""
         return f"   waits for you: hive approvals show {waiting[0]}{more}"
 
@@ -112,7 +124,7 @@ def follow(api: "Api", job_id: str, name: str) -> dict[str, Any]:
     """
     view = JobView(f"{name} {job_id}", executor_names(api))
     cancelled = False
-    with _shown(view):
+    with _shown(view, lambda: _lacking(api, job_id)):
         while not view.tracker.ended:
             try:
                 _take(api, job_id, view)
@@ -152,11 +164,38 @@ def _tell(view: JobView) -> None:
         err.print(escape(line))
 
 
-def _break_silence(view: JobView, over: threading.Event) -> None:
-    while not over.wait(max(0.0, view.told_at + SILENCE_S - time.monotonic())):
-        if time.monotonic() - view.told_at >= SILENCE_S:
-            view.told_at = time.monotonic()
+def _break_silence(view: JobView, over: threading.Event, lacking: Callable[[], str]) -> None:
+    """Say what only looks as if nothing happened, until it is over."""
+    asked_at = view.heard_at
+    while not over.wait(0.5):
+        now = time.monotonic()
+        if now - max(asked_at, view.heard_at) >= QUIET_S:
+            heard_at, found = view.heard_at, lacking()
+            asked_at = time.monotonic()
+            if heard_at == view.heard_at and found != view.lacks:
+                view.lacks = found
+                if not err.is_terminal:
+                    _tell(view)
+        if not err.is_terminal and now - view.told_at >= SILENCE_S:
+            view.told_at = now
             _tell(view)
+
+
+def _lacking(api: "Api", job_id: str) -> str:
+    try:
+        # Of a task that has several attempts, some may run while others wait.
+        for state in ("ready", "active"):
+            for task in api.get(f"/v1/jobs/{job_id}/tasks", state=state, limit=ASKED_MAX)["tasks"]:
+                if task["waits_for"]:
+                    return f"{place(task)} {task['waits_for']}"
+    except (HiveError, RuntimeError):
+        pass  # whether the gateway is there is told by the stream, which may have ended, and its client with it
+    return ""
+
+
+def place(task: dict[str, Any]) -> str:
+    """Return where a task stands in its job: its step, and its number where there are several."""
+    return clean(task["step"] if task["index"] is None else f"{task['step']}[{task['index']}]")
 
 
 def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
@@ -165,18 +204,21 @@ def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _shown(view: JobView) -> Iterator[None]:
-    if not err.is_terminal:
-        over = threading.Event()
-        threading.Thread(target=_break_silence, args=(view, over), daemon=True).start()
-        try:
+def _shown(view: JobView, lacking: Callable[[], str]) -> Iterator[None]:
+    over = threading.Event()
+    teller = threading.Thread(target=_break_silence, args=(view, over, lacking), daemon=True)
+    teller.start()
+    try:
+        if err.is_terminal:
+            with Live(view, console=err, refresh_per_second=8, transient=False):
+                yield
+        else:
             yield
-        finally:
-            over.set()
+    finally:
+        over.set()
+        teller.join(1.0)
+    if not err.is_terminal:
         _tell(view)
-        return
-    with Live(view, console=err, refresh_per_second=8, transient=False):
-        yield
 
 
 def executor_names(api: "Api") -> dict[str, str]:

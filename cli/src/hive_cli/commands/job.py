@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from hive_cli.commands.deciding import print_decision
 from hive_cli.commands.drawing import Drawing
-from hive_cli.commands.following import Left, executor_names, follow
+from hive_cli.commands.following import Left, executor_names, follow, place
 from hive_cli.commands.past import EVENTS_MAX, task_json, tracked, tree_json
 from hive_cli.commands.run import finish, traceback_of
 from hive_cli.commands.spending import in_words
@@ -101,7 +101,7 @@ def show(job: JobArgument, limit: LimitOption = 1000, as_json: JsonOption = Fals
     )
     print_table(("task", "step", "state", "attempts", "executor", "error"), rows)
     for task in (one for one in tasks if one["waits_for"]):
-        out.print(f"{escape(_place(task))} {escape(clean(task['waits_for']))}", highlight=False)
+        out.print(f"{escape(place(task))} {escape(clean(task['waits_for']))}", highlight=False)
     if (happened := Drawing(tracker, names, DETAILS_MAX).details()) is not None:
         out.print("attempts", style="bold")
         out.print(happened)
@@ -288,7 +288,7 @@ def logs(
         print_json({"logs": found})
         return
     for entry in found:
-        head = f"{_place(entry)} {entry['task_id']} attempt {entry['attempt']}"
+        head = f"{place(entry)} {entry['task_id']} attempt {entry['attempt']}"
         for line in entry.get("lines") or ():
             _print_line(head, line)
     if not found:
@@ -321,12 +321,8 @@ def _ended(counts: dict[str, int]) -> int:
     return counts["succeeded"] + counts["failed"] + counts["cancelled"]
 
 
-def _place(entry: dict[str, Any]) -> str:
-    return entry["step"] if entry["index"] is None else f"{entry['step']}[{entry['index']}]"
-
-
 def _shown_at(depth: int, task: dict[str, Any]) -> str:
-    return f"{'  ' * depth}[{task['index']}] {task['agent']}" if depth else _place(task)
+    return f"{'  ' * depth}[{task['index']}] {task['agent']}" if depth else place(task)
 
 
 def _below_parents(tasks: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -78,7 +78,7 @@ class Catalogue:
         self.wake = asyncio.Event()
 
     async def catch_up(self) -> None:
-        """Read what is new. Callers at the same time share one reading, which begins after they called.
+        """Read what is new, one caller after the other: what was in the log at the call is known afterwards.
 
         Raises:
             Unavailable: the log cannot be read.

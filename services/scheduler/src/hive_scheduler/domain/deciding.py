@@ -5,7 +5,7 @@ Nothing here depends on when it is asked: asked again after a crash, it goes on 
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 from hive_common.contracts.events import (
@@ -63,6 +63,17 @@ class Known:
         self.pairs: list[Pair] = []
 
 
+class _Case(NamedTuple):
+    """A task whose results are judged, with what it belongs to and what its job file says of judging."""
+
+    job: "JobState"
+    state: "StepState"
+    task: TaskState
+    judged: JudgedState
+    words: JudgingWords
+    inputs: "Inputs"
+
+
 def judge_id_of(judging: Judging) -> str:
     """Return the id that a judge always has, however often its creation is tried."""
     return derive_child_id(judging.task, judging.kind, *(str(attempt) for attempt in judging.attempts))
@@ -86,8 +97,9 @@ def progress(job: "JobState", state: "StepState", task: TaskState, inputs: "Inpu
     assert judged is not None and words is not None
     if not task.attempts and not inputs.gone(job, task):
         return
+    case = _Case(job, state, task, judged, words, inputs)
     while not task.ended:
-        for decision in _progress_open(job, state, task, judged, words, inputs):
+        for decision in _progress_open(case):
             yield Decision(*decision)
         judges = state.judges_of.get(task.id, ())
         gone = [one for one in judges if not one.ended and inputs.gone(job, one)]
@@ -102,20 +114,14 @@ def progress(job: "JobState", state: "StepState", task: TaskState, inputs: "Inpu
                 yield Decision(one.id, tasks.decide(one, tasks.Cancel(NO_LONGER_NEEDED)))
 
 
-def _progress_open(
-    job: "JobState",
-    state: "StepState",
-    task: TaskState,
-    judged: JudgedState,
-    words: JudgingWords,
-    inputs: "Inputs",
-) -> Iterator[tuple[str, list[Event]]]:
+def _progress_open(case: _Case) -> Iterator[tuple[str, list[Event]]]:
+    job, task, judged, words, inputs = case.job, case.task, case.judged, case.words, case.inputs
     if judged.failure:
         yield task.id, [TaskFailed(JUDGE_FAILED, judged.failure)]
         return
     try:
         rule, trust = words.rule, 0
-        candidates, pairs = _known(state, task, judged, rule, inputs)
+        candidates, pairs = _known(case, rule)
         alone = words.adaptive and judged.planned - judged.replaced == 1
         gone = inputs.gone(job, task)
         if alone and not candidates and (task.wanted > gone or task.live()):
@@ -128,24 +134,15 @@ def _progress_open(
                 yield task.id, [TaskExtended(more, "check")]
                 return
             rule, trust = msgspec.structs.replace(rule, k=1, of=1, extend_to=0), trusted
-        yield from _apply(job, state, task, judged, words, rule, trust, candidates, pairs, inputs, gone)
+        yield from _apply(case, rule, trust, candidates, pairs, gone)
     except InvalidArgument as error:
         yield task.id, [TaskFailed(JUDGE_FAILED, error.message)]
 
 
 def _apply(
-    job: "JobState",
-    state: "StepState",
-    task: TaskState,
-    judged: JudgedState,
-    words: JudgingWords,
-    rule: Rule,
-    trust: int,
-    candidates: list[Candidate],
-    pairs: list[Pair],
-    inputs: "Inputs",
-    gone: int,
+    case: _Case, rule: Rule, trust: int, candidates: list[Candidate], pairs: list[Pair], gone: int
 ) -> Iterator[tuple[str, list[Event]]]:
+    job, task, judged, words, inputs = case.job, case.task, case.judged, case.words, case.inputs
     running = [producer_of(task, number) for number in task.live()]
     ended = sum(1 for attempt in task.attempts.values() if attempt.status in ("failed", "lost"))
     # Those that nobody is left for will give no more results than those that failed.
@@ -170,11 +167,11 @@ def _apply(
         rule = msgspec.structs.replace(rule, of=max(rule.k, made), extend_to=0, on_none="fail")
         outcome = judge(rule, candidates, pairs, running, coming, spent)
     if isinstance(outcome, Wait):
-        yield from _ask_judges(job, state, task, words, outcome, inputs)
+        yield from _ask_judges(case, outcome)
         return
     assert not isinstance(outcome, Extend)
     if isinstance(outcome, Escalate) and outcome.candidates and judged.choice is None:
-        yield from _ask(job, state, task, words, Judging("senior", task.id, outcome.candidates), inputs)
+        yield from _ask(case, Judging("senior", task.id, outcome.candidates))
         return
     chosen = judged.choice or None
     record = decision_of(
@@ -226,41 +223,33 @@ _WHY: Final = {
 # --- judges ------------------------------------------------------------------------------------------------
 
 
-def _ask_judges(
-    job: "JobState", state: "StepState", task: TaskState, words: JudgingWords, wait: Wait, inputs: "Inputs"
-) -> Iterator[tuple[str, list[Event]]]:
+def _ask_judges(case: _Case, wait: Wait) -> Iterator[tuple[str, list[Event]]]:
     asked: list[tuple[JudgeKind, tuple[int, ...]]] = [("critic", (one,)) for one in wait.scores]
     asked += [("test", (one,)) for one in wait.tests]
     asked += [("vector", (one,)) for one in wait.vectors]
     asked += [("pairs", pair) for pair in wait.pairs]
     for kind, attempts in asked:
-        yield from _ask(job, state, task, words, Judging(kind, task.id, attempts), inputs)
+        yield from _ask(case, Judging(kind, case.task.id, attempts))
 
 
-def _ask(
-    job: "JobState",
-    state: "StepState",
-    task: TaskState,
-    words: JudgingWords,
-    judging: Judging,
-    inputs: "Inputs",
-) -> Iterator[tuple[str, list[Event]]]:
+def _ask(case: _Case, judging: Judging) -> Iterator[tuple[str, list[Event]]]:
+    job, step = case.job, case.state.step
     stream = judge_id_of(judging)
     if stream in job.tasks:
         return
     assert judging.kind != "integrator"
-    agent = words.judges[judging.kind]
+    agent = case.words.judges[judging.kind]
     yield (
         stream,
         [
             TaskCreated(
                 job=job.id,
-                step=state.step.id,
+                step=step.id,
                 agent=agent,
-                index=task.index,
-                input=inputs.question(job, task, judging, agent),
+                index=case.task.index,
+                input=case.inputs.question(job, case.task, judging, agent),
                 timeout_ms=job.agents[agent].timeout_ms,
-                retry=RetryPolicy(max(JUDGE_ATTEMPTS, state.step.retry.max_attempts)),
+                retry=RetryPolicy(max(JUDGE_ATTEMPTS, step.retry.max_attempts)),
                 judging=judging,
             )
         ],
@@ -301,10 +290,9 @@ def judge_ended(judge_task: TaskState, task: TaskState) -> None:
 # --- what is known of results ------------------------------------------------------------------------------
 
 
-def _known(
-    state: "StepState", task: TaskState, judged: JudgedState, rule: Rule, inputs: "Inputs"
-) -> tuple[list[Candidate], list[Pair]]:
-    known = state.known.setdefault(task.id, Known())
+def _known(case: _Case, rule: Rule) -> tuple[list[Candidate], list[Pair]]:
+    task, judged, inputs = case.task, case.judged, case.inputs
+    known = case.state.known.setdefault(task.id, Known())
     numbers = [number for number, attempt in task.attempts.items() if attempt.status == "succeeded"]
     # Values are looked at where they are compared, and not loaded for nothing.
     looked_at = rule.k > 1
