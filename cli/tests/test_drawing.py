@@ -1,5 +1,6 @@
 """The tree of a job: what is drawn of judged tasks, of failures, and of forks that are too large to draw."""
 
+import io
 from itertools import count
 from typing import Any
 
@@ -10,6 +11,7 @@ from hive_cli.commands.following import JobView
 from hive_cli.commands.past import tree_json
 from hive_cli.commands.tracking import Tracker
 from rich.console import Console
+from rich.live import Live
 
 NAMES = {"e1": "laptop", "e2": "desk", "e3": "pi"}
 QUORUM = {"k": 2, "of": 3, "distinct": "device", "on_none": "fail"}
@@ -279,6 +281,16 @@ def test_the_live_view_says_first_how_far_it_is_and_fits_the_tree_below() -> Non
     assert lines[1] == "laptop runs 1"
     assert lines[2:4] == ["solve  a@1.0.0", "task active"]
     assert lines[4].startswith("#1 laptop runs")
+
+
+def test_what_a_task_waits_for_does_not_end_at_the_edge_of_the_terminal() -> None:
+    view = JobView("name id", NAMES)
+    view.lacks = "solve waits for an executor that may run it: none is there (laptop is drained)"
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=40, soft_wrap=True)
+    with Live(view, console=console, auto_refresh=False):
+        pass
+    assert "laptop is drained" in " ".join(screen.getvalue().split())
 
 
 def test_a_decision_is_told_with_places_votes_and_judges(

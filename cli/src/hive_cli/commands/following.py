@@ -68,7 +68,9 @@ class JobView:
             now_us = self.tracker.ended_us or time.time_ns() // 1000
             tree = Drawing(self.tracker, self._executors, TASKS_DRAWN, now_us).tree("")
             # First what has to be seen: a terminal shows as much of the tree as it has room for.
-            return Group(Text(self.summary(), style="bold"), Text(self._running(), style="dim"), tree)
+            # What somebody waits for in vain must not end at the edge of the terminal.
+            running = Text(self._running(), style="dim", no_wrap=False, overflow="fold")
+            return Group(Text(self.summary(), style="bold"), running, tree)
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take in one event. It is drawn by a thread of Rich's, which has to wait meanwhile."""
