@@ -370,6 +370,8 @@ async def test_a_line_that_is_full_says_when_to_come_back(start: Start, log: Log
         (refused,) = done
         error = refused.exception()
         assert isinstance(error, RateLimited) and error.fields["retry_after_s"] >= 1
+        while not device.calls:  # until it has come there
+            await asyncio.sleep(0.01)
         assert len(device.calls) == 1
         go_on.set()
         for one in waiting:

@@ -88,6 +88,9 @@ async def test_explain_says_what_keeps_a_second_attempt_away(cluster, control):
     # The only other one that may have it is switched off.
     await on_machine(cluster, "three", "laptop", start=False)
     await on_machine(cluster, "four", "server", tier="core")
+    # What would be refused is looked at again: the scheduler knows then on which machine each of them is.
+    with pytest.raises(InvalidArgument, match="2 distinct devices"):
+        await control.submit(job(**TWO, place={"tier": "core"}))
     job_id = await control.submit(job(**TWO, place={"tier": "worker"}))
     async with asyncio.timeout(60):
         while not await assigned(cluster, job_id):
