@@ -1,9 +1,17 @@
-"""The order in which processes of `make test` take files: long ones early and apart, so that all end together."""
+"""What holds for all tests, and the order in which processes of `make test` take files.
+
+Long ones come early and apart, so that all end together.
+"""
 
 from itertools import groupby
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# An example that once takes long on a busy machine is no finding.
+hypothesis.settings.register_profile("hive", deadline=None)
+hypothesis.settings.load_profile("hive")
 
 TESTS = Path(__file__).parent / "tests"
 LONG_UNTIL = 0.85

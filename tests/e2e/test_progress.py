@@ -15,6 +15,7 @@ from hive import progress
 def run(input):
     for fraction in input["says"]:
         progress(fraction)
+        time.sleep(1)  # of two while a report is under way, only the newer one is told
     time.sleep(300)
     return {}
 """

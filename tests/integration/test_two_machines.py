@@ -160,7 +160,7 @@ def test_a_job_runs_on_both_machines(joined):
 
 
 def test_what_a_cut_cable_takes_runs_elsewhere_and_a_mended_one_brings_work_again(joined):
-    job = joined.submit(8, ms=400)
+    job = joined.submit(16, ms=3000)
     wait_until(lambda: joined.state()["running"] > 0, 60, "the second machine has work")
     cut = time.monotonic()
     joined.hosts.cut()

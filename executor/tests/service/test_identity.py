@@ -40,9 +40,9 @@ def expires_s(home: Home) -> int:
 
 
 async def test_credentials_are_renewed_in_time_and_the_connection_outlives_them(control, home, gateway):
-    give(home, gateway, int(time.time()), 6)
+    give(home, gateway, int(time.time()), 15)
     first = expires_s(home)
-    gateway.valid_s = 6
+    gateway.valid_s = 15
     async with home.running() as stop:
         # The gateway has given them before they are in the file.
         await until(lambda: expires_s(home) > first, "the credentials are new ones")

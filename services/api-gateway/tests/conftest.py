@@ -672,7 +672,8 @@ class World:
         return str(path)
 
     async def start_peer(self, name: str, port: int = 0) -> None:
-        server = RpcServer("127.0.0.1", port, key_check(self.service_key))
+        # Of these no connection gets one meanwhile, where a peer comes back at the same.
+        server = RpcServer("127.0.0.1", port or free_port(), key_check(self.service_key))
         if name == "scheduler":
             jobs_pb2_grpc.add_JobsServicer_to_server(self.jobs, server.server)
             jobs_pb2_grpc.add_IntakeServicer_to_server(self.intake, server.server)

@@ -173,7 +173,7 @@ async def test_a_cancelled_call_is_cancelled_behind(world, channel, key, eventua
 async def test_a_deadline_is_passed_on(world, channel, key):
     world.audit.hold_verify = True
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await audit_pb2_grpc.AuditStub(channel).Verify(audit_pb2.VerifyRequest(), metadata=key, timeout=0.3)
+        await audit_pb2_grpc.AuditStub(channel).Verify(audit_pb2.VerifyRequest(), metadata=key, timeout=2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(world.audit.cancelled.wait(), 20)
 

@@ -80,7 +80,8 @@ async def test_a_stream_never_ends_in_silence(world, http, breaks):
 async def test_a_client_that_goes_away_cancels_at_the_router(world, http, eventually, stream):
     world.models.parts, world.models.hold = [b'data: {"n": 1}\n\n'], True
     async with aiohttp.ClientSession(world.url, headers=http.headers) as client:
-        request = client.post(CHAT, json={"model": "m", "stream": stream}, timeout=aiohttp.ClientTimeout(0.3))
+        timeout = aiohttp.ClientTimeout(30 if stream else 2)
+        request = client.post(CHAT, json={"model": "m", "stream": stream}, timeout=timeout)
         if stream:
             async with request as response:
                 await response.content.readany()

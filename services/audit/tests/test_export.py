@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("export")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_byte_can_be_flipped(folder: Path, data: st.DataObject) -> None:
     good = _good(folder)
@@ -115,7 +115,7 @@ def test_no_byte_can_be_flipped(folder: Path, data: st.DataObject) -> None:
     assert not result.ok and result.reason and result.first_bad_position > 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_no_tail_can_be_cut(folder: Path, data: st.DataObject) -> None:
     good = _good(folder)
@@ -125,7 +125,7 @@ def test_no_tail_can_be_cut(folder: Path, data: st.DataObject) -> None:
     assert not result.ok and result.reason
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_no_lines_can_change_places_or_go(folder: Path, data: st.DataObject) -> None:
     lines = _good(folder).splitlines(keepends=True)

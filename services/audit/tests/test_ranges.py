@@ -87,7 +87,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int, str]]:
     return steps
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(histories(), st.data())
 def test_ranges_joined_say_what_one_go_says(steps: list[tuple[str, int, str]], data: st.DataObject) -> None:
     rows = chain(steps)

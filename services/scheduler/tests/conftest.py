@@ -453,9 +453,13 @@ class Cluster:
         await self.hint(position, type(event).__name__)
         return position
 
-    async def register(self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",)) -> str:
+    async def register(
+        self, name: str, slots: int = 4, runtimes: tuple[str, ...] = ("python",), **more: Any
+    ) -> str:
         executor = new_id()
-        capabilities = Capabilities("linux", "x86_64", 4, 16 << 30, slots, runtimes, device=f"device {name}")
+        capabilities = Capabilities(
+            "linux", "x86_64", 4, 16 << 30, slots, runtimes, **({"device": f"device {name}"} | more)
+        )
         await self.append(executor, 1, ExecutorEnrolled(name, f"nkey of {name}", OWNER))
         await self.append(executor, 2, ExecutorRegistered(name, capabilities))
         return executor
@@ -484,9 +488,9 @@ class Cluster:
             return await writer.append(Append((new,)))
 
     async def executor(
-        self, name: str, agents: dict[str, Callable[..., Any]], slots: int = 4, start: bool = True
+        self, name: str, agents: dict[str, Callable[..., Any]], slots: int = 4, start: bool = True, **more: Any
     ) -> FakeExecutor:
-        executor = await self.register(name, slots)
+        executor = await self.register(name, slots, **more)
         fake = FakeExecutor(await self.client(executor), executor, agents, slots)
         return self.run(fake) if start else fake
 

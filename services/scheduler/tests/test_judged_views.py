@@ -38,7 +38,7 @@ from hive_scheduler.database import prepare_database
 from hive_scheduler.views import JobsProjection, Judged, judged_of
 from psycopg.rows import dict_row
 
-from .test_views import views_of
+from .test_views import stands_still, views_of
 
 E = TypeVar("E", bound=Event)
 EXECUTORS = [new_id() for _ in range(3)]
@@ -363,6 +363,11 @@ async def test_a_judged_job_that_runs_is_told_as_it_was_decided(cluster: Any, co
     names = {one["name"] for one in told["candidates"] if one["attempt"] in told["votes"]}
     assert names == {"one", "three"}
     assert (await control.get(job)).output_json == b"9"
+    # The one that was not needed still reports.
+    for executor in cluster.executors:
+        await executor.stop()
+    await stands_still(cluster)
+    await control.get(job, (await cluster.log())[-1].position)
     live = await views_of(cluster)
     await control.shut_down()
     dsn = cluster.database.role_dsn("scheduler")

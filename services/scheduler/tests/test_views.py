@@ -94,6 +94,14 @@ async def views_of(cluster):
         return {name: await (await conn.execute(query)).fetchall() for name, query in VIEWS.items()}
 
 
+async def stands_still(cluster):
+    """Return once nothing more is written, as far as half a second says."""
+    head = -1
+    while (now := (await cluster.log())[-1].position) != head:
+        head = now
+        await asyncio.sleep(0.5)
+
+
 async def test_views_from_memory_equal_those_of_a_replay_of_the_log(cluster, control, one_step, fail):
     def sometimes(assignment, given):
         if given["n"] % 7 == 3:
@@ -115,9 +123,12 @@ async def test_views_from_memory_equal_those_of_a_replay_of_the_log(cluster, con
         jobs.append(await control.submit(one_step))
     ended = [await control.finish(job_id) for job_id in jobs]
     assert {job.state for job in ended} == {"succeeded", "failed"}
+    # A job that failed has attempts whose reports still come.
+    await executor.stop()
+    await stands_still(cluster)
+    await control.get(jobs[0], (await cluster.log())[-1].position)
     live = await views_of(cluster)
     assert [len(live[name]) for name in ("jobs", "steps")] == [12, 12]
-    await executor.stop()
     await control.shut_down()
     async with await psycopg.AsyncConnection.connect(
         cluster.database.role_dsn("scheduler"), autocommit=True

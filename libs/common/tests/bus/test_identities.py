@@ -169,7 +169,7 @@ async def test_a_connection_whose_credentials_expire_comes_back_with_renewed_one
     authority, executor, seed = server.issuer.authority, new_id(), new_seed("user")
     file = tmp_path / "executor.creds"
     file.touch(mode=0o600)
-    file.write_text(credentials_text(authority.executor(executor, seed, now(), valid_s=2)))
+    file.write_text(credentials_text(authority.executor(executor, seed, now(), valid_s=4)))
     gone, back = asyncio.Event(), asyncio.Event()
 
     async def disconnected() -> None:

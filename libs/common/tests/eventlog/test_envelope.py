@@ -68,7 +68,7 @@ def test_every_field_comes_back_from_the_bytes(event: NewEvent) -> None:
 _numbers = count(1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EVENTS, min_size=1, max_size=5))
 @example([NASTY])
 def test_database_stores_the_bytes_that_were_meant(database: Database, events: list[NewEvent]) -> None:

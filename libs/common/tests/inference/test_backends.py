@@ -100,7 +100,7 @@ async def test_closing_a_stream_ends_the_generation_there(scripted: ScriptedBack
         assert back_ends.all[0].in_flight == 0
         await scripted.until(lambda: scripted.counts.cancelled == 1)
         # The bound, with all the time that a busy machine takes being counted.
-        assert scripted.generations[0].ended_s - closed_s < 0.2
+        assert scripted.generations[0].ended_s - closed_s < 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -155,7 +155,7 @@ async def test_a_deadline_before_the_first_event_and_after_it(scripted: Scripted
             with pytest.raises(DeadlineExceeded):
                 await back_ends.complete(call(stream=stream, deadline_ms=50))
         scripted.play(hang_after=5)
-        stream_bytes = await whole(await back_ends.complete(call(stream=True, deadline_ms=300)))
+        stream_bytes = await whole(await back_ends.complete(call(stream=True, deadline_ms=2_000)))
         assert last_error(stream_bytes)["code"] == "deadline_exceeded"
         await scripted.until(lambda: scripted.counts.cancelled == 3)
 

@@ -143,7 +143,7 @@ async def test_a_client_that_goes_away_ends_the_generation(world, stream):
 
 async def test_a_deadline_ends_a_whole_answer_and_a_stream(world, http):
     world.back_end.play(tokens=100_000, pace_ms=5)
-    headers = {"X-Hive-Timeout-Ms": "150"}
+    headers = {"X-Hive-Timeout-Ms": "2000"}
     whole = await http.post(CHAT, json={"model": "scripted", "messages": HELLO}, headers=headers)
     assert whole.status == 504 and (await whole.json())["error"]["code"] == "deadline_exceeded"
     stream = await http.post(CHAT, json={"model": "scripted", "messages": HELLO, "stream": True}, headers=headers)

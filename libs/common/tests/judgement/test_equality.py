@@ -11,7 +11,7 @@ from hive_common.judgement.equality import DEPTH_MAX, agreed, alike, comparable,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 leaves = (
     st.none()
     | st.booleans()

@@ -19,7 +19,7 @@ from hive_common.judgement.hedging import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 DAY_US = 24 * 3_600_000_000
 durations = st.lists(
     st.integers(0, DAY_US) | st.integers(0, 2_000_000), min_size=SAMPLES_MIN, max_size=min(200, WINDOW)

@@ -24,7 +24,7 @@ from hive_common.kernel.errors import InvalidArgument
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 
 
 def good(index: int, text: bytes = b"1", **fields: Any) -> Result:

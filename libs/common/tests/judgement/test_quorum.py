@@ -36,7 +36,7 @@ from hive_common.kernel.errors import InvalidArgument
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 
 
 def gave(attempt: int, key: str, executor: str = "", **fields: Any) -> Candidate:

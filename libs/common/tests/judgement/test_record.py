@@ -30,7 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).with_name("decisions_v1.jsonl")
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 
 VECTORS = {1: (1.0, 0.0), 2: (0.9, 0.1), 3: (0.0, 1.0)}
 

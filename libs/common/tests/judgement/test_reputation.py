@@ -24,7 +24,7 @@ from hive_common.judgement.reputation import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-deterministic = settings(derandomize=True, deadline=None)
+deterministic = settings(derandomize=True)
 endings: st.SearchStrategy[list[Ending]] = st.lists(st.sampled_from(["valid", "valid", "invalid", "late", "lost"]))
 
 

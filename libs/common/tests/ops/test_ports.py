@@ -44,6 +44,7 @@ def test_a_seed_does_not_choose_the_port() -> None:
 
 def test_a_port_may_be_given_again_after_a_while(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
+    monkeypatch.setattr(ports, "is_free", lambda port, host=HOST: True)
     monkeypatch.setattr(ports, "_LOWEST", port)
     monkeypatch.setattr(ports, "_outgoing", lambda: port + 2)
     monkeypatch.setattr(ports, "_TRIES", 2)
@@ -71,6 +72,7 @@ def test_without_a_place_to_note_it_ports_are_given_all_the_same(
 
 def test_what_is_given_away_already_is_not_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
+    monkeypatch.setattr(ports, "is_free", lambda port, host=HOST: True)
     monkeypatch.setattr(ports, "_LOWEST", port + 1)
     monkeypatch.setattr(ports, "_outgoing", lambda: port + 3)
     monkeypatch.setattr(ports, "_TRIES", 2)

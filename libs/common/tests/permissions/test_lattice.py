@@ -24,7 +24,7 @@ EXAMPLES = 100
 EACH = 100
 
 seeds = given(seed=st.integers(0, 2**64 - 1))
-deterministic = settings(max_examples=EXAMPLES, derandomize=True, deadline=None)
+deterministic = settings(max_examples=EXAMPLES, derandomize=True)
 
 
 @deterministic
@@ -105,7 +105,7 @@ def same(first: Permissions, second: Permissions) -> bool:
 
 
 @seeds
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=20, derandomize=True)
 def test_a_set_is_made_of_its_parts(seed: int) -> None:
     whole = random_permissions(Random(seed))
     for name in PERMISSIONS:

@@ -77,7 +77,7 @@ def test_narrowing_never_prolongs(verifier: Verifier) -> None:
     assert verifier.verify(token, executor="e1", now_us=NOW) == CLAIMS
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True)
 @given(seed=st.integers(0, 2**64 - 1))
 def test_chains_of_tokens_only_ever_narrow(seed: int) -> None:
     random, verifier = Random(seed), Verifier(public_key(ROOT))

@@ -301,5 +301,5 @@ class Joins(RuleBasedStateMachine):
             assert found == ((listed or ["none"])[0] if joined.kind == "vote" else listed)
 
 
-Joins.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
+Joins.TestCase.settings = settings(max_examples=100, stateful_step_count=40, derandomize=True)
 TestJoins = Joins.TestCase

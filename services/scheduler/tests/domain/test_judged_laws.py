@@ -244,5 +244,5 @@ class JudgedLaws(Laws):
         return results if decision.outcome == "kept" else results[0]
 
 
-JudgedLaws.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+JudgedLaws.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 TestJudgedLaws = JudgedLaws.TestCase

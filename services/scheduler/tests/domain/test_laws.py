@@ -373,5 +373,5 @@ class Laws(RuleBasedStateMachine):
         ]
 
 
-Laws.TestCase.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+Laws.TestCase.settings = settings(max_examples=400, stateful_step_count=60)
 TestLaws = Laws.TestCase

@@ -2,8 +2,10 @@
 
 import secrets
 import signal
+import time
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -94,6 +96,9 @@ class EmbeddedPostgres(PostgresServer):
         if not (self.data_dir / "PG_VERSION").exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             initdb(self.data_dir, password=self.password)
+        # After SIGKILL of a postmaster its children end by themselves, and until then no other one starts.
+        while _serves(self.data_dir):
+            time.sleep(0.02)
         command = postgres_command(self.data_dir, port=self.port, settings=self._settings, die_with_parent=True)
         self._process = ServerProcess(command, self.log_file)
         self._process.start(self.accepts)
@@ -103,3 +108,13 @@ class EmbeddedPostgres(PostgresServer):
         if self._process is not None:
             self._process.stop(with_signal)
             self._process = None
+
+
+def _serves(data_dir: Path) -> bool:
+    for process in psutil.process_iter(["name"]):
+        try:
+            if process.info["name"] == "postgres" and process.cwd() == str(data_dir):
+                return True
+        except psutil.Error:
+            continue
+    return False
