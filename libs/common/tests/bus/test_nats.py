@@ -177,6 +177,32 @@ async def test_a_connection_that_is_gone_cannot_settle(connect: Connect) -> None
         await bus.settled(client)
 
 
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_connect_that_is_cancelled_as_its_attempt_ends_does_not_go_on(
+    nats_config: NatsConfig, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    opened, ends = asyncio.Event(), asyncio.Event()
+    open_connection = asyncio.open_connection
+
+    async def attempt(*address: Any, **options: Any) -> Any:
+        connection = await open_connection(*address, **options)
+        opened.set()
+        await ends.wait()
+        if refused:
+            connection[1].close()
+            raise ConnectionRefusedError
+        return connection
+
+    monkeypatch.setattr(asyncio, "open_connection", attempt)
+    connecting = asyncio.create_task(bus.connect(nats_config, EVERYTHING))
+    await opened.wait()
+    # The attempt has ended when the one that waits for it wakes up cancelled.
+    ends.set()
+    connecting.cancel()
+    await asyncio.wait({connecting}, timeout=20)
+    assert connecting.cancelled()
+
+
 async def test_a_flush_goes_out_behind_what_was_said_before_it(connect: Connect, nats_server: NatsServer) -> None:
     told = bytearray()
 

@@ -94,6 +94,7 @@ async def connect(
 
     async def errored(error: Exception) -> None:
         nonlocal told
+        _end_if_cancelled()
         text = str(error) or type(error).__name__
         # A server that refuses does so four times a second.
         is_news = text != told[0] or time.monotonic() - told[1] > REPEATED_S
@@ -125,9 +126,21 @@ async def connect(
             allow_reconnect=True,
             **options,
         )
+        _end_if_cancelled()
     except (OSError, nats.errors.Error) as error:
         raise Unavailable(f"NATS at {config.url} cannot be reached: {error}", url=config.url) from error
+    except asyncio.CancelledError:
+        if client.is_connected:
+            await client.close()
+        raise
     return client
+
+
+def _end_if_cancelled() -> None:
+    # nats-py connects in `asyncio.wait_for`, which until Python 3.12 may swallow a cancellation.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _credentials(config: NatsConfig) -> Credentials:
