@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -129,14 +130,12 @@ def test_a_machine_that_joins_gets_work_over_tls(joined):
 
 
 def test_the_second_machine_only_connects_outwards(joined):
-    pids = joined.device.pids()
-    listening = {
-        connection.laddr.ip
-        for pid in pids.values()
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    pids, listening = joined.device.pids(), set()
+    for pid in pids.values():
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # a runner may end meanwhile
+                connections = process.net_connections(kind="inet")
+                listening |= {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
     assert listening <= {"127.0.0.1", "::1"}
     assert pids
 

@@ -101,13 +101,13 @@ async def test_a_guest_that_has_waited_still_has_a_limit(pool: RunnerPool) -> No
         url = f"http://a.test:{web.port}"
         running = asyncio.create_task(
             pool.run(
-                *(ASK, asking(url, spins=True), limits(wall_ms=1_000)),
+                *(ASK, asking(url, spins=True), limits(wall_ms=2_000)),
                 granted=http_of(approvals, url),
                 limit=approvals.limit,
             )
         )
         await person.is_asked.wait()
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2)
         person.decides.set()
         outcome = await running
     assert outcome.code == "timeout"

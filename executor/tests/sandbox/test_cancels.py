@@ -174,7 +174,7 @@ async def test_who_sleeps_in_the_engine_is_ended_with_its_runner(pool: RunnerPoo
     while pool.stats()["busy"] == 0:
         await asyncio.sleep(0.005)
     # It may be stopped just before it sleeps; then its runner stays.
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1)
     await cancelled(attempt)
     assert pid not in pool.stats()["pids"]
     assert (await pool.run(ECHO, b"{}", limits())).status == "succeeded"

@@ -189,9 +189,10 @@ async def test_a_stream_that_nats_cannot_read_after_a_power_cut_is_made_anew(
         head = await fill(database, 50)
         await eventually(lambda: relay.position == head and relay.problem is None)
         assert await is_copy(database, client)
+        before = client.stats["reconnects"]
         nats.stop(signal.SIGKILL)
         nats.start()
-        await eventually(lambda: client.is_connected)
+        await eventually(lambda: client.stats["reconnects"] > before and client.is_connected)
         assert await is_copy(database, client)
 
 
