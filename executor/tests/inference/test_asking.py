@@ -169,7 +169,7 @@ async def test_a_client_that_goes_ends_the_generation_far_away(places: Places, f
     gone_s = asyncio.get_running_loop().time()
     await answer.chunks.aclose()
     await far.until(lambda: far.counts.cancelled == 1)
-    assert far.generations[0].ended_s - gone_s < 1
+    assert far.generations[0].ended_s - gone_s < 0.8  # four times the bound of 200 ms
     waiting = asyncio.create_task(place.completer.complete(call("far")))
     await far.until(lambda: far.counts.active == 1)
     waiting.cancel()

@@ -66,7 +66,7 @@ async def test_a_call_that_nobody_waits_for_ends_at_the_back_end(
     told_s = asyncio.get_running_loop().time()
     await place.router.tell(InferRequest(op="cancel", call=asked.id))
     await scripted.until(lambda: scripted.counts.cancelled == 1)
-    assert scripted.generations[0].ended_s - told_s < 1
+    assert scripted.generations[0].ended_s - told_s < 0.8  # four times the bound of 200 ms
 
 
 async def test_what_the_back_end_says_arrives_as_an_error(places: Places, scripted: ScriptedBackEnd) -> None:

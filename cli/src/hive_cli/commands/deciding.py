@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from hive_cli.commands.drawing import outcome_in_words
+from hive_cli.commands.drawing import outcome_in_words, place
 from hive_cli.output import clean, out, print_table
 
 
@@ -14,8 +14,7 @@ def print_decision(found: dict[str, Any], owners: dict[str, str]) -> None:
     Args:
         owners: names of owners by pseudonym, as far as they are known.
     """
-    place = found["step"] if found["index"] is None else f"{found['step']}[{found['index']}]"
-    out.print(f"[bold]{escape(clean(place))}[/bold]   {found['task']}")
+    out.print(f"[bold]{escape(place(found))}[/bold]   {found['task']}")
     out.print(f"[bold]{escape(outcome_in_words(found, found['trust']))}[/bold]")
     out.print(f"rule: {escape(found['rule_words'])}", style="dim")
     print_table(

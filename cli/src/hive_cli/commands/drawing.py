@@ -192,6 +192,11 @@ def _apart(step: TrackedStep) -> list[TrackedTask]:
     return [*{**first, **rest}.values()]
 
 
+def place(task: dict[str, Any]) -> str:
+    """Return where a task stands in its job: its step, and its number where there are several."""
+    return clean(task["step"] if task["index"] is None else f"{task['step']}[{task['index']}]")
+
+
 def outcome_in_words(decision: dict[str, Any], trust: int = 0) -> str:
     """Return what was decided, in a few words."""
     votes, winner = decision.get("votes", ()), decision.get("winner")

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from hive_cli.commands.drawing import Drawing
+from hive_cli.commands.drawing import Drawing, place
 from hive_cli.commands.tracking import TASK_STATES, TERMINAL_STATES, Tracker
 from hive_cli.output import clean, err
 
@@ -189,15 +189,10 @@ def _lacking(api: "Api", job_id: str) -> str:
         for state in ("ready", "active"):
             for task in api.get(f"/v1/jobs/{job_id}/tasks", state=state, limit=ASKED_MAX)["tasks"]:
                 if task["waits_for"]:
-                    return f"{place(task)} {task['waits_for']}"
+                    return clean(f"{place(task)} {task['waits_for']}")
     except (HiveError, RuntimeError):
         pass  # whether the gateway is there is told by the stream, which may have ended, and its client with it
     return ""
-
-
-def place(task: dict[str, Any]) -> str:
-    """Return where a task stands in its job: its step, and its number where there are several."""
-    return clean(task["step"] if task["index"] is None else f"{task['step']}[{task['index']}]")
 
 
 def _job(api: "Api", job_id: str, position: int) -> dict[str, Any]:

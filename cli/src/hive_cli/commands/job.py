@@ -11,8 +11,8 @@ from hive_common.kernel.errors import DeadlineExceeded, Unavailable
 from rich.markup import escape
 
 from hive_cli.commands.deciding import print_decision
-from hive_cli.commands.drawing import Drawing
-from hive_cli.commands.following import Left, executor_names, follow, place
+from hive_cli.commands.drawing import Drawing, place
+from hive_cli.commands.following import Left, executor_names, follow
 from hive_cli.commands.past import EVENTS_MAX, task_json, tracked, tree_json
 from hive_cli.commands.run import finish, traceback_of
 from hive_cli.commands.spending import in_words

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 from hive_common.ops.config import read_secret
-from hive_common.ops.embedded import initdb, postgres_command
+from hive_common.ops.embedded import initdb, postgres_command, postgres_in
 
 from hive_cli.home import Home, Settings
 from hive_cli.supervisor.leash import leashed
@@ -45,11 +45,10 @@ def command(home: Home, settings: Settings) -> list[str]:
 async def clear_leftovers(data_dir: Path) -> None:
     """Wait until no process of an earlier server uses `data_dir`, and remove a misleading postmaster.pid.
 
-    After `kill -9` of the postmaster its children end by themselves, each at its next wait, and as long as one
-    lives a new server refuses to start. One that does not go is killed: recovery makes good for it.
+    One that does not go is killed: recovery makes good for it.
     """
     until = time.monotonic() + LEFTOVER_S
-    while left := await asyncio.to_thread(_servers_in, data_dir):
+    while left := await asyncio.to_thread(postgres_in, data_dir):
         if time.monotonic() > until:
             for process in left:
                 log.warning("killed a process of an earlier PostgreSQL server (pid %d)", process.pid)
@@ -57,19 +56,6 @@ async def clear_leftovers(data_dir: Path) -> None:
             break
         await asyncio.sleep(0.05)
     await asyncio.to_thread(_remove_stale_pid_file, data_dir)
-
-
-def _servers_in(data_dir: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] != "postgres":
-            continue
-        try:
-            if process.cwd() == str(data_dir) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def _remove_stale_pid_file(data_dir: Path) -> None:

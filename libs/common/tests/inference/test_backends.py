@@ -99,8 +99,7 @@ async def test_closing_a_stream_ends_the_generation_there(scripted: ScriptedBack
         await answer.chunks.aclose()
         assert back_ends.all[0].in_flight == 0
         await scripted.until(lambda: scripted.counts.cancelled == 1)
-        # The bound, with all the time that a busy machine takes being counted.
-        assert scripted.generations[0].ended_s - closed_s < 1
+        assert scripted.generations[0].ended_s - closed_s < 0.8  # four times the bound of 200 ms
 
 
 @pytest.mark.parametrize("stream", [True, False])

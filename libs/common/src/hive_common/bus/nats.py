@@ -43,7 +43,19 @@ class _Lasting(Client):
     subscription, or before it knows the end of one, and what it brings until then is lost.
 
     It stops reading at the PONG of a `flush` that was cancelled.
+
+    It connects in `asyncio.wait_for`, which until Python 3.12 may swallow a cancellation, and takes the error of an
+    attempt that failed meanwhile for one more server that is away.
     """
+
+    async def _connect_to_server(self, s: Any) -> None:
+        try:
+            await super()._connect_to_server(s)
+        finally:
+            if _is_cancelled():
+                if self._transport is not None:
+                    self._transport.close()  # type: ignore[no-untyped-call]
+                raise asyncio.CancelledError
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         if self._pending and self.is_connected:
@@ -94,7 +106,6 @@ async def connect(
 
     async def errored(error: Exception) -> None:
         nonlocal told
-        _end_if_cancelled()
         text = str(error) or type(error).__name__
         # A server that refuses does so four times a second.
         is_news = text != told[0] or time.monotonic() - told[1] > REPEATED_S
@@ -126,21 +137,17 @@ async def connect(
             allow_reconnect=True,
             **options,
         )
-        _end_if_cancelled()
     except (OSError, nats.errors.Error) as error:
         raise Unavailable(f"NATS at {config.url} cannot be reached: {error}", url=config.url) from error
-    except asyncio.CancelledError:
-        if client.is_connected:
-            await client.close()
-        raise
+    if _is_cancelled():
+        await client.close()
+        raise asyncio.CancelledError
     return client
 
 
-def _end_if_cancelled() -> None:
-    # nats-py connects in `asyncio.wait_for`, which until Python 3.12 may swallow a cancellation.
+def _is_cancelled() -> bool:
     task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+    return task is not None and task.cancelling() > 0
 
 
 def _credentials(config: NatsConfig) -> Credentials:

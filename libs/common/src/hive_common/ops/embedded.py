@@ -19,6 +19,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from hive_common.kernel.errors import FailedPrecondition, Unavailable
 
 SUPERUSER = "hive"
@@ -223,6 +225,24 @@ def postgres_command(
     arguments = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
     death = _death_prefix("INT") if die_with_parent else []
     return [*unprivileged_prefix(), *death, str(postgres_binary("postgres")), "-D", str(data_dir), *arguments]
+
+
+def postgres_in(data_dir: Path) -> list[psutil.Process]:
+    """Return the processes of a server that use a data directory.
+
+    After `kill -9` of a postmaster its children end by themselves, each at its next wait. As long as one lives a
+    new server refuses to start.
+    """
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] != "postgres":
+            continue
+        try:
+            if process.cwd() == str(data_dir) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def nats_command(config_file: Path, *, die_with_parent: bool = False) -> list[str]:

@@ -5,14 +5,16 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from hive_common.ops.embedded import SUPERUSER, initdb, postgres_command
+from hive_common.ops.embedded import SUPERUSER, initdb, postgres_command, postgres_in
 from hive_common.ops.ports import free_port
 from hive_common.testing.process import ServerProcess
+
+LEFTOVER_S = 10.0
+"""How long a start waits for what a killed server left. Whatever is there then is told by the new one."""
 
 _CREATE = """CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'
     LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"""
@@ -96,8 +98,8 @@ class EmbeddedPostgres(PostgresServer):
         if not (self.data_dir / "PG_VERSION").exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             initdb(self.data_dir, password=self.password)
-        # After SIGKILL of a postmaster its children end by themselves, and until then no other one starts.
-        while _serves(self.data_dir):
+        until = time.monotonic() + LEFTOVER_S
+        while postgres_in(self.data_dir) and time.monotonic() < until:
             time.sleep(0.02)
         command = postgres_command(self.data_dir, port=self.port, settings=self._settings, die_with_parent=True)
         self._process = ServerProcess(command, self.log_file)
@@ -108,13 +110,3 @@ class EmbeddedPostgres(PostgresServer):
         if self._process is not None:
             self._process.stop(with_signal)
             self._process = None
-
-
-def _serves(data_dir: Path) -> bool:
-    for process in psutil.process_iter(["name"]):
-        try:
-            if process.info["name"] == "postgres" and process.cwd() == str(data_dir):
-                return True
-        except psutil.Error:
-            continue
-    return False

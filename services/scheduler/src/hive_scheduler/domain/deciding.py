@@ -305,7 +305,7 @@ def _known(case: _Case, rule: Rule) -> tuple[list[Candidate], list[Pair]]:
     candidates = [_candidate(task, number, judged, known) for number in numbers]
     pairs = [*judged.pairs]
     if looked_at and isinstance(rule.equal, Numeric | Embedding):
-        pairs += _pairs_of(rule.equal, task, judged, numbers, known, inputs)
+        pairs += _pairs_of(case, rule.equal, numbers, known)
     return candidates, pairs
 
 
@@ -333,15 +333,9 @@ def _key(rule: Rule, value: Value, digest: str, inputs: "Inputs") -> str:
     return key_of(rule.equal, inputs.payload(value))
 
 
-def _pairs_of(
-    equal: Numeric | Embedding,
-    task: TaskState,
-    judged: JudgedState,
-    numbers: list[int],
-    known: Known,
-    inputs: "Inputs",
-) -> list[Pair]:
+def _pairs_of(case: _Case, equal: Numeric | Embedding, numbers: list[int], known: Known) -> list[Pair]:
     """Compare what came with all that came before it, once. Without its vector, a result has not come yet."""
+    task, judged, inputs = case.task, case.judged, case.inputs
     by_vectors = isinstance(equal, Embedding)
     for number in numbers:
         if number not in known.forms and (not by_vectors or number in judged.vectors):
